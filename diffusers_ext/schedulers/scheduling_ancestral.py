@@ -1,0 +1,134 @@
+"""AncestralDDPMScheduler: the reverse Markov chain of DDPM along any list of timesteps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+
+from .noise_path import CLEAN, weighted_sum, working_dtype
+from .scheduling_base import Generators, NoisePathScheduler, split_learned_variance
+
+VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
+GAMMAS = ("exponential_decay", "sigmoid_decay")
+
+
+class AncestralDDPMScheduler(NoisePathScheduler):
+    """Ancestral sampling: x_s ~ N(posterior mean of (x_t, x0), gamma_t^2 * variance).
+
+    Ho et al. 2020 (arXiv:2006.11239), eq. 6-7 and algorithm 2, for any s < t. No noise is added on reaching the data.
+
+    Args:
+        num_train_timesteps: T, at least 2.
+        beta_start, beta_end: ends of the schedules between two betas.
+        beta_schedule: a name in `noise_path.SCHEDULES`.
+        trained_betas: T betas in (0, 1] that take the place of `beta_schedule`.
+        variance_type: `fixed_small` (beta_tilde), `fixed_large` (beta), or `learned`, `learned_range` from a network
+            with twice the channels (Nichol and Dhariwal 2021, eq. 15). The `_log` names mean the same variances.
+        clip_sample: clamp the predicted x0 to +-clip_sample_range.
+        prediction_type: one of `noise_path.PREDICTION_TYPES`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of x0 instead of clamping.
+        clip_sample_range: bound of `clip_sample`.
+        timestep_spacing: `leading`, `trailing` or `linspace`.
+        steps_offset: added to `leading` times.
+        rescale_betas_zero_snr: end the path at alphas_cumprod = 0.
+        schedule_options: options of the schedule, such as {"s": 0.008, "clip": [1e-4, 0.9999]} for `cosine`.
+        gamma: factor on the standard deviation of the added noise: a number of at least 0, `exponential_decay`
+            exp(-5 (1 - t/T)), or `sigmoid_decay` 1 / (1 + exp(-10 (t/T - 1/2))). 1 is right; less collapses the
+            samples towards a few alike, more leaves noise.
+
+    Raises:
+        ValueError: for an unknown name, or betas outside (0, 1].
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        variance_type: str = "fixed_small",
+        clip_sample: bool = True,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        schedule_options: Mapping[str, Any] | None = None,
+        gamma: float | str = 1.0,
+    ):
+        if variance_type not in VARIANCE_TYPES:
+            raise ValueError(f"Unknown variance_type '{variance_type}'; choose one of {', '.join(VARIANCE_TYPES)}.")
+        if gamma not in GAMMAS and not (isinstance(gamma, (int, float)) and gamma >= 0):
+            raise ValueError(f"gamma must be a number of at least 0 or one of {', '.join(GAMMAS)}, got {gamma!r}.")
+        self._build_path()
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """One draw from p(x_s | x_t), s the next entry of the list below `timestep`.
+
+        Args:
+            model_output: network output of shape (batch, channels, ...), or (batch, 2 * channels, ...) with learned
+                variance.
+            timestep: t, a number or a one-element tensor.
+            sample: x_t of shape (batch, channels, ...).
+            generator: source of the noise, one or a list of one per sample.
+            return_dict: give a tuple (x_s, x0) when False.
+
+        Returns:
+            `prev_sample` x_s and `pred_original_sample` x0, both in the sample's shape and dtype.
+
+        Raises:
+            ValueError: for shapes that do not fit, or learned variance without the channels for it.
+        """
+        t = self._time(timestep)
+        s = self.previous_timestep(t)
+        model_output, values = split_learned_variance(model_output, sample)
+        x0 = self._predict_x0(model_output, t, sample)
+        prev_sample = x0
+        if s != CLEAN:
+            c0, ct, _ = self.path.posterior(t, s)
+            noise = self._noise(model_output, sample, generator).mul_(self._standard_deviation(t, s, values))
+            prev_sample = weighted_sum(noise, (c0, x0), (ct, sample))
+        prev_sample, x0 = prev_sample.to(sample.dtype), x0.to(sample.dtype)
+        if not return_dict:
+            return prev_sample, x0
+        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
+
+    def _standard_deviation(self, t: int, s: int, values: torch.Tensor | None) -> float | torch.Tensor:
+        """gamma_t times the standard deviation of x_s given x_t; a tensor when the network gave variance values."""
+        kind = self.config.variance_type
+        beta = self.path.transition(t, s)[1]
+        beta_tilde = self.path.posterior(t, s)[2]
+        if not kind.startswith("learned"):
+            return self._gamma(t) * math.sqrt(beta if kind.startswith("fixed_large") else beta_tilde)
+        if values is None:
+            raise ValueError(f"variance_type '{kind}' needs a network output with twice the sample's channels.")
+        values = values.to(working_dtype(values.dtype))
+        if kind == "learned":
+            return self._gamma(t) * values.clamp(min=0).sqrt()
+        fraction = (values + 1) / 2
+        return self._gamma(t) * torch.exp(0.5 * (fraction * math.log(beta) + (1 - fraction) * math.log(beta_tilde)))
+
+    def _gamma(self, t: int) -> float:
+        progress = t / len(self.path)
+        if self.config.gamma == "exponential_decay":
+            return math.exp(-5 * (1 - progress))
+        if self.config.gamma == "sigmoid_decay":
+            return 1 / (1 + math.exp(-10 * (progress - 0.5)))
+        return float(self.config.gamma)
