@@ -1,0 +1,59 @@
+"""diffusers_ext: train diffusion models from scratch, sample them every way, and share them through Diffusers.
+
+Importing this package makes diffusers know its classes: `DiffusionPipeline.from_pretrained` then loads what was saved
+with them. Names are resolved on first use, so the import itself is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .registration import BASE_NAMES, register
+
+__version__ = "0.1.0"
+
+_CLASSES = {
+    "models": [
+        "ADMUNet2DModel",
+        "AnnotatedUNet2DModel",
+        "AttentionUNet2DModel",
+        "GuidedUNet2DModel",
+        "SimpleUNet2DModel",
+        "ToyUNet2DModel",
+    ],
+    "schedulers": [
+        "AncestralDDPMScheduler",
+        "GuidedLangevinScheduler",
+        "MixScheduler",
+        "ScoreSDEScheduler",
+        "SubsequenceDDIMScheduler",
+    ],
+    "pipelines": ["GenerationPipeline"],
+}
+_OTHERS = {
+    "models": ["PRESETS", "build_model"],
+    "schedulers": ["NoisePath", "PREDICTION_TYPES", "SCHEDULES"],
+    "training": ["TrainingArguments", "Trainer", "train"],
+}
+_MODULE_OF = {name: module for table in (_CLASSES, _OTHERS) for module, names in table.items() for name in names}
+
+__all__ = [*_MODULE_OF, *BASE_NAMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in BASE_NAMES:  # diffusers looks these up here to find how to load a component
+        value = getattr(importlib.import_module("diffusers"), name)
+    elif name in _MODULE_OF:
+        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register(name for names in _CLASSES.values() for name in names)

@@ -1,0 +1,5 @@
+"""Pipelines, one a file."""
+
+from .pipeline_generation import GenerationPipeline
+
+__all__ = ["GenerationPipeline"]
