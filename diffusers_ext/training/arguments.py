@@ -1,0 +1,293 @@
+"""Every setting of a training run: flags of a script, keys of a YAML recipe, fields of a Python object."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+LOSSES = ("l2", "l1", "huber")
+LOSS_WEIGHTINGS = ("none", "snr", "min_snr", "snr_over_snr_plus_1")
+TIMESTEP_SAMPLINGS = ("uniform", "stratified")
+SAMPLERS = ("ddpm", "ddim")
+LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
+LOGGERS = ("tensorboard", "wandb", "none")
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class TrainingArguments:
+    """Settings of unconditional training; names that diffusers' own example has mean what they mean there.
+
+    Raises:
+        ValueError: on construction, one sentence on the first setting that can't be.
+    """
+
+    # data
+    dataset_name: str | None = option(
+        None, "Hub name, local folder in `datasets` layout, or `embedded` (real MNIST digits; the default)."
+    )
+    dataset_config_name: str | None = option(None, "Configuration of the data set.")
+    train_data_dir: str | None = option(
+        None, "Folder of images, or a .zip/.tar archive of one; ignored if dataset_name is given."
+    )
+    cache_dir: str | None = option(None, "Where downloaded data sets are kept.")
+    train_split: str = option("train", "Split to train on.")
+    image_column: str | None = option(None, "Column with the images; found by its type when not given.")
+    resolution: int | None = option(None, "Image side in pixels; 64 as in diffusers' example, 28 for `embedded`.")
+    channels: int | None = option(None, "1 or 3; the images' own number when not given.")
+    center_crop: bool = option(False, "Crop at the centre; at random otherwise.")
+    random_flip: bool = option(False, "Flip horizontally with probability 1/2.")
+    resize_scale: float = option(1.0, "Resize the shorter side to this multiple of the resolution before cropping.")
+    random_resized_crop: float | None = option(
+        None, "Crop a random part of at least this share of the area (0.8, say) and resize it."
+    )
+    alpha_background: str = option("white", "Colour on which transparent images are flattened.")
+    on_unreadable_image: str = option("skip", "`skip` names and counts an unreadable image, `error` stops.")
+    preserve_input_precision: bool = option(False, "Keep 16- and 32-bit images' precision instead of 8 bits.")
+    max_memory_dataset_gb: float = option(2.0, "Data that decode to less than this are held in memory.")
+    dataloader_num_workers: int = option(0, "Processes that prepare batches; 0 prepares them in the main process.")
+
+    # model
+    model: str = option("small", "Preset name, configuration file or folder, or `unet2d` (diffusers' UNet2DModel).")
+    model_config_name_or_path: str | None = option(None, "Configuration of a diffusers UNet2DModel to train.")
+    model_options: str | None = option(None, 'JSON with entries of the model\'s configuration, {"dropout": 0.1}, say.')
+    gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass, to save memory.")
+    channels_last: bool = option(False, "Keep images and weights in channels-last memory format.")
+
+    # noise path and objective
+    schedule: str | None = option(None, "Noise schedule by name; takes the place of --ddpm_beta_schedule.")
+    ddpm_beta_schedule: str = option("linear", "Noise schedule by name, as diffusers' example calls the flag.")
+    schedule_options: str | None = option(None, 'JSON with the schedule\'s options, {"s": 0.008}, say.')
+    beta_start: float = option(1e-4, "First beta of schedules between two betas.")
+    beta_end: float = option(0.02, "Last beta of schedules between two betas.")
+    rescale_betas_zero_snr: bool = option(False, "End the path at exactly zero signal-to-noise ratio.")
+    ddpm_num_steps: int = option(1000, "Number of timesteps T of the noise path.")
+    prediction_type: str = option(
+        "epsilon", "What the network predicts: epsilon, sample, v_prediction, score, mean, scaled_epsilon or flow."
+    )
+    loss: str = option("l2", "l2, l1 or huber.")
+    loss_weighting: str | None = option(
+        None, "none, snr, min_snr or snr_over_snr_plus_1; when not given, snr for `sample` and none otherwise."
+    )
+    min_snr_gamma: float = option(5.0, "Bound of min_snr.")
+    timestep_sampling: str = option("uniform", "uniform, or stratified over each global batch.")
+
+    # optimisation
+    seed: int = option(0, "Fixes initial weights, data order, noise and augmentation.")
+    train_batch_size: int = option(16, "Images per process and step.")
+    num_epochs: int = option(100, "Passes through the data.")
+    max_train_steps: int | None = option(None, "Stop after this many optimizer steps.")
+    max_train_seconds: float | None = option(
+        None,
+        "Stop after this many seconds of training, resumed parts counted; the learning rate decays in time for it.",
+    )
+    gradient_accumulation_steps: int = option(1, "Batches per optimizer step.")
+    learning_rate: float = option(1e-4, "Learning rate after warm-up.")
+    lr_scheduler: str = option("cosine", f"One of {', '.join(LR_SCHEDULERS)}.")
+    lr_warmup_steps: int = option(500, "Optimizer steps of warm-up.")
+    adam_beta1: float = option(0.95, "Adam's beta1.")
+    adam_beta2: float = option(0.999, "Adam's beta2.")
+    adam_weight_decay: float = option(1e-6, "AdamW's weight decay.")
+    adam_epsilon: float = option(1e-8, "Adam's epsilon.")
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.")
+    mixed_precision: str | None = option(
+        None, "no, fp16, bf16, or auto (bf16 where the machine multiplies it natively); the launcher's when not given."
+    )
+    local_rank: int = option(-1, "Set by launchers.")
+    enable_xformers_memory_efficient_attention: bool = option(False, "Use xformers' attention.")
+
+    # exponential moving average
+    use_ema: bool = option(False, "Keep an exponential moving average of the weights, and save and sample that.")
+    ema_inv_gamma: float = option(1.0, "Inverse multiplicative factor of the EMA warm-up.")
+    ema_power: float = option(0.75, "Exponent of the EMA warm-up.")
+    ema_max_decay: float = option(0.9999, "Largest EMA decay.")
+    ema_update_after_step: int = option(0, "Steps before the EMA starts to follow.")
+
+    # validation and previews
+    validation_split: str | None = option(None, "Split for the validation loss; `test` for the embedded set.")
+    validation_steps: int | None = option(
+        None, "Validate and preview every so many optimizer steps; when not given, every save_images_epochs epochs."
+    )
+    validation_size: int = option(1000, "Number of validation images.")
+    early_stopping_patience: int | None = option(None, "Stop after so many validations without a better loss.")
+    early_stopping_min_delta: float = option(0.0, "How much lower counts as better.")
+    eval_batch_size: int = option(16, "Images in a preview.")
+    sampler: str = option("ddpm", "Scheduler of previews and of the saved pipeline: ddpm or ddim.")
+    ddpm_num_inference_steps: int = option(1000, "Sampling steps of previews.")
+    save_images_epochs: int = option(10, "Validate and preview every so many epochs, unless validation_steps is given.")
+
+    # output
+    output_dir: str = option("ddpm-model-64", "Where everything is written.")
+    overwrite_output_dir: bool = option(False, "Start afresh in an output folder that holds an earlier run.")
+    save_model_epochs: int = option(10, "Save the pipeline every so many epochs.")
+    checkpointing_steps: int = option(500, "Save a checkpoint to resume from every so many optimizer steps.")
+    checkpoints_total_limit: int | None = option(None, "Keep this many checkpoints, the newest.")
+    resume_from_checkpoint: str | None = option(None, "`latest`, or the path of a checkpoint.")
+    logger: str = option("tensorboard", "tensorboard, wandb or none.")
+    logging_dir: str = option("logs", "Folder of the tracker below the output folder.")
+    logging_steps: int = option(10, "Write metrics every so many optimizer steps.")
+    push_to_hub: bool = option(False, "Push the pipeline to the Hub whenever it is saved.")
+    hub_token: str | None = option(None, "Token for the Hub.")
+    hub_model_id: str | None = option(None, "Repository on the Hub; named like the output folder when not given.")
+    hub_private_repo: bool = option(False, "Create the repository as a private one.")
+    debug: bool = option(False, "Show the whole traceback of an error.")
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_numbers()
+        if self.early_stopping_patience is not None and self.validation_split is None and not self.uses_embedded_data:
+            raise ValueError("early_stopping_patience needs a validation_split to measure the loss on.")
+
+    def _check_choices(self) -> None:
+        choices = {
+            "loss": LOSSES,
+            "loss_weighting": (None, *LOSS_WEIGHTINGS),
+            "timestep_sampling": TIMESTEP_SAMPLINGS,
+            "sampler": SAMPLERS,
+            "lr_scheduler": LR_SCHEDULERS,
+            "mixed_precision": (None, *MIXED_PRECISIONS),
+            "logger": LOGGERS,
+            "on_unreadable_image": ("skip", "error"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                shown = ", ".join(str(choice) for choice in allowed if choice is not None)
+                raise ValueError(f"{name} must be one of {shown}, got '{getattr(self, name)}'.")
+
+    def _check_numbers(self) -> None:
+        at_least_one = (
+            "train_batch_size num_epochs max_train_steps gradient_accumulation_steps validation_steps validation_size "
+            "early_stopping_patience eval_batch_size ddpm_num_inference_steps save_images_epochs save_model_epochs "
+            "checkpointing_steps checkpoints_total_limit logging_steps resolution"
+        )
+        for name in at_least_one.split():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        for name in (
+            "learning_rate",
+            "max_train_seconds",
+            "max_grad_norm",
+            "resize_scale",
+            "max_memory_dataset_gb",
+            "min_snr_gamma",
+            "ema_inv_gamma",
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be greater than 0, got {value}.")
+        for name in ("lr_warmup_steps", "ema_update_after_step", "ema_power", "early_stopping_min_delta"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        if not 0 <= self.ema_max_decay <= 1:
+            raise ValueError(f"ema_max_decay must lie between 0 and 1, got {self.ema_max_decay}.")
+        if Path(self.logging_dir).is_absolute() or ".." in Path(self.logging_dir).parts:
+            raise ValueError(f"logging_dir names a folder inside output_dir, got '{self.logging_dir}'.")
+
+    @property
+    def uses_embedded_data(self) -> bool:
+        """Whether the run trains on the digits inside the package."""
+        return self.dataset_name == "embedded" or (self.dataset_name is None and self.train_data_dir is None)
+
+    @classmethod
+    def from_recipe(cls, path: str | Path, **overrides: Any) -> TrainingArguments:
+        """The settings of a YAML recipe, with `overrides` in place of its own.
+
+        Raises:
+            ValueError, FileNotFoundError: one sentence on what is wrong with the recipe or a setting.
+        """
+        return dataclasses.replace(_parse(cls, recipe_as_flags(path)), **overrides)
+
+    def to_yaml(self) -> str:
+        """The settings that differ from their defaults, as a recipe; the Hub's token is left out."""
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        # A recipe says what is trained, not whether to overwrite, resume or log in.
+        left_out = ("hub_token", "overwrite_output_dir", "resume_from_checkpoint", "local_rank", "debug")
+        changed = {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k] and k not in left_out}
+        return yaml.safe_dump(changed, sort_keys=False)
+
+
+class _Parser(HfArgumentParser):
+    """Reports a wrong flag in one sentence, without a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_arguments(argv: Sequence[str], arguments_class: type[TrainingArguments] = TrainingArguments) -> Any:
+    """Settings from a command line. `--recipe FILE` reads a YAML recipe first; flags given beside it win.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence on the first thing that is wrong.
+    """
+    flags = list(argv)
+    recipe: list[str] = []
+    if sum(flag == "--recipe" or flag.startswith("--recipe=") for flag in flags) > 1:
+        raise ValueError("Give one --recipe; flags beside it change single settings.")
+    for i, flag in enumerate(flags):
+        if flag == "--recipe" or flag.startswith("--recipe="):
+            path = flag.partition("=")[2] or (flags[i + 1] if i + 1 < len(flags) else "")
+            del flags[i : i + (1 if "=" in flag else 2)]
+            recipe = recipe_as_flags(path)
+            break
+    return _parse(arguments_class, [*recipe, *flags])
+
+
+def _parse(arguments_class: type[TrainingArguments], flags: Sequence[str]) -> Any:
+    parser = _Parser(
+        arguments_class,  # type: ignore[arg-type]
+        allow_abbrev=False,
+        description="Train a diffusion model.",
+    )
+    parser.add_argument("--recipe", help="YAML file with settings; flags given beside it win.")
+    arguments, _, unknown = parser.parse_args_into_dataclasses(list(flags), return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"Unknown flag {unknown[0]}.")
+    return arguments
+
+
+def recipe_as_flags(path: str | Path) -> list[str]:
+    """A YAML recipe as a command line, so that a recipe is checked by the same parser as flags are."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe '{path}'.")
+    try:
+        settings = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"Recipe '{path}' is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"Recipe '{path}' must hold `name: value` lines, got a {type(settings).__name__}.")
+    flags: list[str] = []
+    for name, value in settings.items():
+        if name == "mixed_precision" and value is False:
+            value = "no"  # YAML reads a bare `no` as false
+        if value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, (dict, list)) else value}")
+    return flags
+
+
+def json_option(name: str, text: str | None) -> dict[str, Any]:
+    """The dictionary in a JSON setting; empty when it was not given.
+
+    Raises:
+        ValueError: unless it is a JSON object.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object such as '{{\"s\": 0.008}}', got {text!r}.")
+    return value

@@ -1,0 +1,165 @@
+"""From settings to the parts of a run: network, noise path, objective, scheduler, pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from ..models import PRESETS, ToyUNet2DModel, build_model
+from ..pipelines import GenerationPipeline
+from ..schedulers import AncestralDDPMScheduler, MixScheduler, SubsequenceDDIMScheduler
+from .arguments import TrainingArguments, json_option
+from .objective import DiffusionObjective, MixObjective, Objective
+
+# What diffusers' own DDPMPipeline can run; other predictions need our schedulers.
+DIFFUSERS_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+# The network of diffusers' unconditional example.
+_UNET2D_CONFIG: dict[str, Any] = {
+    "layers_per_block": 2,
+    "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "down_block_types": (*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
+}
+
+
+def make_model(arguments: TrainingArguments, channels: int, resolution: int) -> Any:
+    """The freshly initialised network for images of `channels` at `resolution`.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence on a name, file or option that does not fit.
+    """
+    torch.manual_seed(arguments.seed)
+    options = json_option("model_options", arguments.model_options)
+    shape = {"in_channels": channels, "out_channels": channels, "sample_size": resolution}
+    if arguments.model_config_name_or_path is not None:
+        config = UNet2DModel.load_config(arguments.model_config_name_or_path)
+        model = _from_config({"_class_name": "UNet2DModel", **config}, options)
+    elif arguments.model == "unet2d":
+        model = _from_config({"_class_name": "UNet2DModel", **_UNET2D_CONFIG, **shape}, options)
+    elif arguments.model in PRESETS:
+        entries = {**_fitting(arguments.model, shape), **options}
+        model = _checked(lambda: build_model(arguments.model, **entries))
+    else:
+        model = _from_config(_read_config(arguments.model), options)
+    _check_shape(model, channels, resolution)
+    return model
+
+
+def _fitting(preset: str, shape: dict[str, int]) -> dict[str, int]:
+    """The entries of `shape` that the preset's class has in its configuration."""
+    known = inspect.signature(PRESETS[preset].model_class).parameters
+    return {key: value for key, value in shape.items() if key in known}
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    path = Path(name)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"model '{name}' is neither a preset ({', '.join(PRESETS)}), 'unet2d', nor a configuration.")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError:
+        raise ValueError(f"model configuration '{file}' is not valid JSON.") from None
+
+
+def _from_config(config: Any, options: dict[str, Any]) -> Any:
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    model_class: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
+        raise ValueError(f"A model configuration needs the _class_name of a U-Net, got {name!r}.")
+    unknown = sorted(set(options) - set(inspect.signature(model_class).parameters))
+    if unknown:
+        raise ValueError(f"{name} takes no {', '.join(unknown)} in model_options.")
+    from_config: Any = model_class.from_config  # type: ignore[attr-defined]
+    return _checked(lambda: from_config({**config, **options}))
+
+
+def _checked(make: Callable[[], Any]) -> Any:
+    """What `make` builds; a configuration that a class can't digest is one sentence."""
+    try:
+        return make()
+    except (TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"The model's configuration can't be built: {' '.join(str(error).split())}") from error
+
+
+def _check_shape(model: Any, channels: int, resolution: int) -> None:
+    config = model.config
+    if "in_channels" not in config or "sample_size" not in config:
+        raise ValueError(f"{type(model).__name__} is not a U-Net that this script can train.")
+    if config.in_channels != channels:
+        raise ValueError(f"The model takes {config.in_channels} channels, but the images have {channels}.")
+    if isinstance(model, UNet2DModel):
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        if resolution % factor:
+            raise ValueError(
+                f"This UNet2DModel halves the image {len(config.block_out_channels) - 1} times and needs a resolution "
+                f"divisible by {factor}, got {resolution}; choose another --resolution, or fewer levels."
+            )
+
+
+def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
+    """The loss that the settings ask for; the toy network without time has one of its own."""
+    if isinstance(model, ToyUNet2DModel):
+        if arguments.prediction_type not in ("epsilon", "sample"):  # epsilon is the flag's default
+            raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
+        return MixObjective(arguments.loss)
+    weighting = arguments.loss_weighting or ("snr" if arguments.prediction_type == "sample" else "none")
+    return DiffusionObjective(
+        make_scheduler(arguments, model).path,
+        arguments.prediction_type,
+        arguments.loss,
+        weighting,
+        arguments.timestep_sampling,
+        arguments.min_snr_gamma,
+    )
+
+
+def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
+    """The scheduler of previews and of the saved pipeline."""
+    if isinstance(model, ToyUNet2DModel):
+        return MixScheduler()
+    scheduler_class = SubsequenceDDIMScheduler if arguments.sampler == "ddim" else AncestralDDPMScheduler
+    return scheduler_class(
+        num_train_timesteps=arguments.ddpm_num_steps,
+        beta_start=arguments.beta_start,
+        beta_end=arguments.beta_end,
+        beta_schedule=arguments.schedule or arguments.ddpm_beta_schedule,
+        schedule_options=json_option("schedule_options", arguments.schedule_options) or None,
+        rescale_betas_zero_snr=arguments.rescale_betas_zero_snr,
+        prediction_type=arguments.prediction_type,
+        # A clamped x0 beside an unclamped epsilon leaves the probability flow, so that more steps change the image.
+        clip_sample=arguments.sampler != "ddim",
+        # The walk has to begin where the path ends, at T-1: fewer steps than T would otherwise start too low.
+        timestep_spacing="trailing",
+    )
+
+
+def make_pipeline(model: Any, scheduler: Any) -> DiffusionPipeline:
+    """A pipeline around the network: diffusers' own, without a trace of this package, when the network is diffusers'.
+
+    Raises:
+        ValueError: when diffusers has no scheduler for the prediction type of a diffusers network.
+    """
+    if not isinstance(model, UNet2DModel):
+        return GenerationPipeline(model, scheduler)
+    if scheduler.config.prediction_type not in DIFFUSERS_PREDICTION_TYPES:
+        raise ValueError(
+            f"diffusers' own pipeline can't sample prediction_type '{scheduler.config.prediction_type}'; with a "
+            f"UNet2DModel choose one of {', '.join(DIFFUSERS_PREDICTION_TYPES)}."
+        )
+    # Its schedulers compute the time a step goes to from a stride, which is right with "leading" spacing only.
+    theirs = DDIMScheduler if isinstance(scheduler, SubsequenceDDIMScheduler) else DDPMScheduler
+    pipeline_class: Any = DDIMPipeline if theirs is DDIMScheduler else DDPMPipeline
+    known = inspect.signature(theirs).parameters
+    config = {key: value for key, value in scheduler.config.items() if key in known}
+    return pipeline_class(model, theirs(**{**config, "timestep_spacing": "leading"}))

@@ -1,0 +1,121 @@
+"""Checkpoints that are whole or absent: written beside, verified by a manifest, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+STATE = "trainer_state.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used; the message says which and why."""
+
+
+def checkpoint_path(output_dir: Path, step: int) -> Path:
+    """Where the checkpoint of an optimizer step lives."""
+    return output_dir / f"checkpoint-{step}"
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """Checkpoint folders, oldest first; partial ones are not among them."""
+    found = [p for p in output_dir.glob("checkpoint-*") if _NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def remove_partial(output_dir: Path) -> None:
+    """Delete what a killed run left half written."""
+    for leftover in output_dir.glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def partial_path(path: Path) -> Path:
+    """The place beside `path` where it is written before it is renamed."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def seal(folder: Path, state: dict[str, Any]) -> None:
+    """Write the state and the manifest (size and digest of every file) into a folder that is otherwise complete."""
+    (folder / STATE).write_text(json.dumps(state, indent=2))
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    manifest = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "digest": _digest(p)} for p in files}
+    for file in files:
+        _flush_to_disk(file)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    _flush_to_disk(folder / MANIFEST)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Put a complete folder in its place; an older one there is replaced."""
+    if path.exists():
+        retired = path.with_name(f".{path.name}.old.partial")
+        shutil.rmtree(retired, ignore_errors=True)
+        os.replace(path, retired)
+        os.replace(partial, path)
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        os.replace(partial, path)
+
+
+def retire_after(output_dir: Path, step: int) -> None:
+    """Delete checkpoints of later steps: damaged, or of a branch that a resumed run has left."""
+    for path in list_checkpoints(output_dir):
+        if int(path.name.split("-")[1]) > step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def limit_checkpoints(output_dir: Path, limit: int | None) -> None:
+    """Delete the oldest checkpoints beyond `limit`."""
+    if limit is not None:
+        for old in list_checkpoints(output_dir)[:-limit]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The trainer state of a checkpoint whose files are all there and unchanged.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or damaged.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        for name, entry in manifest.items():
+            file = path / name
+            if not file.is_file():
+                raise CheckpointError(f"Checkpoint '{path}' lacks {name}.")
+            if file.stat().st_size != entry["size"] or _digest(file) != entry["digest"]:
+                raise CheckpointError(f"Checkpoint '{path}' is damaged: {name} is not what was written.")
+        return json.loads((path / STATE).read_text())
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"Checkpoint '{path}' has no readable {MANIFEST} and {STATE}.") from None
+
+
+def newest_usable(output_dir: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that verifies, with its state; damaged ones are skipped and reported to `warn`."""
+    for path in reversed(list_checkpoints(output_dir)):
+        try:
+            return path, verify(path)
+        except CheckpointError as error:
+            warn(f"{error} Falling back to the checkpoint before it.")
+    return None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()
+
+
+def _flush_to_disk(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

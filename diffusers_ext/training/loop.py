@@ -1,0 +1,590 @@
+"""The training loop: one `Trainer`, from settings to a saved pipeline."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
+from diffusers.optimization import get_scheduler
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from . import checkpoint
+from .arguments import TrainingArguments
+from .building import make_model, make_objective, make_pipeline, make_scheduler
+from .data import BatchSchedule, ImageData, identity, load_image_data
+from .ema import ExponentialMovingAverage
+from .interruption import Interruption, TrainingInterrupted
+from .precision import resolve_mixed_precision
+from .randomness import generator_of, seed_of
+from .recording import METRICS_FILE, Recorder
+from .report import preview_grid, write_figures
+from .saving import push_pipeline, save_pipeline
+from .validation import EarlyStopping, to_range, validation_loss
+
+logger = logging.getLogger(__name__)
+
+EMA_FILE = "ema.safetensors"
+BEST_FILE = "best.safetensors"
+# Off the CPU, reading a loss makes the host wait for the device; so it is read in groups of this many steps.
+STEPS_BETWEEN_READS = 10
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number; the message gives the step and the likely cause."""
+
+
+@dataclass
+class Progress:
+    """Counters of a run, as a checkpoint keeps them."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_loss: float = float("inf")
+    validations_without_better: int = 0
+    ema_updates: int = 0
+
+
+def train(arguments: TrainingArguments) -> DiffusionPipeline:
+    """Train, save into `arguments.output_dir`, and give the trained pipeline; errors as `Trainer.train`."""
+    return Trainer(arguments).train()
+
+
+class Trainer:
+    """Unconditional training of any network on any noise path.
+
+    Batches, noise, times and dropout are functions of (seed, step, process), so a run that is stopped and resumed gives
+    the same weights as one that is not, unless its learning rate follows the clock (`max_train_seconds`).
+
+    Args:
+        arguments: the settings.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError, ImportError: one sentence on a setting that can't be.
+    """
+
+    def __init__(self, arguments: TrainingArguments):
+        self.arguments = arguments
+        self.output_dir = Path(arguments.output_dir)
+        self.resolution = arguments.resolution or (28 if arguments.uses_embedded_data else 64)
+        self.accelerator = _make_accelerator(arguments)
+        self._check_output_dir()
+        self._load_data()
+        model = make_model(arguments, self.data.channels, self.resolution)
+        self.objective = make_objective(arguments, model)
+        make_pipeline(model, make_scheduler(arguments, model))  # fails now rather than after the training
+        self._prepare_model(model)
+        self._clear_output_dir()
+        self.ema = self._make_ema() if arguments.use_ema else None
+        self.stopping = EarlyStopping(arguments.early_stopping_patience, arguments.early_stopping_min_delta)
+        self.best: dict[str, torch.Tensor] | None = None
+        self.progress = Progress()
+        self._unread: list[tuple[int, torch.Tensor]] = []
+        self._validated_at = 0
+
+    # --- preparation --------------------------------------------------------------------------------------------------
+
+    def _check_output_dir(self) -> None:
+        """Refuse a folder that holds an earlier run, unless told to go on with it or to overwrite it."""
+        arguments = self.arguments
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise FileExistsError(f"output_dir '{self.output_dir}' is a file.")
+        earlier = [*checkpoint.list_checkpoints(self.output_dir), *self.output_dir.glob("model_index.json")]
+        if earlier and arguments.resume_from_checkpoint is None and not arguments.overwrite_output_dir:
+            raise FileExistsError(
+                f"output_dir '{self.output_dir}' holds an earlier run; go on with --resume_from_checkpoint latest, "
+                "start afresh with --overwrite_output_dir, or choose another folder."
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _clear_output_dir(self) -> None:
+        """Make room for a fresh run: remove the files that an earlier one wrote, and nothing else."""
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            checkpoint.remove_partial(self.output_dir)
+            if self.arguments.resume_from_checkpoint is None and self.arguments.overwrite_output_dir:
+                for old in checkpoint.list_checkpoints(self.output_dir):
+                    shutil.rmtree(old)
+                for old in (self.output_dir / "samples").glob("step-*.png"):
+                    old.unlink()
+                (self.output_dir / METRICS_FILE).unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+
+    def _load_data(self) -> None:
+        arguments = self.arguments
+        with self.accelerator.local_main_process_first():
+            self.data = self._load_split(arguments.train_split)
+            split = arguments.validation_split or ("test" if arguments.uses_embedded_data else None)
+            self.validation_data = self._load_split(split) if split else None
+        if self.validation_data is not None and self.validation_data.channels != self.data.channels:
+            raise ValueError(
+                f"validation_split has images of {self.validation_data.channels} channels, the training split "
+                f"{self.data.channels}; set --channels."
+            )
+
+    def _load_split(self, split: str) -> ImageData:
+        a = self.arguments
+        training = split == a.train_split
+        return load_image_data(
+            a.dataset_name,
+            a.dataset_config_name,
+            a.train_data_dir if a.dataset_name is None else None,
+            split,
+            image_column=a.image_column,
+            cache_dir=a.cache_dir,
+            token=a.hub_token,
+            resolution=self.resolution,
+            channels=a.channels,
+            center_crop=a.center_crop or not training,
+            random_flip=a.random_flip and training,
+            resize_scale=a.resize_scale,
+            random_resized_crop=(a.random_resized_crop, 1.0) if a.random_resized_crop and training else None,
+            preserve_input_precision=a.preserve_input_precision,
+            alpha_background=a.alpha_background,
+            on_unreadable_image=a.on_unreadable_image,
+            max_memory_bytes=int(a.max_memory_dataset_gb * 1024**3),
+            seed=a.seed,
+        )
+
+    def _prepare_model(self, model: Any) -> None:
+        a = self.arguments
+        if a.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if a.enable_xformers_memory_efficient_attention:
+            model.enable_xformers_memory_efficient_attention()
+        if a.channels_last:
+            model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=a.learning_rate,
+            betas=(a.adam_beta1, a.adam_beta2),
+            weight_decay=a.adam_weight_decay,
+            eps=a.adam_epsilon,
+            fused=self.accelerator.device.type in ("cpu", "cuda"),
+        )
+        self.batches_per_epoch = self._schedule(0).batches_per_epoch
+        per_run = math.ceil(a.num_epochs * self.batches_per_epoch / a.gradient_accumulation_steps)
+        self.max_steps = min(per_run, a.max_train_steps) if a.max_train_steps else per_run
+        self._lr_factor = _lr_factor(a, self.max_steps)
+        self.recorder = Recorder(self.accelerator, a, self.max_steps, self.batches_per_epoch)
+        self.recorder.say(self.data.description)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    def _make_ema(self) -> ExponentialMovingAverage:
+        a = self.arguments
+        return ExponentialMovingAverage(
+            self.network.named_parameters(), a.ema_inv_gamma, a.ema_power, a.ema_max_decay, a.ema_update_after_step
+        )
+
+    @property
+    def network(self) -> Any:
+        """The network without the wrappers of distributed training."""
+        return self.accelerator.unwrap_model(self.model)
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def _schedule(self, start_batch: int) -> BatchSchedule:
+        return BatchSchedule(
+            len(self.data),
+            self.arguments.train_batch_size,
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+            self.arguments.seed,
+            start_batch,
+        )
+
+    def _batches(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """(number, images) of every batch from the current step on, without end."""
+        first = self.progress.step * self.arguments.gradient_accumulation_steps
+        loader = torch.utils.data.DataLoader(
+            self.data,
+            batch_sampler=self._schedule(first),
+            collate_fn=identity,  # type: ignore[arg-type]
+            num_workers=self.arguments.dataloader_num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        for number, batch in enumerate(loader, start=first):
+            yield number, batch["images"].to(self.accelerator.device, non_blocking=True)
+
+    def _step(self, batches: Iterator[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step; (mean loss, gradient norm) of this process, on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        losses, norm = [], torch.zeros(())
+        for _ in range(self.arguments.gradient_accumulation_steps):
+            number, images = next(batches)
+            with self.accelerator.accumulate(self.model):
+                loss = self._loss(number, images)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        if self.ema is not None:
+            self.ema.update(self.network.named_parameters())
+        return torch.stack(losses).mean(), norm
+
+    def _loss(self, number: int, images: torch.Tensor) -> torch.Tensor:
+        """Loss of batch `number`. Noise is drawn for the global batch, so it is the same on any number of processes."""
+        accelerator, seed = self.accelerator, self.arguments.seed
+        torch.manual_seed(seed_of(seed, "dropout", number, accelerator.process_index))
+        if self.arguments.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        x0 = to_range(images, self.objective.data_range)
+        shape = (x0.shape[0] * accelerator.num_processes, *x0.shape[1:])
+        generator = generator_of(seed, "noise", number, device=accelerator.device)
+        noise, times = self.objective.draw(shape, generator, accelerator.device)
+        mine = slice(accelerator.process_index * x0.shape[0], (accelerator.process_index + 1) * x0.shape[0])
+        return self.objective(self.model, x0, noise[mine], times[mine]).mean()
+
+    def learning_rate(self) -> float:
+        """Learning rate of the next step. Under a time budget it decays with the larger share of steps and seconds."""
+        a, step = self.arguments, self.progress.step
+        warmup = min(a.lr_warmup_steps, self.max_steps)
+        if a.max_train_seconds and step >= warmup:
+            share = min(1.0, self.progress.seconds / a.max_train_seconds)
+            step = max(step, int(warmup + share * (self.max_steps - warmup)))
+        return a.learning_rate * self._lr_factor(step)
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def train(self) -> DiffusionPipeline:
+        """Run to the end and save the pipeline.
+
+        Returns:
+            The trained pipeline (EMA weights if there are any), as it was saved.
+
+        Raises:
+            TrainingInterrupted: after SIGTERM or Ctrl-C, when a checkpoint has been saved.
+            TrainingDiverged: when the loss is not finite; nothing is saved after that.
+            CheckpointError: when `resume_from_checkpoint` names a damaged checkpoint.
+        """
+        self._resume()
+        self.recorder.start(self.progress.step)
+        batches = self._batches()
+        began = time.monotonic() - self.progress.seconds
+        self.model.train()
+        with Interruption() as interruption, self.recorder.progress_bar(self.progress.step) as bar:
+            while not self._finished():
+                loss, norm = self._step(batches)
+                self.progress.step += 1
+                self._unread.append((self.progress.step, loss))
+                signal_number = 0
+                if self._reads_now():
+                    self.progress.seconds = time.monotonic() - began
+                    signal_number = self._read(interruption.received)
+                    self.recorder.show(bar, self.progress.step, self.progress.seconds)
+                with self.recorder.not_training():
+                    self._after_step(norm)
+                if signal_number:
+                    self._save_and_raise(signal_number)
+        return self._finish()
+
+    def _finished(self) -> bool:
+        limit = self.arguments.max_train_seconds
+        out_of_time = limit is not None and self.progress.seconds >= limit
+        return self.progress.step >= self.max_steps or out_of_time or self.stopping.exhausted
+
+    def _reads_now(self) -> bool:
+        """Whether to wait for the device: always on a CPU, and before anything that is written."""
+        a, step = self.arguments, self.progress.step
+        if self.accelerator.device.type == "cpu" or step % STEPS_BETWEEN_READS == 0 or step >= self.max_steps:
+            return True
+        return step % a.checkpointing_steps == 0 or step % a.logging_steps == 0 or self._epoch_ends() is not None
+
+    def _read(self, received: int) -> int:
+        """Read the losses since the last time; processes agree on the time and on a signal to stop; the signal or 0."""
+        losses = torch.stack([loss.float() for _, loss in self._unread])
+        if self.accelerator.num_processes > 1:
+            losses = self.accelerator.reduce(losses, "mean")
+            agreed = torch.tensor(
+                [self.progress.seconds, received], device=self.accelerator.device, dtype=torch.float32
+            )
+            gathered = self.accelerator.gather(agreed[None])
+            self.progress.seconds, received = gathered[0, 0].item(), int(gathered[:, 1].max())
+        for (step, _), value in zip(self._unread, losses.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise TrainingDiverged(self._divergence(step, value))
+            self.recorder.add_loss(value)
+        self._unread.clear()
+        return received
+
+    def _divergence(self, step: int, value: float) -> str:
+        a = self.arguments
+        if self.accelerator.mixed_precision == "fp16":
+            cause = "fp16 overflowed; try --mixed_precision bf16 or no"
+        elif step <= max(a.lr_warmup_steps, 1):
+            cause = (
+                f"learning_rate {a.learning_rate:g} is too large for the start; try a tenth, or more lr_warmup_steps"
+            )
+        else:
+            cause = f"learning_rate {a.learning_rate:g} is too large, or the data hold values that are not numbers"
+        kept = checkpoint.list_checkpoints(self.output_dir)
+        last = f"the last checkpoint before is '{kept[-1]}'" if kept else "no checkpoint had been saved yet"
+        return f"The loss became {value} at step {step}; likely cause: {cause}; {last}."
+
+    def _epoch_ends(self) -> int | None:
+        """The epoch (from 0) that the latest step completed, if it completed one."""
+        accumulation = self.arguments.gradient_accumulation_steps
+        after = self.progress.step * accumulation // self.batches_per_epoch
+        before = (self.progress.step - 1) * accumulation // self.batches_per_epoch
+        return after - 1 if after > before else None
+
+    def _after_step(self, norm: torch.Tensor) -> None:
+        """Everything that is due at this step besides learning; none of it changes what is learned."""
+        a, step, epoch = self.arguments, self.progress.step, self._epoch_ends()
+        if step % a.logging_steps == 0:
+            values = {"learning_rate": self.optimizer.param_groups[0]["lr"], "gradient_norm": float(norm)}
+            if self.ema is not None:
+                values["ema_decay"] = self.ema.decay()
+            self.recorder.log_training(step, self.progress.seconds, **values)
+        # Epochs count from 0, as in diffusers' example: previews and saves come after epochs 0, N, 2N, ...
+        by_epoch = epoch is not None and epoch % a.save_images_epochs == 0
+        if by_epoch if a.validation_steps is None else step % a.validation_steps == 0:
+            self._validate()
+            self._preview()
+        if epoch is not None and epoch % a.save_model_epochs == 0 and not self._finished():
+            self._save_pipeline(self._current_pipeline())
+        if step % a.checkpointing_steps == 0:
+            self._save_checkpoint()
+        self.model.train()
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        a = self.arguments
+        self._validated_at = self.progress.step
+        if self.validation_data is None:
+            return
+        self.model.eval()
+        with self._evaluated_weights():
+            loss = validation_loss(
+                self.accelerator,
+                self.model,
+                self.objective,
+                self.validation_data,
+                a.validation_size,
+                a.train_batch_size,
+                a.seed,
+            )
+        if not math.isfinite(loss):
+            raise TrainingDiverged(self._divergence(self.progress.step, loss))
+        self.recorder.log(self.progress.step, self.progress.seconds, validation_loss=loss)
+        if self.stopping.update(loss) and a.early_stopping_patience is not None:
+            with self._evaluated_weights():
+                self.best = {name: p.detach().cpu().clone() for name, p in self.network.named_parameters()}
+
+    def _preview(self) -> None:
+        """A grid of images from noise that is the same at every preview; on the main process."""
+        if self.accelerator.is_main_process:
+            generator = torch.Generator().manual_seed(seed_of(self.arguments.seed, "preview"))
+            with self._evaluated_weights():
+                pipeline = self._current_pipeline()
+                images = preview_grid(
+                    pipeline,
+                    self.arguments.eval_batch_size,
+                    self.arguments.ddpm_num_inference_steps,
+                    generator,
+                    self.output_dir / "samples" / f"step-{self.progress.step:06d}.png",
+                )
+            self.recorder.log_images(self.progress.step, images)
+        self.accelerator.wait_for_everyone()
+
+    def _evaluated_weights(self) -> Any:
+        """Context in which the network carries the weights that are judged and saved: the EMA's if there is one."""
+        return self.ema.applied_to(self.network) if self.ema is not None else nullcontext()
+
+    def _current_pipeline(self) -> DiffusionPipeline:
+        return make_pipeline(self.network, make_scheduler(self.arguments, self.network))
+
+    # --- saving and resuming ------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self) -> None:
+        """Write everything that the rest of the run depends on; a failure is reported and the run goes on."""
+        accelerator, step = self.accelerator, self.progress.step
+        path = checkpoint.checkpoint_path(self.output_dir, step)
+        partial = checkpoint.partial_path(path)
+        problem = _attempt(lambda: accelerator.save_state(str(partial)))
+        if self._nobody_failed(problem):
+            if accelerator.is_main_process:
+                problem = _attempt(lambda: self._complete_checkpoint(partial, path))
+            self._nobody_failed(problem)
+        if problem:
+            logger.warning("The checkpoint of step %d could not be saved (%s); training goes on.", step, problem)
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+
+    def _nobody_failed(self, problem: str) -> bool:
+        """Whether all processes came through; all give the same answer, so that none waits for one that went astray."""
+        failed = torch.tensor([float(bool(problem))], device=self.accelerator.device)
+        return self.accelerator.reduce(failed, "sum").item() == 0
+
+    def _complete_checkpoint(self, folder: Path, path: Path) -> None:
+        progress = self.progress
+        progress.best_loss, progress.validations_without_better = self.stopping.best, self.stopping.waited
+        if self.ema is not None:
+            save_file(_packed(self.ema.averages), folder / EMA_FILE)
+            progress.ema_updates = self.ema.updates
+        if self.best is not None:
+            save_file(_packed(self.best), folder / BEST_FILE)
+        checkpoint.seal(folder, asdict(progress))
+        checkpoint.publish(folder, path)
+        checkpoint.limit_checkpoints(self.output_dir, self.arguments.checkpoints_total_limit)
+
+    def _resume(self) -> None:
+        wanted = self.arguments.resume_from_checkpoint
+        if wanted is None:
+            return
+        if wanted == "latest":
+            found = checkpoint.newest_usable(self.output_dir, logger.warning)
+            if found is None:
+                self.recorder.say(f"There is no checkpoint in '{self.output_dir}' yet; starting from the beginning.")
+                return
+        else:
+            path = Path(wanted)
+            path = path if path.is_dir() else self.output_dir / path.name
+            if not path.is_dir():
+                raise FileNotFoundError(f"There is no checkpoint '{wanted}'.")
+            found = path, checkpoint.verify(path)
+        self._load_checkpoint(*found)
+
+    def _load_checkpoint(self, path: Path, state: dict[str, Any]) -> None:
+        try:
+            self.accelerator.load_state(str(path))
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise checkpoint.CheckpointError(
+                f"Checkpoint '{path}' is of another model or optimizer: {reason}"
+            ) from None
+        self.progress = Progress(**state)
+        self._validated_at = self.progress.step
+        self.stopping.best, self.stopping.waited = self.progress.best_loss, self.progress.validations_without_better
+        device = str(self.accelerator.device)
+        if self.ema is not None and (path / EMA_FILE).is_file():
+            self.ema.load(load_file(path / EMA_FILE, device=device), self.progress.ema_updates)
+        if (path / BEST_FILE).is_file():
+            self.best = load_file(path / BEST_FILE)
+        self.recorder.forget_after(self.progress.step)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            checkpoint.retire_after(self.output_dir, self.progress.step)
+        self.recorder.say(f"Going on from '{path}' at step {self.progress.step}.")
+
+    def _save_and_raise(self, signal_number: int) -> None:
+        if self.progress.step % self.arguments.checkpointing_steps != 0:
+            self._save_checkpoint()
+        self.accelerator.end_training()
+        raise TrainingInterrupted(
+            f"Stopped by signal {signal_number} after step {self.progress.step}; everything is in "
+            f"'{checkpoint.checkpoint_path(self.output_dir, self.progress.step)}', go on with "
+            "--resume_from_checkpoint latest.",
+            signal_number,
+        )
+
+    def _save_pipeline(self, pipeline: DiffusionPipeline) -> None:
+        if self.accelerator.is_main_process:
+            with self._evaluated_weights():
+                save_pipeline(pipeline, self.output_dir)
+            (self.output_dir / "recipe.yaml").write_text(self.arguments.to_yaml())
+            if self.arguments.push_to_hub:
+                push_pipeline(self.output_dir, self.arguments, f"Step {self.progress.step}")
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self) -> DiffusionPipeline:
+        """Judge and save the last state, put the weights to keep into the network, save the pipeline and pictures."""
+        if self._validated_at != self.progress.step:
+            self._validate()
+        if self.recorder.has_unlogged:
+            self.recorder.log_training(self.progress.step, self.progress.seconds)
+        if self.progress.step % self.arguments.checkpointing_steps != 0:
+            self._save_checkpoint()
+        network = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.best is not None:
+            network.load_state_dict(self.best, strict=False)
+            self.ema = None
+        elif self.ema is not None:
+            self.ema.copy_to(network)
+            self.ema = None
+        # As it will be loaded: another memory format gives other roundings.
+        network.eval().to(memory_format=torch.contiguous_format)
+        pipeline = make_pipeline(network, make_scheduler(self.arguments, network))
+        self._save_pipeline(pipeline)
+        self._preview()
+        if self.accelerator.is_main_process:
+            write_figures(pipeline, self.output_dir, self.arguments)
+            if self.arguments.push_to_hub:
+                push_pipeline(self.output_dir, self.arguments, f"Trained {self.progress.step} steps")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        self.recorder.say(
+            f"Trained {self.progress.step} steps in {self.progress.seconds:.0f} s; saved to '{self.output_dir}'."
+        )
+        return pipeline
+
+
+def _make_accelerator(arguments: TrainingArguments) -> Accelerator:
+    # A notebook may train twice with different precisions; Accelerate's process-wide state would refuse the second.
+    AcceleratorState._reset_state()
+    log_with = None if arguments.logger == "none" else arguments.logger
+    if log_with == "tensorboard":
+        _require("tensorboard", "--logger tensorboard", "diffusers_ext[train]")
+    elif log_with == "wandb":
+        _require("wandb", "--logger wandb", "wandb")
+    logging_dir = str(Path(arguments.output_dir) / arguments.logging_dir)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        mixed_precision=resolve_mixed_precision(arguments.mixed_precision),
+        log_with=log_with,
+        project_config=ProjectConfiguration(project_dir=arguments.output_dir, logging_dir=logging_dir),
+        # A guided network without labels leaves its class blocks unused.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters="guided" in arguments.model)],
+        # torchrun on a machine without accelerators: Accelerate would take every process for a run of its own.
+        cpu=True if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available() else None,
+    )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(f"Training under {accelerator.distributed_type.value} is not supported yet; use plain DDP.")
+    return accelerator
+
+
+def _require(module: str, flag: str, package: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{flag} needs the package {module}: install '{package}', or pass --logger none.")
+
+
+def _lr_factor(arguments: TrainingArguments, max_steps: int) -> Any:
+    """The learning-rate schedule as a function of the optimizer step, from diffusers' own."""
+    stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=arguments.learning_rate)
+    warmup = min(arguments.lr_warmup_steps, max_steps)
+    scheduler = get_scheduler(arguments.lr_scheduler, stand_in, num_warmup_steps=warmup, num_training_steps=max_steps)
+    return scheduler.lr_lambdas[0]
+
+
+def _attempt(save: Callable[[], Any]) -> str:
+    """Do it; what went wrong, in one line, or an empty string."""
+    try:
+        save()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As safetensors wants them: channels-last weights are not contiguous in its sense."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,134 @@
+"""What a run tells while it goes on: metrics.jsonl, the trackers, the progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from .arguments import TrainingArguments
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Recorder:
+    """Writes on the main process, reckons the speed, and changes nothing of the training.
+
+    Args:
+        accelerator: whose trackers are used.
+        arguments: of the run.
+        max_steps: optimizer steps of the whole run.
+        batches_per_epoch: of the training data.
+    """
+
+    def __init__(self, accelerator: Accelerator, arguments: TrainingArguments, max_steps: int, batches_per_epoch: int):
+        self.accelerator, self.arguments, self.max_steps = accelerator, arguments, max_steps
+        self.file = Path(arguments.output_dir) / METRICS_FILE
+        accumulation = arguments.gradient_accumulation_steps
+        self.steps_per_epoch = batches_per_epoch / accumulation
+        self.images_per_step = arguments.train_batch_size * accumulation * accelerator.num_processes
+        self._since_log: list[float] = []
+        self._shown: deque[float] = deque(maxlen=50)
+        self._mark = (0, 0.0)
+        self._paused = 0.0
+
+    def start(self, step: int) -> None:
+        """Open the trackers and start the clock; `step` steps lie behind."""
+        if self.arguments.logger != "none":
+            settings = {k: v for k, v in asdict(self.arguments).items() if isinstance(v, (int, float, str, bool))}
+            settings.pop("hub_token", None)
+            self.accelerator.init_trackers("train_unconditional", config=settings)
+        self._mark = (step, time.monotonic())
+
+    @property
+    def has_unlogged(self) -> bool:
+        """Whether there are losses that no record speaks of yet."""
+        return bool(self._since_log)
+
+    def add_loss(self, loss: float) -> None:
+        """Take note of one step's loss."""
+        self._since_log.append(loss)
+        self._shown.append(loss)
+
+    @contextmanager
+    def not_training(self) -> Iterator[None]:
+        """Time spent in the context (validation, previews, saving) does not count against images per second."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused += time.monotonic() - began
+
+    def _speed(self, step: int) -> float:
+        """Images per second since the last mark."""
+        marked_step, marked_time = self._mark
+        seconds = time.monotonic() - marked_time - self._paused
+        return (step - marked_step) * self.images_per_step / max(seconds, 1e-9)
+
+    def log_training(self, step: int, seconds: float, **values: float) -> None:
+        """Write the mean loss and the speed since the last time, with `values`."""
+        losses, self._since_log = self._since_log, []
+        speed = self._speed(step)
+        self._mark, self._paused = (step, time.monotonic()), 0.0
+        self.log(step, seconds, loss=sum(losses) / len(losses), **values, images_per_second=speed)
+
+    def log(self, step: int, seconds: float, **values: float) -> None:
+        """Write values to the trackers and as one line of metrics.jsonl."""
+        self.accelerator.log(values, step=step)
+        if self.accelerator.is_main_process:
+            record = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "seconds": round(seconds, 3)}
+            with self.file.open("a") as file:
+                file.write(json.dumps({**record, **values}) + "\n")
+
+    def log_images(self, step: int, grid: np.ndarray) -> None:
+        """Give a picture, uint8 (1, height, width, 3), to the trackers."""
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": grid}, step=step, **layout)  # type: ignore[attr-defined]
+
+    def forget_after(self, step: int) -> None:
+        """Drop what a killed run wrote after its last checkpoint: those steps come again."""
+        if self.accelerator.is_main_process and self.file.is_file():
+            lines = [line for line in self.file.read_text().splitlines() if _step_of(line) <= step]
+            self.file.write_text("".join(line + "\n" for line in lines))
+
+    def say(self, message: str) -> None:
+        """Print a line above the progress bar."""
+        if self.accelerator.is_main_process:
+            tqdm.write(message)
+
+    def progress_bar(self, step: int) -> tqdm:
+        """The bar, on each machine's first process."""
+        return tqdm(
+            total=self.max_steps,
+            initial=step,
+            disable=not self.accelerator.is_local_main_process,
+            bar_format="{n_fmt}/{total_fmt} steps [{elapsed}{postfix}]",
+        )
+
+    def show(self, bar: tqdm, step: int, seconds: float) -> None:
+        """Bring the bar up to date: loss, images per second, time left."""
+        bar.n = step
+        left = seconds * (self.max_steps - step) / max(step, 1)
+        if self.arguments.max_train_seconds is not None:
+            left = min(left, max(0.0, self.arguments.max_train_seconds - seconds))
+        loss = sum(self._shown) / len(self._shown)
+        speed = f"{self._speed(step):.0f} images/s" if step > self._mark[0] else "…"
+        bar.set_postfix_str(f"loss {loss:.4f}, {speed}, {tqdm.format_interval(left)} left", refresh=False)
+        bar.update(0)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

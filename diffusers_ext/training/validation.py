@@ -1,0 +1,70 @@
+"""What is measured while training: the loss on held-out images, and when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from .objective import Objective
+from .randomness import generator_of
+
+
+@torch.no_grad()
+def validation_loss(
+    accelerator: Accelerator, model: Any, objective: Objective, data: Any, size: int, batch_size: int, seed: int
+) -> float:
+    """Mean loss over the first `size` images of `data`, with noise and times fixed by `seed`.
+
+    Equal networks give equal values at every call, so a difference is the network's. Times are spread evenly over the
+    whole set. Work is split over processes; the result is the same for any number of them up to rounding.
+    """
+    size = min(size, len(data))
+    total, count = 0.0, 0
+    for number, start in enumerate(range(0, size, batch_size)):
+        if number % accelerator.num_processes != accelerator.process_index:
+            continue
+        keys = [(index, 0) for index in range(start, min(start + batch_size, size))]
+        x0 = to_range(data.__getitems__(keys)["images"].to(accelerator.device), objective.data_range)
+        generator = generator_of(seed, "validation", number, device=accelerator.device)
+        noise, times = objective.draw(tuple(x0.shape), generator, accelerator.device)
+        total += objective(model, x0, noise, times).sum().item()
+        count += len(keys)
+    sums = accelerator.reduce(torch.tensor([total, count], device=accelerator.device, dtype=torch.float32), "sum")
+    return (sums[0] / sums[1]).item()
+
+
+def to_range(images: torch.Tensor, data_range: tuple[float, float]) -> torch.Tensor:
+    """Images in [-1, 1] moved to `data_range`."""
+    low, high = data_range
+    return images if (low, high) == (-1.0, 1.0) else low + (images + 1) * ((high - low) / 2)
+
+
+@dataclass
+class EarlyStopping:
+    """Stop when the loss has not been lower by `min_delta` for `patience` validations.
+
+    Args:
+        patience: None never stops.
+        min_delta: how much lower counts as better.
+    """
+
+    patience: int | None
+    min_delta: float = 0.0
+    best: float = float("inf")
+    waited: int = 0
+
+    def update(self, loss: float) -> bool:
+        """Take note of a loss; True when it is the best so far."""
+        if loss < self.best - self.min_delta:
+            self.best, self.waited = loss, 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it is time to stop."""
+        return self.patience is not None and self.waited >= self.patience
