@@ -1,0 +1,256 @@
+"""`diffusers-ext`: sample, compare, draw and convert from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser
+
+
+@dataclass
+class SampleArguments:
+    """Sample images from a saved pipeline."""
+
+    model: str = field(metadata={"help": "Folder or Hub name of a pipeline."})
+    num_images: int = field(default=64, metadata={"help": "Number of images."})
+    num_inference_steps: int = field(default=50, metadata={"help": "Sampling steps."})
+    sampler: str | None = field(
+        default=None, metadata={"help": "ddim, ddpm, dpmsolver++, ...; the saved one if not given."}
+    )
+    subsequence: str = field(default="uniform", metadata={"help": "uniform, quadratic, exp or 'comp exp' (DDIM)."})
+    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
+    seed: int = field(default=0, metadata={"help": "Seed of all randomness."})
+    output: str = field(default="samples.png", metadata={"help": "The grid to write."})
+    gif: str | None = field(default=None, metadata={"help": "Also write the reverse process here."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+
+
+@dataclass
+class CompareArguments:
+    """Samplers x lengths x subsequences from one starting noise: a picture and a table."""
+
+    model: str = field(metadata={"help": "Folder or Hub name of a pipeline, or `mixture`: a perfect network."})
+    samplers: list[str] = field(default_factory=lambda: ["ddim", "dpmsolver++", "ddpm"], metadata={"help": "Samplers."})
+    lengths: list[int] = field(default_factory=lambda: [10, 20, 50, 100], metadata={"help": "Numbers of steps."})
+    subsequences: list[str] = field(default_factory=lambda: ["uniform", "exp"], metadata={"help": "For DDIM."})
+    num_images: int = field(default=4, metadata={"help": "Images a cell."})
+    seed: int = field(default=0, metadata={"help": "Seed of the starting noise."})
+    output_dir: str = field(default="comparison", metadata={"help": "Where comparison.png and comparison.csv go."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+
+
+@dataclass
+class ScheduleArguments:
+    """Draw noise schedules: betas and alphas_cumprod."""
+
+    schedules: list[str] = field(
+        default_factory=lambda: ["linear", "cosine", "quadratic", "exponential", "sigmoid", "sigmoid_alpha_bar"],
+        metadata={"help": "Schedules by name."},
+    )
+    num_train_timesteps: int = field(default=1000, metadata={"help": "T."})
+    beta_start: float = field(default=1e-4, metadata={"help": "First beta of schedules between two betas."})
+    beta_end: float = field(default=0.02, metadata={"help": "Last beta of schedules between two betas."})
+    output: str = field(default="schedules.png", metadata={"help": "The picture to write."})
+
+
+@dataclass
+class ConvertArguments:
+    """Turn another project's checkpoint, or a diffusers folder, into a pipeline."""
+
+    checkpoint: str = field(metadata={"help": "File of weights, or folder of a UNet2DModel or its pipeline."})
+    output_dir: str = field(metadata={"help": "Where the pipeline goes."})
+    architecture: str | None = field(default=None, metadata={"help": "Preset of the network; detected if not given."})
+    weights: str = field(default="ema", metadata={"help": "ema (raw where there are none) or raw."})
+    schedule: str | None = field(default=None, metadata={"help": "Noise schedule, where it is another than found."})
+    num_train_timesteps: int | None = field(default=None, metadata={"help": "T, where it is another than found."})
+    beta_start: float | None = field(default=None, metadata={"help": "First beta of schedules between two betas."})
+    beta_end: float | None = field(default=None, metadata={"help": "Last beta of schedules between two betas."})
+    schedule_options: str | None = field(default=None, metadata={"help": "JSON object of the schedule's options."})
+    prediction_type: str | None = field(default=None, metadata={"help": "epsilon, sample, v_prediction, ..."})
+    sample_size: int | None = field(default=None, metadata={"help": "Height and width of the images."})
+    model_options: str | None = field(default=None, metadata={"help": "JSON object of the network's configuration."})
+    sampler: str = field(default="ddpm", metadata={"help": "Scheduler of the pipeline: ddpm or ddim."})
+
+
+def sample(arguments: SampleArguments) -> None:
+    """Write a grid of samples, and a GIF of how they came about when asked."""
+    from . import figures
+    from .comparison import SAMPLERS
+
+    _at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
+    pipeline = _load(arguments.model, arguments.device)
+    if arguments.sampler is not None:
+        if arguments.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got '{arguments.sampler}'.")
+        pipeline.scheduler = SAMPLERS[arguments.sampler](pipeline.scheduler.config, arguments.subsequence)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    images: list[torch.Tensor] = []
+    frames: list[torch.Tensor] = []
+    for start in range(0, arguments.num_images, arguments.batch_size):
+        count = min(arguments.batch_size, arguments.num_images - start)
+        keep = _keep_frames(frames) if arguments.gif is not None and start == 0 else None
+        result = pipeline(
+            batch_size=count,
+            num_inference_steps=arguments.num_inference_steps,
+            generator=generator,
+            output_type="pt",
+            callback_on_step_end=keep,
+        )
+        images.append(result.images.cpu())
+    batch = torch.cat(images) * 2 - 1
+    scale = max(1, 64 // batch.shape[-1])
+    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    figures.image_grid(batch, scale=scale).save(arguments.output)
+    print(f"{len(batch)} images in {arguments.output}")
+    if arguments.gif is not None:
+        figures.save_gif(frames, arguments.gif)
+        print(f"The reverse process in {arguments.gif}")
+
+
+def _keep_frames(frames: list[torch.Tensor]) -> Callable[..., dict[str, Any]]:
+    def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        frames.append(tensors["latents"].float().cpu())
+        return {}
+
+    return keep
+
+
+def compare(arguments: CompareArguments) -> None:
+    """Write `comparison.png` and `comparison.csv`, and print the table."""
+    from .comparison import compare as run_comparison
+    from .comparison import draw, exact_flow, mixture_pipeline, write_csv
+
+    _at_least_one(arguments, "num_images")
+    perfect = arguments.model == "mixture"
+    pipeline = mixture_pipeline() if perfect else _load(arguments.model, arguments.device)
+    pipeline.set_progress_bar_config(disable=True)
+    config = pipeline.unet.config
+    height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+    generator = torch.Generator().manual_seed(arguments.seed)
+    latents = torch.randn(arguments.num_images, config.in_channels, height, width, generator=generator)
+    reference = exact_flow(pipeline, latents.double()) if perfect else None
+    runs, samples = run_comparison(
+        pipeline, latents, arguments.samplers, arguments.lengths, arguments.subsequences, reference, arguments.seed
+    )
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(runs, folder / "comparison.csv")
+    draw(runs, samples, folder / "comparison.png", reference)
+    steps = pipeline.scheduler.config.num_train_timesteps
+    against = "the exact flow" if perfect else f"the network's own {steps}-step flow"
+    for run in runs:
+        name = f"{run.sampler} {run.subsequence}".strip()
+        print(
+            f"{name:24} {run.length:5} steps {run.evaluations:5} evaluations {run.seconds:8.2f} s "
+            f"rms {run.rms_error:.4f} from {against}"
+        )
+    print(f"Picture and table in {folder}")
+
+
+def schedules(arguments: ScheduleArguments) -> None:
+    """Draw betas and alphas_cumprod of named schedules on shared axes."""
+    from . import figures
+    from .schedulers import NoisePath
+
+    curves = {}
+    for name in arguments.schedules:
+        path = NoisePath.from_schedule(
+            name, arguments.num_train_timesteps, beta_start=arguments.beta_start, beta_end=arguments.beta_end
+        )
+        curves[name] = {"betas": path.betas, "alphas_cumprod": path.alphas_cumprod}
+        print(f"{name:20} alphas_cumprod ends at {path.alphas_cumprod[-1]:.3g}")
+    figures.plot_schedule(curves, arguments.output)
+    print(f"Picture in {arguments.output}")
+
+
+def convert(arguments: ConvertArguments) -> None:
+    """Write the pipeline of a checkpoint, and print what it was found to be."""
+    from .convert import convert as convert_checkpoint
+
+    if arguments.weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be ema or raw, got '{arguments.weights}'.")
+    pipeline = convert_checkpoint(
+        arguments.checkpoint,
+        arguments.architecture,
+        ema=arguments.weights == "ema",
+        schedule=arguments.schedule,
+        num_train_timesteps=arguments.num_train_timesteps,
+        beta_start=arguments.beta_start,
+        beta_end=arguments.beta_end,
+        schedule_options=_json_object("schedule_options", arguments.schedule_options),
+        prediction_type=arguments.prediction_type,
+        sample_size=arguments.sample_size,
+        model_options=_json_object("model_options", arguments.model_options),
+        sampler=arguments.sampler,
+    )
+    pipeline.save_pretrained(arguments.output_dir)
+    config = pipeline.scheduler.config
+    print(f"{type(pipeline.unet).__name__} of {pipeline.unet.num_parameters():,} parameters in {arguments.output_dir}")
+    print(
+        f"It predicts {config.prediction_type}; {config.num_train_timesteps} timesteps of the noise schedule "
+        f"{config.get('beta_schedule', 'of the mix')}"
+    )
+
+
+def _json_object(name: str, text: str | None) -> dict[str, Any] | None:
+    try:
+        value = None if text is None else json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, got '{text}'.")
+    return value
+
+
+def _load(model: str, device: str | None) -> Any:
+    from diffusers import DiffusionPipeline
+
+    if not model or (model.startswith((".", "/")) and not Path(model).exists()):
+        raise ValueError(f"There is no pipeline '{model}'.")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return DiffusionPipeline.from_pretrained(model).to(device)
+
+
+def _at_least_one(arguments: Any, *names: str) -> None:
+    for name in names:
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}.")
+
+
+COMMANDS: dict[str, tuple[Callable[[Any], None], Any]] = {
+    "sample": (sample, SampleArguments),
+    "compare": (compare, CompareArguments),
+    "schedules": (schedules, ScheduleArguments),
+    "convert": (convert, ConvertArguments),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0, or 1 after one sentence on what was wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] not in COMMANDS:
+        asked_for_help = bool(words) and words[0] in ("-h", "--help")
+        print(f"usage: diffusers-ext {{{','.join(COMMANDS)}}} [--help] ...")
+        for name, (_, settings) in COMMANDS.items():
+            print(f"  {name:12} {settings.__doc__}")
+        return 0 if asked_for_help else 2
+    function, settings = COMMANDS[words[0]]
+    parser = HfArgumentParser(settings, prog=f"diffusers-ext {words[0]}", description=settings.__doc__)
+    (arguments,) = parser.parse_args_into_dataclasses(words[1:])
+    try:
+        function(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

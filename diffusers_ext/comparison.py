@@ -1,0 +1,190 @@
+"""Samplers side by side: the same network, the same starting noise, different schedulers and numbers of steps."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from . import figures
+from .evaluation.mixture import GaussianMixture, MixtureNetwork
+from .pipelines import GenerationPipeline
+from .schedulers import AncestralDDPMScheduler, SubsequenceDDIMScheduler
+from .schedulers.scheduling_subsequence import SUBSEQUENCES
+
+# name -> scheduler for a configuration; `subsequence` matters to DDIM alone.
+SAMPLERS: dict[str, Callable[[Any, str], Any]] = {
+    "ddim": lambda config, tau: SubsequenceDDIMScheduler.from_config(config, subsequence=tau),
+    "ddim-original": lambda config, tau: SubsequenceDDIMScheduler.from_config(
+        config, subsequence=tau, original_targets=True
+    ),
+    "ddpm": lambda config, tau: AncestralDDPMScheduler.from_config(config),
+    "dpmsolver++": lambda config, tau: diffusers.DPMSolverMultistepScheduler.from_config(config),
+    "unipc": lambda config, tau: diffusers.UniPCMultistepScheduler.from_config(config),
+    "heun": lambda config, tau: diffusers.HeunDiscreteScheduler.from_config(config),
+}
+_TAKES_SUBSEQUENCE = ("ddim", "ddim-original")
+
+
+@dataclass
+class Run:
+    """One sampler at one length, on one starting noise.
+
+    Attributes:
+        sampler: name in `SAMPLERS`.
+        subsequence: how the length became a list of times; empty for samplers that have their own.
+        length: number of steps asked for.
+        evaluations: number of times the network was called.
+        seconds: wall time of the whole batch.
+        rms_error: root mean square difference from the reference, in units of the data (range 2 for images in [-1, 1]).
+    """
+
+    sampler: str
+    subsequence: str
+    length: int
+    evaluations: int
+    seconds: float
+    rms_error: float
+
+
+def compare(
+    pipeline: Any,
+    latents: torch.Tensor,
+    samplers: Sequence[str] = ("ddim", "dpmsolver++", "ddpm"),
+    lengths: Sequence[int] = (10, 20, 50, 100),
+    subsequences: Sequence[str] = ("uniform", "exp"),
+    reference: torch.Tensor | None = None,
+    seed: int = 0,
+) -> tuple[list[Run], list[torch.Tensor]]:
+    """Sample `latents` with every sampler at every length.
+
+    Args:
+        pipeline: a `GenerationPipeline`; its scheduler gives the noise path and comes back untouched.
+        latents: starting noise of variance 1, shape (batch, channels, height, width).
+        samplers: names in `SAMPLERS`.
+        lengths: numbers of steps.
+        subsequences: names in `SUBSEQUENCES`, each tried with every sampler that takes one.
+        reference: where the exact probability flow ends; `full_flow` of this network when None.
+        seed: of the noise that stochastic samplers add.
+
+    Returns:
+        The runs, and the samples of each, in the scheduler's data range.
+
+    Raises:
+        ValueError: for an unknown name, or a length that a sampler can't have.
+    """
+    _check_names("samplers", samplers, SAMPLERS)
+    _check_names("subsequences", subsequences, SUBSEQUENCES)
+    if reference is None:
+        reference = full_flow(pipeline, latents)
+    runs, samples = [], []
+    for sampler in samplers:
+        for tau in subsequences if sampler in _TAKES_SUBSEQUENCE else [""]:
+            for length in lengths:
+                scheduler = SAMPLERS[sampler](pipeline.scheduler.config, tau or "uniform")
+                result, evaluations, seconds = _sample(pipeline, scheduler, latents, seed, num_inference_steps=length)
+                error = (result.double() - reference.double()).square().mean().sqrt().item()
+                runs.append(Run(sampler, tau, length, evaluations, seconds, error))
+                samples.append(result)
+    return runs, samples
+
+
+def full_flow(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
+    """DDIM through every training timestep: the network's own probability flow, as finely as its path has times."""
+    scheduler = SubsequenceDDIMScheduler.from_config(pipeline.scheduler.config, subsequence="uniform", eta=0.0)
+    every = list(range(scheduler.config.num_train_timesteps))[::-1]
+    return _sample(pipeline, scheduler, latents, 0, timesteps=every)[0]
+
+
+def _sample(
+    pipeline: Any, scheduler: Any, latents: torch.Tensor, seed: int, **options: Any
+) -> tuple[torch.Tensor, int, float]:
+    """(samples, network evaluations, seconds) with `scheduler` in the pipeline's place of one."""
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    own, pipeline.scheduler = pipeline.scheduler, scheduler
+    hook = pipeline.unet.register_forward_hook(count)
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        began = time.perf_counter()
+        result = pipeline(latents=latents, generator=generator, output_type="latent", **options).images
+        return result.cpu(), calls, time.perf_counter() - began
+    finally:
+        hook.remove()
+        pipeline.scheduler = own
+
+
+def _check_names(argument: str, names: Sequence[str], known: Any) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{argument} takes names among {', '.join(known)}, got '{name}'.")
+
+
+def write_csv(runs: Sequence[Run], path: Path) -> None:
+    """The runs as a table, one a line."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Run)])
+        writer.writeheader()
+        writer.writerows(asdict(run) for run in runs)
+
+
+def mixture_pipeline(num_train_timesteps: int = 1000) -> GenerationPipeline:
+    """A pipeline whose network is perfect: the closed form for three Gaussians in the plane, on a cosine path."""
+    mixture = GaussianMixture([0.5, 0.3, 0.2], [[0.7, 0.1], [-0.5, 0.6], [-0.4, -0.7]], [0.01, 0.03, 0.005])
+    scheduler = SubsequenceDDIMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_schedule="cosine",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    return GenerationPipeline(MixtureNetwork(mixture, scheduler.path, "v_prediction"), scheduler)
+
+
+def exact_flow(pipeline: GenerationPipeline, latents: torch.Tensor) -> torch.Tensor:
+    """Where the exact probability flow of a `mixture_pipeline` takes the starting noise."""
+    path, last = pipeline.scheduler.path, len(pipeline.scheduler) - 1
+    return pipeline.unet.mixture.flow(latents, (path.alpha(last), path.sigma(last)), (1.0, 0.0))
+
+
+def draw(
+    runs: Sequence[Run], samples: Sequence[torch.Tensor], path: Path, reference: torch.Tensor | None = None
+) -> None:
+    """One picture: a row a sampler (and subsequence), a column a length, with evaluations, seconds and error.
+
+    Images are shown as they are; samples of a `mixture_pipeline` as points, over those of `reference`.
+    """
+    rows = list(dict.fromkeys((run.sampler, run.subsequence) for run in runs))
+    columns = sorted({run.length for run in runs})
+    cell = {(run.sampler, run.subsequence, run.length): i for i, run in enumerate(runs)}
+
+    def caption(run: Run) -> str:
+        return f"{run.evaluations} calls\n{run.seconds:.1f} s\nrms {run.rms_error:.3f}"
+
+    table = [[cell[(*row, column)] for column in columns] for row in rows]
+    names = [" ".join(filter(None, row)) for row in rows]
+    if reference is not None:
+        points = [[samples[i].flatten(1) for i in line] for line in table]
+        captions = [[f"{runs[i].evaluations} calls, rms {runs[i].rms_error:.4f}" for i in line] for line in table]
+        figures.scatter_grid(names, columns, points, path, reference.flatten(1), captions, "Three Gaussians")
+        return
+    figures.comparison_grid(
+        names,
+        columns,
+        [[samples[i].float().clamp(-1, 1) for i in line] for line in table],
+        path,
+        captions=[[caption(runs[i]) for i in line] for line in table],
+        title="The same starting noise through every sampler",
+        row_title="sampler",
+        column_title="length (steps asked for)",
+    )

@@ -1,0 +1,1 @@
+"""Judging samples and samplers. Takes tensors; knows no model and no scheduler."""
