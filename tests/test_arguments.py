@@ -1,0 +1,153 @@
+"""Flags and recipes."""
+
+import inspect
+
+import pytest
+from conftest import ROOT
+
+from diffusers_ext.models import PRESETS
+from diffusers_ext.schedulers import PREDICTION_TYPES, NoisePath
+from diffusers_ext.training import TrainingArguments, parse_arguments
+from diffusers_ext.training.arguments import json_option
+
+RECIPES = sorted((ROOT / "train" / "recipes").glob("*.yaml"))
+
+# Every flag of diffusers' own unconditional example with its default there, where the default is a choice of theirs.
+FLAGS_OF_DIFFUSERS_EXAMPLE = {
+    "dataset_name": None,
+    "dataset_config_name": None,
+    "model_config_name_or_path": None,
+    "train_data_dir": None,
+    "output_dir": "ddpm-model-64",
+    "overwrite_output_dir": False,
+    "cache_dir": None,
+    "center_crop": False,
+    "random_flip": False,
+    "train_batch_size": 16,
+    "eval_batch_size": 16,
+    "dataloader_num_workers": 0,
+    "num_epochs": 100,
+    "save_images_epochs": 10,
+    "save_model_epochs": 10,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-4,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 500,
+    "adam_beta1": 0.95,
+    "adam_beta2": 0.999,
+    "adam_weight_decay": 1e-6,
+    "adam_epsilon": 1e-8,
+    "use_ema": False,
+    "ema_inv_gamma": 1.0,
+    "ema_power": 0.75,
+    "ema_max_decay": 0.9999,
+    "push_to_hub": False,
+    "hub_token": None,
+    "hub_model_id": None,
+    "hub_private_repo": False,
+    "logger": "tensorboard",
+    "logging_dir": "logs",
+    "local_rank": -1,
+    "prediction_type": "epsilon",
+    "ddpm_num_steps": 1000,
+    "ddpm_num_inference_steps": 1000,
+    "ddpm_beta_schedule": "linear",
+    "checkpointing_steps": 500,
+    "checkpoints_total_limit": None,
+    "resume_from_checkpoint": None,
+    "enable_xformers_memory_efficient_attention": False,
+    "preserve_input_precision": False,
+}
+
+
+def test_takes_the_flags_of_diffusers_example_with_their_defaults():
+    arguments = parse_arguments([])
+    assert {name: getattr(arguments, name) for name in FLAGS_OF_DIFFUSERS_EXAMPLE} == FLAGS_OF_DIFFUSERS_EXAMPLE
+
+
+def test_a_command_line_of_the_example_is_understood():
+    line = (
+        "--dataset_name=huggan/flowers-102-categories --resolution=64 --center_crop --random_flip "
+        "--output_dir=ddpm-ema-flowers-64 --train_batch_size=16 --num_epochs=100 --gradient_accumulation_steps=1 "
+        "--use_ema --learning_rate=1e-4 --lr_warmup_steps=500 --mixed_precision=no --push_to_hub"
+    )
+    arguments = parse_arguments(line.split())
+    assert (arguments.resolution, arguments.use_ema, arguments.mixed_precision) == (64, True, "no")
+    assert arguments.center_crop
+    assert arguments.push_to_hub
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_names_what_exists(recipe):
+    arguments = TrainingArguments.from_recipe(recipe)
+    preset = PRESETS[arguments.model]
+    assert set(json_option("model_options", arguments.model_options)) <= set(
+        inspect.signature(preset.model_class).parameters
+    )
+    if preset.beta_schedule is not None:
+        options = json_option("schedule_options", arguments.schedule_options)
+        path = NoisePath.from_schedule(arguments.schedule, arguments.ddpm_num_steps, options=options)
+        path.check_prediction_type(arguments.prediction_type)
+
+
+def test_a_bare_no_in_yaml_is_the_precision(tmp_path):
+    (tmp_path / "r.yaml").write_text("mixed_precision: no\n")
+    assert TrainingArguments.from_recipe(tmp_path / "r.yaml").mixed_precision == "no"
+
+
+def test_flags_beside_a_recipe_win():
+    recipe = ["--recipe", str(RECIPES[0]), "--train_batch_size", "3", "--channels_last=false"]
+    for order in (recipe, [*recipe[2:], *recipe[:2]]):
+        arguments = parse_arguments(order)
+        assert (arguments.train_batch_size, arguments.channels_last) == (3, False)
+
+
+def test_a_recipe_written_out_is_the_same_and_holds_no_token():
+    arguments = TrainingArguments(
+        model_options='{"a": 1}', hub_token="secret", random_resized_crop=0.5, use_ema=True, schedule="cosine"
+    )
+    text = arguments.to_yaml()
+    assert "secret" not in text
+    assert "use_ema: true" in text
+    assert "overwrite" not in TrainingArguments(overwrite_output_dir=True).to_yaml()
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_every_prediction_type_is_a_setting(prediction_type):
+    assert TrainingArguments(prediction_type=prediction_type).prediction_type == prediction_type
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--nope", "1"], "Unknown flag --nope"),
+        (["--learning_rat", "1"], "Unknown flag --learning_rat"),
+        (["--train_batch_size", "many"], "invalid int value: 'many'"),
+        (["--train_batch_size", "0"], "train_batch_size must be at least 1, got 0"),
+        (["--learning_rate", "-1"], "learning_rate must be greater than 0, got -1.0"),
+        (["--learning_rate", "nan"], "learning_rate must be greater than 0, got nan"),
+        (["--recipe", "a.yaml", "--recipe", "b.yaml"], "Give one --recipe"),
+        (["--lr_warmup_steps", "-1"], "lr_warmup_steps must be at least 0, got -1"),
+        (["--loss", "l3"], "loss must be one of l2, l1, huber, got 'l3'"),
+        (["--loss_weighting", "p2"], "loss_weighting must be one of none, snr"),
+        (["--lr_scheduler", "sine"], "lr_scheduler must be one of linear, cosine"),
+        (["--recipe", "none.yaml"], "There is no recipe 'none.yaml'"),
+        (["--train_data_dir", "x", "--early_stopping_patience", "2"], "needs a validation_split"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(flags, sentence):
+    with pytest.raises((ValueError, OSError)) as caught:
+        parse_arguments(flags)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("- a\n- b\n", "must hold `name: value` lines"), ("a: [1\n", "is not valid YAML"), ("speed: 3\n", "Unknown flag")],
+)
+def test_a_wrong_recipe_is_one_sentence(tmp_path, text, sentence):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        TrainingArguments.from_recipe(tmp_path / "r.yaml")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,116 @@
+"""The house: what importing costs, which way the arrows point, what diffusers finds."""
+
+import ast
+import subprocess
+import sys
+
+import diffusers
+import pytest
+from conftest import ROOT
+
+import diffusers_ext
+
+PACKAGE = ROOT / "diffusers_ext"
+
+# Who may import whom, inside the package. Models travel alone; nothing imports train/.
+ARROWS = {
+    "models": {"models"},
+    "schedulers": {"schedulers"},
+    "pipelines": {"pipelines", "schedulers"},
+    "training": {"training", "schedulers", "models", "pipelines", "figures"},
+    "evaluation": {"evaluation"},
+    "figures": {"figures"},
+    "registration": set(),
+    "convert": {"models", "schedulers", "pipelines"},
+}
+
+
+def rooms_imported_by(file):
+    """The first parts of the names below diffusers_ext that a file imports."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    rooms = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            names = [module] if module.count(".") else [f"{module}.{alias.name}" for alias in node.names]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("diffusers_ext.")}
+    return rooms
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_arrows_point_one_way(room):
+    files = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else sorted((PACKAGE / room).glob("*.py"))
+    assert files
+    for file in files:
+        assert rooms_imported_by(file) <= ARROWS[room], file.name
+
+
+def test_the_arrow_test_sees_imports(tmp_path):
+    file = PACKAGE / "training" / "loop.py"
+    assert {"training", "pipelines"} <= rooms_imported_by(PACKAGE / "training" / "building.py")
+    assert rooms_imported_by(file) == {"training"}
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "models").glob("unet_*.py")), ids=lambda f: f.name)
+def test_model_files_travel_alone(file):
+    allowed = {"torch", "diffusers", "math", "typing", "collections", "dataclasses", "functools", "__future__"}
+    allowed |= {"inspect", "itertools", "contextlib"}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            assert node.module.split(".")[0] in allowed
+        elif isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+
+
+def test_every_public_name_resolves_and_diffusers_has_every_class():
+    for name in diffusers_ext.__all__:
+        assert getattr(diffusers_ext, name) is not None
+    for names in diffusers_ext._CLASSES.values():
+        for name in names:
+            assert getattr(diffusers, name) is getattr(diffusers_ext, name)
+
+
+def test_public_classes_of_the_rooms_are_all_registered():
+    from diffusers import ModelMixin, SchedulerMixin
+
+    from diffusers_ext import models, schedulers
+
+    for module, base in ((models, ModelMixin), (schedulers, SchedulerMixin)):
+        found = {
+            n for n in module.__all__ if isinstance(getattr(module, n), type) and issubclass(getattr(module, n), base)
+        }
+        assert found <= set(diffusers_ext._CLASSES["models"] + diffusers_ext._CLASSES["schedulers"])
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'NoSuchThing'"):
+        diffusers_ext.NoSuchThing  # noqa: B018
+
+
+def run(code, environment):
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd="/")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_costs_little_over_diffusers(environment):
+    code = (
+        "import time, diffusers\nbegan = time.process_time()\nimport diffusers_ext\nprint(time.process_time() - began)"
+    )
+    assert min(float(run(code, environment)) for _ in range(2)) < 0.3
+
+
+@pytest.mark.parametrize("first", ["", "import diffusers.pipelines.pipeline_utils\n"])
+def test_registers_before_and_after_diffusers_has_loaded_its_pipelines(environment, first):
+    code = first + (
+        "import diffusers_ext, diffusers\n"
+        "from diffusers.pipelines import pipeline_loading_utils as p\n"
+        "assert p.LOADABLE_CLASSES['diffusers_ext'] and diffusers.pipelines.diffusers_ext is diffusers_ext\n"
+        "print(diffusers.AnnotatedUNet2DModel.__name__, diffusers.GenerationPipeline.__name__)"
+    )
+    assert run(code, environment).split() == ["AnnotatedUNet2DModel", "GenerationPipeline"]

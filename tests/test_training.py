@@ -1,0 +1,419 @@
+"""A training run: what it writes, what it survives, and that it is a function of its settings."""
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from diffusers_ext.training import Trainer, TrainingArguments, TrainingDiverged, train
+from diffusers_ext.training.checkpoint import list_checkpoints
+
+SCRIPT = ROOT / "train" / "train_unconditional.py"
+
+
+def flags(arguments):
+    path = os.path.join(os.path.dirname(arguments.output_dir), "recipe.yaml")
+    with open(path, "w") as file:
+        file.write(arguments.to_yaml())
+    return ["--recipe", path]
+
+
+def launch(environment, arguments, *more, launcher=(sys.executable,)):
+    command = [*launcher, str(SCRIPT), *flags(arguments), *more]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def free_port():
+    """A port that nobody listens on now; tests run side by side."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def weights(folder):
+    return {
+        name: value
+        for file in ("model.safetensors", "ema.safetensors")
+        for name, value in {f"{file}:{k}": v for k, v in load_file(os.path.join(folder, file)).items()}.items()
+    }
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def images_of(pipeline, steps=3):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    return pipeline(batch_size=2, num_inference_steps=steps, generator=generator, output_type="pt").images
+
+
+def metrics(arguments):
+    with open(os.path.join(arguments.output_dir, "metrics.jsonl")) as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_trains_saves_and_loads_bit_for_bit(tiny_run, channels_last):
+    arguments = tiny_run(channels_last=channels_last)
+    pipeline = train(arguments)
+    loaded = DiffusionPipeline.from_pretrained(arguments.output_dir)
+    assert type(loaded).__name__ == "GenerationPipeline"
+    assert torch.equal(images_of(pipeline), images_of(loaded))
+
+
+def test_leaves_what_the_reader_looks_for(tiny_run):
+    arguments = tiny_run(logger="tensorboard", validation_steps=3)
+    train(arguments)
+    root = ROOT.joinpath(arguments.output_dir)
+    for name in (
+        "figures/samples.png",
+        "figures/schedule.png",
+        "figures/reverse.gif",
+        "figures/losses.png",
+        "recipe.yaml",
+    ):
+        assert (root / name).stat().st_size > 0, name
+    assert len(list((root / "samples").glob("*.png"))) >= 2
+    assert list(root.glob("logs/**/events.*"))
+    records = metrics(arguments)
+    assert [r["step"] for r in records if "loss" in r] == [2, 4, 6]
+    assert [r["step"] for r in records if "validation_loss" in r] == [3, 6]
+    assert all(math.isfinite(r.get("loss", 0.0)) for r in records)
+
+
+def test_the_recipe_it_writes_runs_again(tiny_run):
+    arguments = tiny_run()
+    train(arguments)
+    assert TrainingArguments.from_recipe(os.path.join(arguments.output_dir, "recipe.yaml")) == arguments
+
+
+def test_loss_falls(tiny_run):
+    train(arguments := tiny_run(max_train_steps=150, learning_rate=5e-3, logging_steps=30))
+    losses = [r["loss"] for r in metrics(arguments) if "loss" in r]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_swaps_to_schedulers_of_diffusers_on_the_same_path(tiny_run):
+    pipeline = train(tiny_run(schedule="exponential", beta_end=0.05))
+    table = pipeline.scheduler.alphas_cumprod
+    for scheduler_class in (DDIMScheduler, DPMSolverMultistepScheduler):
+        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+        assert torch.allclose(pipeline.scheduler.alphas_cumprod, table, atol=1e-6)
+        assert images_of(pipeline).isfinite().all()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_ends_with_the_same_weights(tiny_run, tmp_path, environment):
+    steps = 40
+    whole = tiny_run(max_train_steps=steps, checkpointing_steps=steps, gradient_accumulation_steps=2)
+    _, error = launch(environment, whole).communicate()
+    assert list_checkpoints(ROOT.joinpath(whole.output_dir)), error
+    broken = tiny_run(
+        max_train_steps=steps, checkpointing_steps=2, gradient_accumulation_steps=2, output_dir=str(tmp_path / "killed")
+    )
+    for _ in range(2):
+        more = ["--resume_from_checkpoint", "latest"] if os.path.isdir(broken.output_dir) else []
+        process = launch(environment, broken, *more)
+        seen = len(list_checkpoints(tmp_path / "killed"))
+        while len(list_checkpoints(tmp_path / "killed")) < seen + 3 and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert list_checkpoints(tmp_path / "killed")[-1].name != f"checkpoint-{steps}", "killed too late to prove anything"
+    process = launch(environment, broken, "--resume_from_checkpoint", "latest")
+    _, error = process.communicate()
+    assert process.returncode == 0, error
+    last = f"checkpoint-{steps}"
+    assert same(weights(os.path.join(whole.output_dir, last)), weights(tmp_path / "killed" / last))
+    assert not list((tmp_path / "killed").glob(".*.partial"))
+    recorded = [r["step"] for r in metrics(broken) if "loss" in r]
+    assert recorded == sorted(set(recorded)) == list(range(2, steps + 1, 2))
+
+
+def test_resuming_equals_running_through_with_early_stopping_state(tiny_run, tmp_path):
+    whole = tiny_run(validation_steps=2, early_stopping_patience=5)
+    train(whole)
+    half = tiny_run(validation_steps=2, early_stopping_patience=5, output_dir=str(tmp_path / "half"))
+    trainer = Trainer(half)
+    trainer.max_steps = 3  # as if the clock had stopped it: the learning rate still aims at step 6
+    trainer.train()
+    half.resume_from_checkpoint = "latest"
+    train(half)
+    for name in ("ema.safetensors", "model.safetensors", "best.safetensors"):
+        first = load_file(os.path.join(whole.output_dir, "checkpoint-6", name))
+        assert same(first, load_file(tmp_path / "half" / "checkpoint-6" / name)), name
+
+
+def test_logging_validation_and_previews_change_no_weight(tiny_run, tmp_path):
+    train(plain := tiny_run())
+    train(watched := tiny_run(logging_steps=1, validation_steps=1, eval_batch_size=3, output_dir=str(tmp_path / "w")))
+    first, second = (weights(os.path.join(a.output_dir, "checkpoint-6")) for a in (plain, watched))
+    assert same(first, second)
+
+
+def test_another_seed_gives_other_weights(tiny_run, tmp_path):
+    train(first := tiny_run())
+    train(second := tiny_run(seed=1, output_dir=str(tmp_path / "other")))
+    assert not same(*(weights(os.path.join(a.output_dir, "checkpoint-6")) for a in (first, second)))
+
+
+def test_a_damaged_newest_checkpoint_falls_back_and_says_so(tiny_run, caplog):
+    train(arguments := tiny_run())
+    newest = list_checkpoints(ROOT.joinpath(arguments.output_dir))[-1]
+    data = (newest / "model.safetensors").read_bytes()
+    (newest / "model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    arguments.resume_from_checkpoint = "latest"
+    train(arguments)
+    assert "damaged: model.safetensors" in caplog.text
+    assert "Falling back" in caplog.text
+    # it went on from step 4, and the checkpoint of step 6 is whole again
+    assert (newest / "model.safetensors").read_bytes() == data
+
+
+def test_checkpoints_are_limited_in_number(tiny_run):
+    train(arguments := tiny_run(checkpoints_total_limit=2))
+    assert [p.name for p in list_checkpoints(ROOT.joinpath(arguments.output_dir))] == ["checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_first(tiny_run, environment, number):
+    arguments = tiny_run(max_train_steps=100_000, num_epochs=100_000, checkpointing_steps=100_000)
+    process = launch(environment, arguments)
+    metrics_file = os.path.join(arguments.output_dir, "metrics.jsonl")
+    while not os.path.exists(metrics_file) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, error
+    assert "go on with --resume_from_checkpoint latest" in error
+    assert "Traceback" not in error
+    assert len(list_checkpoints(ROOT.joinpath(arguments.output_dir))) == 1
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step(tiny_run):
+    with pytest.raises(TrainingDiverged, match=r"loss became nan at step \d+; likely cause: learning_rate"):
+        train(tiny_run(learning_rate=1e30, max_train_steps=50, max_grad_norm=1e30))
+
+
+def test_time_budget_ends_the_run(tiny_run):
+    train(arguments := tiny_run(max_train_steps=None, num_epochs=10_000, max_train_seconds=1.0, logging_steps=1))
+    seconds = [r["seconds"] for r in metrics(arguments) if "loss" in r]
+    assert seconds[-1] >= 1.0
+    assert all(s < 1.0 for s in seconds[:-1])
+
+
+def test_learning_rate_decays_with_the_time_budget(tiny_run):
+    trainer = Trainer(tiny_run(max_train_steps=None, num_epochs=10_000, max_train_seconds=60.0))
+    rates = []
+    for trainer.progress.seconds in (0.0, 30.0, 60.0):
+        trainer.progress.step = 10
+        rates.append(trainer.learning_rate())
+    assert rates == pytest.approx([1e-4, 0.5e-4, 0.0], abs=1e-7)
+
+
+def test_learning_rate_counts_optimizer_steps(tiny_run):
+    train(arguments := tiny_run(max_train_steps=20, gradient_accumulation_steps=4, logging_steps=1))
+    rates = [r["learning_rate"] for r in metrics(arguments) if "loss" in r]
+    assert rates[0] == 0.0
+    assert max(rates) == pytest.approx(1e-4)
+    assert rates[-1] < 0.02e-4
+
+
+def test_early_stopping_keeps_the_best_weights(tiny_run):
+    arguments = tiny_run(
+        max_train_steps=200,
+        validation_steps=1,
+        early_stopping_patience=2,
+        learning_rate=0.5,
+        use_ema=False,
+        max_grad_norm=1e9,
+    )
+    trainer = Trainer(arguments)
+    pipeline = trainer.train()
+    losses = [r["validation_loss"] for r in metrics(arguments) if "validation_loss" in r]
+    assert trainer.progress.step < 200
+    assert min(losses) == losses[-3]
+    saved = DiffusionPipeline.from_pretrained(arguments.output_dir).unet.state_dict()
+    assert same(dict(trainer.best), {k: v for k, v in saved.items() if k in trainer.best})
+    assert same(dict(pipeline.unet.state_dict()), dict(saved))
+
+
+def test_unet2d_loads_without_this_package(tiny_run, environment):
+    options = {
+        "block_out_channels": [8, 8],
+        "down_block_types": ["DownBlock2D"] * 2,
+        "up_block_types": ["UpBlock2D"] * 2,
+    }
+    options |= {"norm_num_groups": 4, "layers_per_block": 1}
+    arguments = tiny_run(model="unet2d", model_options=json.dumps(options), sampler="ddpm", schedule="exponential")
+    train(arguments)
+    # Read with the package imported and without it: the same classes, the same images.
+    expected = images_of(DiffusionPipeline.from_pretrained(arguments.output_dir))
+    code = (
+        "import sys, torch, diffusers\ntorch.set_num_threads(1)\n"
+        f"pipeline = diffusers.DiffusionPipeline.from_pretrained({arguments.output_dir!r})\n"
+        "pipeline.set_progress_bar_config(disable=True)\n"
+        "options = {'batch_size': 2, 'num_inference_steps': 3, 'output_type': 'np'}\n"
+        "images = pipeline(generator=torch.Generator().manual_seed(3), **options).images\n"
+        "assert 'diffusers_ext' not in sys.modules\n"
+        f"torch.save(torch.from_numpy(images), {arguments.output_dir + '/images.pt'!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**environment, "PYTHONPATH": ""}, cwd="/")
+    images = torch.load(arguments.output_dir + "/images.pt")
+    assert torch.equal(images.permute(0, 3, 1, 2), expected)
+
+
+def test_the_toy_denoiser_trains_and_samples(tiny_run):
+    arguments = tiny_run(model="playground-toy", model_options=None, use_ema=False, prediction_type="sample")
+    pipeline = train(arguments)
+    loaded = DiffusionPipeline.from_pretrained(arguments.output_dir)
+    assert type(loaded.scheduler).__name__ == "MixScheduler"
+    assert torch.equal(images_of(pipeline, 5), images_of(loaded, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_two_processes_follow_one_of_the_same_global_batch(tiny_run, tmp_path, environment, launcher):
+    one = tiny_run(train_batch_size=16, max_train_steps=10, logging_steps=1)
+    train(one)
+    two = tiny_run(train_batch_size=8, max_train_steps=10, logging_steps=1, output_dir=str(tmp_path / "two"))
+    module = {
+        "accelerate": [
+            "accelerate.commands.launch",
+            "--num_processes=2",
+            "--cpu",
+            f"--main_process_port={free_port()}",
+        ],
+        "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node=2"],
+    }[launcher]
+    process = launch(environment, two, launcher=(sys.executable, "-m", *module))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    first, second = ([r["loss"] for r in metrics(a) if "loss" in r] for a in (one, two))
+    assert len(second) == 10
+    assert second == pytest.approx(first, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"train_data_dir": "/nowhere"}, "/nowhere"),
+        ({"model": "no-such-model"}, "model 'no-such-model' is neither a preset"),
+        ({"schedule": "cosinus"}, "Unknown schedule 'cosinus'"),
+        ({"schedule_options": "{"}, "schedule_options must be a JSON object"),
+        ({"prediction_type": "noise"}, "Unknown prediction_type 'noise'"),
+        ({"resume_from_checkpoint": "/nowhere/checkpoint-3"}, "There is no checkpoint"),
+        ({"model": "unet2d", "model_options": None}, "needs a resolution divisible by 32, got 28"),
+        ({"model": "unet2d", "model_options": '{"foo": 1}'}, "UNet2DModel takes no foo"),
+        ({"model_options": '{"base_channels": "wide"}'}, "configuration can't be built"),
+        ({"logging_dir": "/precious"}, "logging_dir names a folder inside output_dir"),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}, "zero terminal SNR"),
+    ],
+)
+def test_bad_settings_are_one_sentence(tiny_run, overrides, sentence):
+    with pytest.raises((ValueError, OSError)) as caught:
+        train(tiny_run(**overrides))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_overwriting_begins_only_when_the_new_run_can(tiny_run, tmp_path):
+    train(arguments := tiny_run(max_train_steps=2))
+    (tmp_path / "run" / "samples" / "mine.txt").write_text("not the run's")
+    arguments.overwrite_output_dir, arguments.train_data_dir = True, "/nowhere"
+    with pytest.raises(FileNotFoundError):
+        train(arguments)
+    assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+    arguments.train_data_dir = None
+    train(arguments)
+    assert (tmp_path / "run" / "samples" / "mine.txt").exists()
+
+
+def test_resuming_drops_the_checkpoints_after_the_one_it_resumes_from(tiny_run, tmp_path):
+    train(arguments := tiny_run())
+    (tmp_path / "run" / "checkpoint-6" / "model.safetensors").write_bytes(b"")
+    arguments.resume_from_checkpoint, arguments.checkpoints_total_limit, arguments.max_train_steps = "latest", 1, 5
+    train(arguments)
+    assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["checkpoint-5"]
+
+
+def test_a_short_run_on_a_folder_without_validation_leaves_its_pictures(tiny_run, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.new("L", (28, 28), 60 * i).save(tmp_path / "images" / f"{i}.png")
+    arguments = tiny_run(
+        train_data_dir=str(tmp_path / "images"),
+        train_split="train",
+        max_train_steps=1,
+        train_batch_size=2,
+        resolution=28,
+    )
+    train(arguments)
+    assert (tmp_path / "run" / "figures" / "losses.png").exists()
+    assert [r["step"] for r in metrics(arguments)] == [1]
+
+
+@pytest.mark.slow
+def test_guided_network_trains_on_two_processes_though_its_class_blocks_are_unused(tiny_run, environment):
+    arguments = tiny_run(
+        model="usurf-guided-unet", model_options='{"base_channels": 8}', resolution=32, max_train_steps=2
+    )
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    process = launch(environment, arguments, launcher=torchrun)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(tiny_run):
+    train(arguments := tiny_run(max_train_steps=2))
+    with pytest.raises(FileExistsError, match="holds an earlier run"):
+        train(arguments)
+    arguments.overwrite_output_dir = True
+    arguments.checkpointing_steps = 1
+    train(arguments)
+    assert [p.name for p in list_checkpoints(ROOT.joinpath(arguments.output_dir))] == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_the_script_reports_an_error_in_one_line(environment):
+    process = subprocess.run(
+        [sys.executable, str(SCRIPT), "--lerning_rate", "1"], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 1
+    assert process.stderr.strip().splitlines()[-1] == "error: Unknown flag --lerning_rate."
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
+def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_run(tiny_run, monkeypatch, caplog, error):
+    from diffusers_ext.training import checkpoint
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "seal", full)
+    train(arguments := tiny_run())
+    assert f"could not be saved ({error}); training goes on" in caplog.text
+    assert not list(ROOT.joinpath(arguments.output_dir).glob(".*.partial"))
+    assert list_checkpoints(ROOT.joinpath(arguments.output_dir)) == []
+    assert DiffusionPipeline.from_pretrained(arguments.output_dir)
