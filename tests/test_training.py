@@ -203,7 +203,7 @@ def test_a_signal_saves_first(tiny_run, environment, number):
     while not os.path.exists(metrics_file) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 128 + number, error
     assert "go on with --resume_from_checkpoint latest" in error
     assert "Traceback" not in error
@@ -219,7 +219,8 @@ def test_time_budget_ends_the_run(tiny_run):
     train(arguments := tiny_run(max_train_steps=None, num_epochs=10_000, max_train_seconds=1.0, logging_steps=1))
     seconds = [r["seconds"] for r in metrics(arguments) if "loss" in r]
     assert seconds[-1] >= 1.0
-    assert all(s < 1.0 for s in seconds[:-1])
+    # The file rounds to milliseconds: 0.9996 s reads 1.0.
+    assert all(s <= 1.0 for s in seconds[:-1])
 
 
 def test_learning_rate_decays_with_the_time_budget(tiny_run):
