@@ -478,7 +478,8 @@ def _guided_config(shapes: _Shapes) -> dict[str, Any]:
     """As the annotated one, less what our guided class has no option for; a file that needs one will not fit it."""
     config = _annotated_config(shapes)
     kept = ("base_channels", "channel_multipliers", "in_channels", "out_channels", "self_condition")
-    return {key: config[key] for key in (*kept, "attention_heads", "attention_head_dim") if key in config}
+    known = {key: config[key] for key in (*kept, "attention_heads", "attention_head_dim") if key in config}
+    return {**known, "class_conditioning": "bottleneck"}
 
 
 _ANNOTATED_NAMES = (

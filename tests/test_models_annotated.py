@@ -172,8 +172,30 @@ def test_labels_are_refused_by_a_model_without_classes(name):
 def test_guided_labels_enter_where_timesteps_cannot_reach():
     """A label's embedding is that of the timestep label + label_shift."""
     x, labels = images(), torch.tensor([0, 1])
-    near, far = tiny("GuidedUNet2DModel", label_shift=400.0), tiny("GuidedUNet2DModel", label_shift=399.0)
+    near, far = (
+        tiny("GuidedUNet2DModel", class_conditioning="bottleneck", label_shift=shift) for shift in (400.0, 399.0)
+    )
     torch.testing.assert_close(run(near, x, class_labels=labels), run(far, x, class_labels=labels + 1))
+
+
+@pytest.mark.parametrize("place", ["everywhere", "bottleneck"])
+def test_guided_class_reaches_every_block_or_the_bottleneck_alone(place):
+    model, entered = tiny("GuidedUNet2DModel", class_conditioning=place), []
+    block = model.down_levels[0].block1
+    block.register_forward_hook(lambda *call: entered.append(call[2].detach()))
+    outputs = [run(model, images(), class_labels=torch.tensor([label, label])) for label in (0, 1)]
+    assert not torch.equal(*outputs)
+    assert torch.equal(*entered) == (place == "bottleneck")
+
+
+def test_patches_are_channels_of_a_smaller_image():
+    """A network on patches of 2x2 pixels is the one without patches on the folded image."""
+    patched = tiny("ADMUNet2DModel", patch_size=2, in_channels=1)
+    folded = tiny("ADMUNet2DModel", in_channels=4)
+    folded.load_state_dict(patched.state_dict())
+    x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    expected = torch.nn.functional.pixel_shuffle(run(folded, torch.nn.functional.pixel_unshuffle(x, 2)), 2)
+    torch.testing.assert_close(run(patched, x), expected)
 
 
 def test_raw_time_is_time_times_its_range():

@@ -17,6 +17,7 @@ COUNTS = {
     "denoising-diffusion-pytorch": 35_719_555,
     "ict1022-simple": 2_377_215,
     "small": 2_012_164,
+    "small-adm": 2_804_428,
 }
 
 

@@ -91,7 +91,9 @@ def test_self_conditioning_equals_the_reference():
 @torch.no_grad()
 def test_guided_equals_the_reference_with_and_without_labels():
     reference = randomized(RefGuided(16, (1, 2), 1))
-    ours = GuidedUNet2DModel(in_channels=1, base_channels=16, channel_multipliers=(1, 2)).eval()
+    ours = GuidedUNet2DModel(
+        in_channels=1, base_channels=16, channel_multipliers=(1, 2), class_conditioning="bottleneck"
+    ).eval()
     take_weights(ours, reference, "usurf-guided-unet")
     x, labels = images(1), torch.tensor([0, 3, 9])
     conditional, null = reference(x, TIMESTEPS, labels), reference(x, TIMESTEPS)

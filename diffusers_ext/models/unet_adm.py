@@ -201,6 +201,7 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         num_class_embeds: number of classes, None for none; index `num_class_embeds` is the null class.
         cross_attention_dim: channels of `encoder_hidden_states`, None for no cross-attention.
         condition_channels: channels of `image_condition`, 0 for none.
+        patch_size: the network sees patches of so many pixels a side as channels (space-to-depth), 1 for pixels.
     """
 
     _supports_gradient_checkpointing = True
@@ -233,6 +234,7 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         num_class_embeds: int | None = None,
         cross_attention_dim: int | None = None,
         condition_channels: int = 0,
+        patch_size: int = 1,
     ):
         super().__init__()
         factors = [2**i for i in range(len(channel_multipliers))]
@@ -249,7 +251,7 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             nn.Linear(base_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_channels)
-        self.conv_in = nn.Conv2d(in_channels + condition_channels, base_channels, 3, padding=1)
+        self.conv_in = nn.Conv2d((in_channels + condition_channels) * patch_size**2, base_channels, 3, padding=1)
 
         widths = [base_channels * m for m in channel_multipliers]
         width, skips = base_channels, [base_channels]
@@ -276,7 +278,7 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             if factor != 1:
                 self.upsamples.append(ADMUpsample(width))
         self.norm_out = GroupNorm32(norm_num_groups, width)
-        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
         self.gradient_checkpointing = False
 
     def _block(self, in_channels: int, out_channels: int) -> ADMResidualBlock:
@@ -296,7 +298,7 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     @property
     def downsample_factor(self) -> int:
         """What height and width must be a multiple of."""
-        return 2 ** (len(self.config.channel_multipliers) - 1)
+        return self.config.patch_size * 2 ** (len(self.config.channel_multipliers) - 1)
 
     def forward(
         self,
@@ -322,7 +324,7 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         self._check_sample(sample)
         context, mask = self._context(sample, encoder_hidden_states, encoder_attention_mask)
         temb = self._embed(sample, timestep, class_labels)
-        x = self.conv_in(self._with_condition(sample, image_condition))
+        x = self.conv_in(F.pixel_unshuffle(self._with_condition(sample, image_condition), self.config.patch_size))
         skips = [x]
         for i, stages in enumerate(self.down_stages):
             for stage in stages:
@@ -338,7 +340,7 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 x = self._run_stage(stage, x, temb, skips.pop(), context, mask)
             if i < len(self.upsamples):
                 x = self.upsamples[i](x)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.config.patch_size)
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
     def _run_stage(

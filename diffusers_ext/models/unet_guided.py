@@ -218,7 +218,7 @@ class GuidedLevel(nn.Module):
 
 
 class GuidedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
-    """Predicts from a noisy image, its timestep and, in the bottleneck only, its class.
+    """Predicts from a noisy image, its timestep and its class.
 
     Args:
         sample_size: height (and width) the model is trained at; any size the down-sampling divides is accepted.
@@ -231,14 +231,17 @@ class GuidedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
         attention_heads, attention_head_dim: heads and their width.
         dropout: rate inside blocks.
         num_class_embeds: number of classes; index `num_class_embeds` is the null class.
-        label_shift: what is added to a label before the time MLP, to keep it clear of every timestep.
+        class_conditioning: "everywhere" adds an embedding of the class to that of the time, which modulates every
+            block; "bottleneck" is the source project's way: the class, embedded by the time MLP, modulates the two last
+            blocks of the bottleneck and nothing else, and its influence on the image is weak.
+        label_shift: what "bottleneck" adds to a label before the time MLP, to keep it clear of every timestep.
         self_condition: take an earlier prediction as further input channels (Chen et al., "Analog Bits", 2022).
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules: Any = ["GuidedResidualBlock", "GuidedAttention"]
     _repeated_blocks = ["GuidedResidualBlock", "GuidedAttention"]
-    _skip_layerwise_casting_patterns: Any = ["norm", "time_embedding"]
+    _skip_layerwise_casting_patterns: Any = ["norm", "time_embedding", "class_embedding"]
 
     # diffusers types its configuration as a bare dict, and torch's containers have no element type
     config: Any
@@ -260,6 +263,7 @@ class GuidedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
         attention_head_dim: int = 32,
         dropout: float = 0.0,
         num_class_embeds: int = 10,
+        class_conditioning: Literal["everywhere", "bottleneck"] = "everywhere",
         label_shift: float = 400.0,
         self_condition: bool = False,
     ):
@@ -268,6 +272,8 @@ class GuidedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
             raise ValueError(
                 f"weight_standardization is {weight_standardization!r}; it takes 'standard', 'inverted' or None."
             )
+        if class_conditioning not in ("everywhere", "bottleneck"):
+            raise ValueError(f"class_conditioning is {class_conditioning!r}; it takes 'everywhere' or 'bottleneck'.")
         out_channels = in_channels if out_channels is None else out_channels
         self.register_to_config(out_channels=out_channels)
 
@@ -275,6 +281,8 @@ class GuidedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
         self.time_embedding = nn.Sequential(
             nn.Linear(base_channels, time_channels), nn.GELU(), nn.Linear(time_channels, time_channels)
         )
+        everywhere = class_conditioning == "everywhere"
+        self.class_embedding = nn.Embedding(num_class_embeds + 1, time_channels) if everywhere else None
         self.stem = nn.Conv2d(in_channels * (2 if self_condition else 1), base_channels, 1)
         widths = [base_channels, *(base_channels * m for m in channel_multipliers)]
         levels = list(itertools.pairwise(widths))
@@ -329,15 +337,17 @@ class GuidedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
         """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
 
         `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
-        in 0..num_class_embeds, the last being the null class, which None stands for: its samples pass the class blocks
-        unmodulated.  `self_condition` is an earlier prediction shaped as `sample`; None stands for zeros.
+        in 0..num_class_embeds, the last being the null class, which None stands for; with `class_conditioning` of
+        "bottleneck" its samples pass the class blocks unmodulated.  `self_condition` is an earlier prediction shaped as
+        `sample`; None stands for zeros.
 
         Raises ValueError for a sample of other channels or of a size the down-sampling does not divide, for a timestep
         or labels of another shape, for labels out of range (found without a device synchronisation: on a CPU only) and
         for self-conditioning the model was not built for.
         """
         self._check_sample(sample)
-        temb = self._embed(batched_timesteps(timestep, sample), sample)
+        labels = None if class_labels is None else self._labels(class_labels, sample)
+        temb = self._embed(batched_timesteps(timestep, sample), sample, self._class_embedding(labels, sample))
         x = self.stem(self._stem_input(sample, self_condition))
         stem, skips = x, []
         for level in self.down_levels:
@@ -348,7 +358,7 @@ class GuidedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
             x = level.resample(x)
         x = self._run(self.mid_attn, self._run(self.mid_block1, x, temb))
         x = self._run(self.mid_block2, x, temb)
-        x = self._run_class_blocks(x, class_labels, sample)
+        x = self._run_class_blocks(x, temb, labels, sample)
         for level in self.up_levels:
             x = self._run(level.block1, x, temb, skips.pop())
             x = self._run(level.block2, x, temb, skips.pop())
@@ -356,26 +366,38 @@ class GuidedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
         x = self.conv_out(self._run(self.final_block, x, temb, stem))
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
-    def _run_class_blocks(self, x: Tensor, class_labels: Tensor | None, sample: Tensor) -> Tensor:
+    def _run_class_blocks(self, x: Tensor, temb: Tensor, labels: Tensor | None, sample: Tensor) -> Tensor:
         """Twice: the bottleneck's attention once more (the same module), then a block modulated by the class."""
-        film = strength = None
-        if class_labels is not None:
-            labels = self._labels(class_labels, sample)
-            film = self._embed(labels.float() + self.config.label_shift, sample)
-            strength = self._modulation_strength(labels)
+        film, strength = temb, None
+        if self.class_embedding is None:
+            film, strength = self._label_film(labels, sample)
         for block in (self.class_block1, self.class_block2):
             x = self._run(block, self._run(self.mid_attn, x), film, None, strength)
         return x
+
+    def _label_film(self, labels: Tensor | None, sample: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the labels alone modulate by, and how strongly; no labels, no modulation."""
+        if labels is None:
+            return None, None
+        return self._embed(labels.float() + self.config.label_shift, sample), self._modulation_strength(labels)
 
     def _run(self, block: nn.Module, *args: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
-    def _embed(self, values: Tensor, sample: Tensor) -> Tensor:
-        """SiLU of the time MLP, (batch, 4 * base_channels): every block would start with this SiLU."""
+    def _embed(self, values: Tensor, sample: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+        """SiLU of the time MLP plus `shift`, (batch, 4 * base_channels): every block would start with this SiLU."""
         waves = sinusoidal_embedding(values, self.config.base_channels).to(sample.dtype)
-        return F.silu(self.time_embedding(waves))
+        return F.silu(self.time_embedding(waves) + shift)
+
+    def _class_embedding(self, labels: Tensor | None, sample: Tensor) -> Tensor | float:
+        """(batch, 4 * base_channels), that of the null class for no labels; 0 where the class enters elsewhere."""
+        if self.class_embedding is None:
+            return 0.0
+        if labels is None:
+            labels = torch.full((sample.shape[0],), self.config.num_class_embeds, device=sample.device)
+        return self.class_embedding(labels).to(sample.dtype)
 
     def _labels(self, class_labels: Tensor, sample: Tensor) -> Tensor:
         batch, null_class = sample.shape[0], self.config.num_class_embeds
