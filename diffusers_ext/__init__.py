@@ -30,6 +30,7 @@ _CLASSES = {
         "SubsequenceDDIMScheduler",
     ],
     "pipelines": ["GenerationPipeline"],
+    "evaluation.judge": ["ImageClassifier"],
 }
 _OTHERS = {
     "models": ["PRESETS", "build_model"],

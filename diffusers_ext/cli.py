@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
+from .commands.judge import JudgeTrainArguments, judge_train
+from .commands.shared import at_least_one, load_pipeline
+
 
 @dataclass
 class SampleArguments:
@@ -83,8 +86,8 @@ def sample(arguments: SampleArguments) -> None:
     from . import figures
     from .comparison import SAMPLERS
 
-    _at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
-    pipeline = _load(arguments.model, arguments.device)
+    at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
+    pipeline = load_pipeline(arguments.model, arguments.device)
     if arguments.sampler is not None:
         if arguments.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got '{arguments.sampler}'.")
@@ -126,9 +129,9 @@ def compare(arguments: CompareArguments) -> None:
     from .comparison import compare as run_comparison
     from .comparison import draw, exact_flow, mixture_pipeline, write_csv
 
-    _at_least_one(arguments, "num_images")
+    at_least_one(arguments, "num_images")
     perfect = arguments.model == "mixture"
-    pipeline = mixture_pipeline() if perfect else _load(arguments.model, arguments.device)
+    pipeline = mixture_pipeline() if perfect else load_pipeline(arguments.model, arguments.device)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.unet.config
     height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
@@ -208,42 +211,28 @@ def _json_object(name: str, text: str | None) -> dict[str, Any] | None:
     return value
 
 
-def _load(model: str, device: str | None) -> Any:
-    from diffusers import DiffusionPipeline
-
-    if not model or (model.startswith((".", "/")) and not Path(model).exists()):
-        raise ValueError(f"There is no pipeline '{model}'.")
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return DiffusionPipeline.from_pretrained(model).to(device)
-
-
-def _at_least_one(arguments: Any, *names: str) -> None:
-    for name in names:
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}.")
-
-
 COMMANDS: dict[str, tuple[Callable[[Any], None], Any]] = {
     "sample": (sample, SampleArguments),
     "compare": (compare, CompareArguments),
     "schedules": (schedules, ScheduleArguments),
     "convert": (convert, ConvertArguments),
+    "judge train": (judge_train, JudgeTrainArguments),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0, or 1 after one sentence on what was wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] not in COMMANDS:
+    name = next((" ".join(words[:count]) for count in (1, 2) if " ".join(words[:count]) in COMMANDS), None)
+    if name is None:
         asked_for_help = bool(words) and words[0] in ("-h", "--help")
         print(f"usage: diffusers-ext {{{','.join(COMMANDS)}}} [--help] ...")
-        for name, (_, settings) in COMMANDS.items():
-            print(f"  {name:12} {settings.__doc__}")
+        for known, (_, settings) in COMMANDS.items():
+            print(f"  {known:12} {settings.__doc__}")
         return 0 if asked_for_help else 2
-    function, settings = COMMANDS[words[0]]
-    parser = HfArgumentParser(settings, prog=f"diffusers-ext {words[0]}", description=settings.__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(words[1:])
+    function, settings = COMMANDS[name]
+    parser = HfArgumentParser(settings, prog=f"diffusers-ext {name}", description=settings.__doc__)
+    (arguments,) = parser.parse_args_into_dataclasses(words[len(name.split()) :])
     try:
         function(arguments)
     except (ValueError, OSError, ImportError) as error:

@@ -1,0 +1,1 @@
+"""Commands of `diffusers-ext` that need more than a few lines, one a file."""

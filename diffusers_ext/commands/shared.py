@@ -1,0 +1,31 @@
+"""What several commands do alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def best_device(device: str | None) -> str:
+    """The device asked for, or the best there is."""
+    if device is not None:
+        return device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_pipeline(model: str, device: str | None) -> Any:
+    """A pipeline by folder or Hub name, on its device. Raises ValueError when there is none."""
+    from diffusers import DiffusionPipeline
+
+    if not model or (model.startswith((".", "/")) and not Path(model).exists()):
+        raise ValueError(f"There is no pipeline '{model}'.")
+    return DiffusionPipeline.from_pretrained(model).to(best_device(device))
+
+
+def at_least_one(arguments: Any, *names: str) -> None:
+    """Raises ValueError for a setting below 1."""
+    for name in names:
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}.")
