@@ -1,9 +1,10 @@
-"""GenerationPipeline: from noise to images with any network and any scheduler."""
+"""GenerationPipeline: from noise to images with any network and any scheduler, under a condition or none."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,37 +12,89 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from .class_conditions import class_indices, classes_of
+from .guidance import GuidedNetwork, check_guidance
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+Generators = torch.Generator | list[torch.Generator] | None
 
 
 class GenerationPipeline(DiffusionPipeline):
-    """Unconditional generation.
+    """Unconditional and conditional generation.
 
     Args:
-        unet: a network called as `unet(sample, timestep).sample`, with `config.in_channels` and `config.sample_size`.
+        unet: a network called as `unet(sample, timestep, **conditions).sample`, with `config.in_channels` and
+            `config.sample_size`; the conditions are those that the call was given.
         scheduler: any scheduler of this package or of diffusers.
+        text_encoder, tokenizer: of transformers, for networks that take `encoder_hidden_states`.
+        weak_unet: a weaker network for the same task. Guidance then leads away from it (autoguidance) instead of from
+            the null condition; `pipeline.weak_unet = None` gives classifier-free guidance back.
+        id2label: names of the classes, index -> name; the indices may be strings, as in a saved configuration.
+        condition: name of the image condition that the network was trained with.
+
+    Raises:
+        ValueError: for an `id2label` that is no such dictionary.
     """
 
-    model_cpu_offload_seq = "unet"  # type: ignore[assignment]
+    # weak_unet takes turns with unet; outside the sequence it stays on the device for the whole walk.
+    model_cpu_offload_seq = "text_encoder->unet"  # type: ignore[assignment]
+    _optional_components: Any = ["text_encoder", "tokenizer", "weak_unet"]
     _callback_tensor_inputs = ["latents"]
+    config: Any  # diffusers types it as a bare dict
     unet: Any
     scheduler: Any
+    text_encoder: Any
+    tokenizer: Any
+    weak_unet: Any
 
-    def __init__(self, unet: Any, scheduler: Any):
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        weak_unet: Any = None,
+        id2label: Mapping[Any, str] | None = None,
+        condition: str | None = None,
+    ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(
+            unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, weak_unet=weak_unet
+        )
+        self.register_to_config(id2label=_checked_names(id2label), condition=condition)
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The index of each class that has a name."""
+        return {name: int(index) for index, name in (self.config.id2label or {}).items()}
+
+    @property
+    def guidance_scale(self) -> float:
+        """That of the latest call."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the latest call needed both the null and the conditional prediction of the network."""
+        return self._guidance_scale not in (0, 1) and self.weak_unet is None
 
     @property
     def num_timesteps(self) -> int:
-        """Number of network evaluations of the latest call."""
+        """Number of predictions of the latest call: network evaluations, counting a guided one as one."""
         return self._num_timesteps
 
     @torch.no_grad()
     def __call__(
         self,
         batch_size: int = 1,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        negative_class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_rescale: float = 0.0,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         eta: float | None = None,
         timesteps: Sequence[int] | None = None,
         height: int | None = None,
@@ -54,8 +107,21 @@ class GenerationPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
 
+        A condition given once holds for all images; a list of n conditions makes n images. One that the network could
+        take and is not given is the null condition.
+
         Args:
-            batch_size: number of images.
+            batch_size: number of images; 1, the default, means as many as there are conditions.
+            class_labels: an index, a name out of `id2label`, a list of them or an integer tensor.
+            negative_class_labels: takes the place of the null class in guidance.
+            guidance_scale: w >= 0 of null + w * (conditional - null). 0 is the null prediction, 1 the conditional, and
+                above 1 the condition is exaggerated at the cost of variety. The two are formed in one call of the
+                network, with twice the images, while memory allows. With `weak_unet`: w of weak + w * (conditional -
+                weak).
+            guidance_interval: (start, stop) as shares of the walk, 0 <= start <= stop <= 1: guided where start <= share
+                < stop, the conditional prediction elsewhere (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+            guidance_rescale: 0 to 1, how far the guided prediction's standard deviation is drawn back to the
+                conditional's (Lin et al. 2023, arXiv:2305.08891, eq. 15-16); without effect at the scales 0 and 1.
             num_inference_steps: number of steps; 50, or all that the scheduler has when it has fewer, unless this or
                 `timesteps` is given.
             generator: source of all randomness, one or a list of one per image.
@@ -76,18 +142,34 @@ class GenerationPipeline(DiffusionPipeline):
         Raises:
             ValueError: for arguments that do not fit together, in one sentence.
         """
-        self._check_inputs(
-            batch_size, generator, height, width, latents, output_type, callback_on_step_end_tensor_inputs
-        )
+        self._check_inputs(batch_size, height, width, latents, output_type, callback_on_step_end_tensor_inputs)
+        check_guidance(guidance_scale, guidance_interval, guidance_rescale)
+        self._guidance_scale = guidance_scale
+        for network in (self.unet, self.weak_unet, self.text_encoder):
+            if network is not None:
+                network.eval()
         device = self._execution_device
-        self.unet.eval()
+        labels, negative_labels = self._read_labels(class_labels, negative_class_labels)
+        given = {"class_labels": labels}
+        negative = {"negative_class_labels": negative_labels}
+        self._check_conditions(given, negative, guidance_scale)
+        batch_size = _common_count(batch_size, latents, {**given, **negative})
+        _check_generators(generator, batch_size)
+        with_null = guidance_scale != 1 and self.weak_unet is None
+        conditional, reference = self._class_arguments(labels, negative_labels, batch_size, device, with_null)
+        if self.weak_unet is not None:
+            reference = _known_to(self.weak_unet, conditional)
+        network = GuidedNetwork(
+            self.unet, conditional, reference, guidance_scale, guidance_interval, guidance_rescale, self.weak_unet
+        )
+        self._guidance_scale = guidance_scale
         self._set_timesteps(num_inference_steps, timesteps, device)
         sample = self._prepare_latents(batch_size, height, width, generator, latents, device)
         step_arguments = self._accepted(self.scheduler.step, generator=generator, eta=eta)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for i, t in enumerate(self.scheduler.timesteps):
-                model_output = self.unet(self.scheduler.scale_model_input(sample, t), t).sample
+                model_output = network(self.scheduler.scale_model_input(sample, t), t, i / self._num_timesteps)
                 sample = self.scheduler.step(model_output, t, sample, **step_arguments).prev_sample
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, i, t, {"latents": sample}) or {}
@@ -100,13 +182,14 @@ class GenerationPipeline(DiffusionPipeline):
     def _check_inputs(
         self,
         batch_size: int,
-        generator: Any,
         height: int | None,
         width: int | None,
         latents: torch.Tensor | None,
         output_type: str,
         callback_tensors: Sequence[str],
     ) -> None:
+        if not isinstance(batch_size, Integral):
+            raise ValueError(f"batch_size must be an integer, got {batch_size!r}; conditions are given by name.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if output_type not in OUTPUT_TYPES:
@@ -114,17 +197,58 @@ class GenerationPipeline(DiffusionPipeline):
         channels = self.unet.config.in_channels
         if latents is not None and (latents.ndim != 4 or latents.shape[1] != channels):
             raise ValueError(f"latents must have shape (batch, {channels}, height, width), got {tuple(latents.shape)}.")
-        count = batch_size if latents is None else latents.shape[0]
         for name, value in (("height", height), ("width", width)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"A list of generators needs one per image: got {len(generator)} for {count} images.")
         unknown = sorted(set(callback_tensors) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs may name {self._callback_tensor_inputs}, got {unknown}."
             )
+
+    def _check_conditions(self, given: Mapping[str, Any], negative: Mapping[str, Any], scale: float) -> None:
+        for name, value in negative.items():
+            positive = name.removeprefix("negative_")
+            if value is not None and given[positive] is None:
+                raise ValueError(f"{name} was given without {positive}, whose null it would take the place of.")
+            if value is not None and self.weak_unet is not None:
+                raise ValueError(f"{name} was given, but this pipeline's guidance leads away from its weak_unet.")
+        if scale not in (0, 1) and self.weak_unet is None and all(value is None for value in given.values()):
+            raise ValueError(f"guidance_scale {scale} needs a condition, one of {', '.join(given)}.")
+
+    # conditions
+
+    def _read_labels(self, class_labels: Any, negative_labels: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        classes, names = classes_of(self.unet, self.config.id2label), self.labels
+        return (
+            class_indices("class_labels", class_labels, classes, names),
+            class_indices("negative_class_labels", negative_labels, classes, names),
+        )
+
+    def _class_arguments(
+        self,
+        labels: torch.Tensor | None,
+        negative: torch.Tensor | None,
+        count: int,
+        device: torch.device,
+        with_null: bool,
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """(the classes, and what stands for none when asked for) as arguments of the network."""
+        classes = classes_of(self.unet, self.config.id2label)
+        null = negative if negative is not None or classes.null is None else torch.tensor([classes.null])
+        if labels is None:
+            if not classes.required:
+                return {}, {}
+            if null is None:
+                raise ValueError(f"class_labels are missing, and this {type(self.unet).__name__} has no null class.")
+            labels = null
+        if with_null and null is None:
+            raise ValueError(
+                f"Guidance at scale {self._guidance_scale} needs a null class, and this {type(self.unet).__name__} has "
+                "none; take guidance_scale 1, negative_class_labels or a weak_unet."
+            )
+        given = {"class_labels": labels.to(device).expand(count)}
+        return given, {"class_labels": null.to(device).expand(count)} if with_null and null is not None else {}
 
     def _set_timesteps(
         self, num_inference_steps: int | None, timesteps: Sequence[int] | None, device: torch.device
@@ -182,3 +306,37 @@ class GenerationPipeline(DiffusionPipeline):
             return images
         array = VaeImageProcessor.pt_to_numpy(images)
         return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+
+
+def _checked_names(id2label: Mapping[Any, str] | None) -> dict[str, str] | None:
+    """The names under string keys, as JSON keeps them."""
+    if id2label is None:
+        return None
+    if not isinstance(id2label, Mapping) or not all(str(index).isdecimal() for index in id2label):
+        raise ValueError(f"id2label must be a dictionary from class indices to names, got {id2label!r}.")
+    return {str(index): str(name) for index, name in id2label.items()}
+
+
+def _common_count(batch_size: int, latents: torch.Tensor | None, conditions: Mapping[str, Any]) -> int:
+    """The number of images: conditions given once hold for all."""
+    counts = {name: len(value) for name, value in conditions.items() if value is not None and len(value) > 1}
+    if latents is not None:
+        counts = {"latents": len(latents), **counts}
+    elif batch_size > 1:
+        counts = {"batch_size": batch_size, **counts}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"The number of images is not the same everywhere: {listed}.")
+    return next(iter(counts.values()), 1)
+
+
+def _check_generators(generator: Generators, count: int) -> None:
+    if isinstance(generator, list) and len(generator) != count:
+        raise ValueError(f"A list of generators needs one per image: got {len(generator)} for {count} images.")
+
+
+def _known_to(network: Any, arguments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of the arguments that the network was built for."""
+    config = network.config
+    built_for = {"class_labels": getattr(config, "num_class_embeds", None) is not None}
+    return {name: value for name, value in arguments.items() if built_for[name]}

@@ -1,0 +1,131 @@
+"""Guidance: what a sampler follows instead of the network's conditional prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+Arguments = Mapping[str, torch.Tensor]
+
+
+class GuidedNetwork:
+    """reference + scale * (conditional - reference), formed in whatever the network predicts.
+
+    The reference is the network's own prediction for the null condition (classifier-free guidance: Ho and Salimans
+    2022, arXiv:2207.12598, eq. 6 with 1 + w = scale), or a weaker network's for the same condition (autoguidance:
+    Karras et al. 2024, arXiv:2406.02507). At one x_t every prediction type is affine in the score, with one
+    slope for all conditions, so the scores combine alike.
+
+    Scale 0 is the reference alone and scale 1 the conditional alone, one forward each. Otherwise both halves go through
+    the network as one batch of twice the size; when that runs out of memory, as two from then on. A weaker network
+    always takes a forward of its own.
+
+    Args:
+        unet: called as `unet(sample, timestep, **arguments).sample`.
+        conditional: the condition, as keyword arguments of the network.
+        reference: the null condition under the same keywords, or what `weak_unet` is given.
+        scale: at least 0.
+        interval: (start, stop); guided where start <= progress < stop, the conditional prediction elsewhere
+            (Kynkaanniemi et al. 2024, arXiv:2404.07724, in noise levels there).
+        rescale: phi of `rescaled`; without effect at the scales 0 and 1.
+        weak_unet: gives the reference instead of `unet`.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        conditional: Arguments,
+        reference: Arguments,
+        scale: float = 1.0,
+        interval: Sequence[float] = (0.0, 1.0),
+        rescale: float = 0.0,
+        weak_unet: Any = None,
+    ):
+        self.unet, self.weak_unet = unet, weak_unet
+        self.conditional, self.reference = conditional, reference
+        self.scale, self.interval, self.rescale = scale, interval, rescale
+        self._joint: Arguments | None = None
+        if weak_unet is None and scale not in (0, 1):
+            self._joint = {name: torch.cat([reference[name], given]) for name, given in conditional.items()}
+
+    def __call__(self, sample: torch.Tensor, timestep: Any, progress: float) -> torch.Tensor:
+        """The prediction at a sample (batch, channels, height, width); `progress` is the share of the walk behind it.
+
+        A network with twice the sample's channels predicts a variance in the second half: it stays the conditional's.
+        """
+        # The shares are quotients such as 3/10, which are seldom exact in binary.
+        if self.scale == 1 or not self.interval[0] - 1e-9 <= progress < self.interval[1] - 1e-9:
+            return self._conditional(sample, timestep)
+        if self.scale == 0:
+            return self._reference(sample, timestep)
+        reference, conditional = self._both(sample, timestep)
+        channels = sample.shape[1]
+        if conditional.shape[1] != 2 * channels:
+            return self._combine(reference, conditional)
+        guided = self._combine(reference[:, :channels], conditional[:, :channels])
+        return torch.cat([guided, conditional[:, channels:]], dim=1)
+
+    def _conditional(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        return self.unet(sample, timestep, **self.conditional).sample
+
+    def _reference(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        network = self.unet if self.weak_unet is None else self.weak_unet
+        return network(sample, timestep, **self.reference).sample
+
+    def _both(self, sample: torch.Tensor, timestep: Any) -> Sequence[torch.Tensor]:
+        if self._joint is not None:
+            try:
+                return self.unet(torch.cat([sample, sample]), timestep, **self._joint).sample.chunk(2)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Outside the handler, where the failed call's tensors are no longer held by the exception.
+            self._joint = None
+            logger.warning("No memory for a batch of twice the images: guidance takes two calls a step from here on.")
+        return self._reference(sample, timestep), self._conditional(sample, timestep)
+
+    def _combine(self, reference: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+        # lerp is one pass, and computes in float32 where the tensors are of half precision.
+        guided = torch.lerp(reference, conditional, self.scale)
+        return guided if self.rescale == 0 else rescaled(guided, conditional, self.rescale)
+
+
+def rescaled(guided: torch.Tensor, conditional: torch.Tensor, phi: float) -> torch.Tensor:
+    """A guided prediction with its standard deviation per image drawn back to the conditional's, by a share phi.
+
+    Lin et al. 2023 (arXiv:2305.08891), eq. 15-16.
+    """
+    wide = torch.promote_types(guided.dtype, torch.float32)
+    deviations = [x.flatten(1).to(wide).std(dim=1) for x in (conditional, guided)]
+    # A prediction that is constant over the image, such as an untrained network's zeros, has nothing to rescale.
+    ratio = torch.where(deviations[1] > 0, deviations[0] / deviations[1], 1.0)
+    factor = (phi * ratio + (1 - phi)).to(guided.dtype)
+    return guided * factor.reshape(-1, *(1,) * (guided.ndim - 1))
+
+
+def check_guidance(scale: float, interval: Sequence[float], rescale: float) -> None:
+    """Raise ValueError, in one sentence, for a number out of its range."""
+    if not _is_number(scale) or scale < 0:
+        raise ValueError(f"guidance_scale must be a number of at least 0, got {scale!r}.")
+    two_numbers = isinstance(interval, list | tuple) and len(interval) == 2 and all(map(_is_number, interval))
+    if not two_numbers or not 0 <= interval[0] <= interval[1] <= 1:
+        raise ValueError(f"guidance_interval must be (start, stop) with 0 <= start <= stop <= 1, got {interval!r}.")
+    if not _is_number(rescale) or not 0 <= rescale <= 1:
+        raise ValueError(f"guidance_rescale must be a number from 0 to 1, got {rescale!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Accelerators have a class of their own for it; the CPU's allocator, and some backends, only a message."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "defaultcpuallocator" in text
