@@ -15,8 +15,9 @@ from conftest import ROOT
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffusers_ext.training import Trainer, TrainingArguments, TrainingDiverged, train
+from diffusers_ext.training import Trainer, TrainingArguments, TrainingDiverged, TrainingInterrupted, train
 from diffusers_ext.training.checkpoint import list_checkpoints
 
 SCRIPT = ROOT / "train" / "train_unconditional.py"
@@ -94,7 +95,10 @@ def test_leaves_what_the_reader_looks_for(tiny_run):
     ):
         assert (root / name).stat().st_size > 0, name
     assert len(list((root / "samples").glob("*.png"))) >= 2
-    assert list(root.glob("logs/**/events.*"))
+    told = EventAccumulator(str(next(root.glob("logs/*/events.*"))), {"images": 0}).Reload()
+    assert {"loss", "validation_loss", "learning_rate"} <= set(told.Tags()["scalars"])
+    assert [event.step for event in told.Images("samples")] == [3, 6, 6]
+    assert all(event.encoded_image_string.startswith(b"\x89PNG") for event in told.Images("samples"))
     records = metrics(arguments)
     assert [r["step"] for r in records if "loss" in r] == [2, 4, 6]
     assert [r["step"] for r in records if "validation_loss" in r] == [3, 6]
@@ -418,3 +422,48 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_run(tiny_run, mon
     assert not list(ROOT.joinpath(arguments.output_dir).glob(".*.partial"))
     assert list_checkpoints(ROOT.joinpath(arguments.output_dir)) == []
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
+
+
+def test_a_pipeline_that_cannot_be_saved_stops_only_a_finished_run(tiny_run, monkeypatch, caplog):
+    from diffusers_ext.training import loop
+
+    saved = []
+
+    def full(pipeline, output_dir):
+        saved.append(output_dir)
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(loop, "save_pipeline", full)
+    arguments = tiny_run(num_epochs=3, max_train_steps=None, train_split="train[:16]", save_model_epochs=1)
+    with pytest.raises(OSError, match=r"No space left on device\); make room, then go on from '.*checkpoint-6' with"):
+        train(arguments)
+    assert len(saved) == 3
+    assert "The pipeline of step 2 could not be saved (I/O error: No space left on device); training" in caplog.text
+    assert not list(ROOT.joinpath(arguments.output_dir).glob(".*.partial"))
+    monkeypatch.undo()
+    arguments.resume_from_checkpoint = "latest"
+    train(arguments)
+    assert DiffusionPipeline.from_pretrained(arguments.output_dir)
+
+
+@pytest.mark.parametrize("logger", ["none", "tensorboard"])
+def test_metrics_that_cannot_be_written_do_not_stop_the_run(tiny_run, tmp_path, caplog, logger):
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    (tmp_path / "run" / "logs").touch()
+    train(arguments := tiny_run(logger=logger))
+    assert caplog.text.count("Metrics can't be written") == 1
+    assert DiffusionPipeline.from_pretrained(arguments.output_dir)
+
+
+def test_a_signal_during_the_last_validation_saves_first(tiny_run, monkeypatch):
+    arguments = tiny_run(checkpointing_steps=100)
+    validate = Trainer._validate
+
+    def interrupted(self):
+        validate(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "_validate", interrupted)
+    with pytest.raises(TrainingInterrupted, match="Stopped by signal 15 after step 6; everything is in"):
+        train(arguments)
+    assert [p.name for p in list_checkpoints(ROOT.joinpath(arguments.output_dir))] == ["checkpoint-6"]

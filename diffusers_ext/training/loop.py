@@ -292,6 +292,7 @@ class Trainer:
                     self._after_step(norm)
                 if signal_number:
                     self._save_and_raise(signal_number)
+            self._judge_and_keep(interruption)
         return self._finish()
 
     def _finished(self) -> bool:
@@ -358,7 +359,7 @@ class Trainer:
             self._validate()
             self._preview()
         if epoch is not None and epoch % a.save_model_epochs == 0 and not self._finished():
-            self._save_pipeline(self._current_pipeline())
+            self._save_pipeline(self._current_pipeline(), last=False)
         if step % a.checkpointing_steps == 0:
             self._save_checkpoint()
         self.model.train()
@@ -488,31 +489,51 @@ class Trainer:
     def _save_and_raise(self, signal_number: int) -> None:
         if self.progress.step % self.arguments.checkpointing_steps != 0:
             self._save_checkpoint()
-        self.accelerator.end_training()
+        self.recorder.close()
+        path = checkpoint.checkpoint_path(self.output_dir, self.progress.step)
+        where = f"everything is in '{path}'" if path.is_dir() else "its checkpoint could not be saved"
         raise TrainingInterrupted(
-            f"Stopped by signal {signal_number} after step {self.progress.step}; everything is in "
-            f"'{checkpoint.checkpoint_path(self.output_dir, self.progress.step)}', go on with "
+            f"Stopped by signal {signal_number} after step {self.progress.step}; {where}, go on with "
             "--resume_from_checkpoint latest.",
             signal_number,
         )
 
-    def _save_pipeline(self, pipeline: DiffusionPipeline) -> None:
+    def _save_pipeline(self, pipeline: DiffusionPipeline, last: bool) -> None:
+        """Save, and push if asked to; a failure stops the run only when this was its last pipeline."""
         if self.accelerator.is_main_process:
-            with self._evaluated_weights():
-                save_pipeline(pipeline, self.output_dir)
-            (self.output_dir / "recipe.yaml").write_text(self.arguments.to_yaml())
-            if self.arguments.push_to_hub:
+            problem = _attempt(lambda: self._write_pipeline(pipeline))
+            if problem:
+                shutil.rmtree(checkpoint.partial_path(self.output_dir / "pipeline"), ignore_errors=True)
+                kept = checkpoint.list_checkpoints(self.output_dir)
+                goes_on = f"go on from '{kept[-1]}' with --resume_from_checkpoint latest" if kept else "start again"
+                message = f"The pipeline of step {self.progress.step} could not be saved ({problem})"
+                if last:
+                    raise OSError(f"{message}; make room, then {goes_on}.")
+                logger.warning("%s; training goes on.", message)
+            elif self.arguments.push_to_hub:
                 push_pipeline(self.output_dir, self.arguments, f"Step {self.progress.step}")
         self.accelerator.wait_for_everyone()
 
-    def _finish(self) -> DiffusionPipeline:
-        """Judge and save the last state, put the weights to keep into the network, save the pipeline and pictures."""
+    def _write_pipeline(self, pipeline: DiffusionPipeline) -> None:
+        with self._evaluated_weights():
+            save_pipeline(pipeline, self.output_dir)
+        (self.output_dir / "recipe.yaml").write_text(self.arguments.to_yaml())
+
+    def _judge_and_keep(self, interruption: Interruption) -> None:
+        """Measure the last state and save it as a checkpoint; a signal that comes meanwhile is heeded after that."""
         if self._validated_at != self.progress.step:
             self._validate()
         if self.recorder.has_unlogged:
             self.recorder.log_training(self.progress.step, self.progress.seconds)
+        received = torch.tensor([interruption.received], device=self.accelerator.device)
+        signal_number = int(self.accelerator.gather(received).max())
+        if signal_number:
+            self._save_and_raise(signal_number)
         if self.progress.step % self.arguments.checkpointing_steps != 0:
             self._save_checkpoint()
+
+    def _finish(self) -> DiffusionPipeline:
+        """Put the weights to keep into the network, save the pipeline and pictures."""
         network = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         if self.best is not None:
             network.load_state_dict(self.best, strict=False)
@@ -523,14 +544,14 @@ class Trainer:
         # As it will be loaded: another memory format gives other roundings.
         network.eval().to(memory_format=torch.contiguous_format)
         pipeline = make_pipeline(network, make_scheduler(self.arguments, network))
-        self._save_pipeline(pipeline)
+        self._save_pipeline(pipeline, last=True)
         self._preview()
         if self.accelerator.is_main_process:
             write_figures(pipeline, self.output_dir, self.arguments)
             if self.arguments.push_to_hub:
                 push_pipeline(self.output_dir, self.arguments, f"Trained {self.progress.step} steps")
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self.recorder.close()
         self.recorder.say(
             f"Trained {self.progress.step} steps in {self.progress.seconds:.0f} s; saved to '{self.output_dir}'."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections import deque
@@ -16,6 +17,8 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from .arguments import TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -40,13 +43,17 @@ class Recorder:
         self._shown: deque[float] = deque(maxlen=50)
         self._mark = (0, 0.0)
         self._paused = 0.0
+        self._told_of_failure = False
 
     def start(self, step: int) -> None:
         """Open the trackers and start the clock; `step` steps lie behind."""
         if self.arguments.logger != "none":
             settings = {k: v for k, v in asdict(self.arguments).items() if isinstance(v, (int, float, str, bool))}
             settings.pop("hub_token", None)
-            self.accelerator.init_trackers("train_unconditional", config=settings)
+            with self._surviving_a_full_disk():
+                self.accelerator.init_trackers("train_unconditional", config=settings)
+            if self._told_of_failure:
+                self.accelerator.trackers.clear()  # a half-opened one fails in ways of its own
         self._mark = (step, time.monotonic())
 
     @property
@@ -83,17 +90,34 @@ class Recorder:
 
     def log(self, step: int, seconds: float, **values: float) -> None:
         """Write values to the trackers and as one line of metrics.jsonl."""
-        self.accelerator.log(values, step=step)
+        with self._surviving_a_full_disk():
+            self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
             record = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "seconds": round(seconds, 3)}
-            with self.file.open("a") as file:
+            with self._surviving_a_full_disk(), self.file.open("a") as file:
                 file.write(json.dumps({**record, **values}) + "\n")
 
     def log_images(self, step: int, grid: np.ndarray) -> None:
         """Give a picture, uint8 (1, height, width, 3), to the trackers."""
         for tracker in self.accelerator.trackers:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"samples": grid}, step=step, **layout)  # type: ignore[attr-defined]
+            with self._surviving_a_full_disk():
+                tracker.log_images({"samples": grid}, step=step, **layout)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Let the trackers write what they hold."""
+        with self._surviving_a_full_disk():
+            self.accelerator.end_training()
+
+    @contextmanager
+    def _surviving_a_full_disk(self) -> Iterator[None]:
+        """What is told about a run must not end it: the first failure to write is reported, the others pass."""
+        try:
+            yield
+        except OSError as error:
+            if not self._told_of_failure:
+                logger.warning("Metrics can't be written (%s); training goes on without a record.", error)
+            self._told_of_failure = True
 
     def forget_after(self, step: int) -> None:
         """Drop what a killed run wrote after its last checkpoint: those steps come again."""
