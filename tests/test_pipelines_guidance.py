@@ -456,7 +456,7 @@ def test_a_network_of_diffusers_without_a_class_to_spare_still_draws_its_classes
         ({"class_labels": [1, 2], "batch_size": 3}, "batch_size 3, class_labels 2"),
         ({"class_labels": [1, 2], "latents": torch.zeros(1, 1, 8, 8)}, "latents 1, class_labels 2"),
         ({"class_labels": [1, 2], "negative_class_labels": [1, 2, 3]}, "class_labels 2, negative_class_labels 3"),
-        ({"negative_class_labels": 3}, "negative_class_labels was given without class_labels"),
+        ({"negative_class_labels": 3}, "negative_class_labels goes with class_labels, which is missing"),
         ({"class_labels": [1, 2], "generator": [torch.Generator()]}, "got 1 for 2 images"),
         ({"guidance_scale": 2.0}, "guidance_scale 2.0 needs a condition"),
         ({"class_labels": 1, "guidance_scale": -1}, "guidance_scale must be a number of at least 0, got -1"),
@@ -484,8 +484,12 @@ def test_bad_arguments_are_one_sentence(arguments, sentence):
             "no names of classes .id2label., so give integers",
         ),
         (lambda: make_unet2d(10, DIGITS), {}, "class_labels are missing, and this UNet2DModel has no null class"),
-        (lambda: make_unet2d(10, DIGITS), {"class_labels": 1, "guidance_scale": 2}, "scale 2 needs a null class"),
-        (lambda: make_unet2d(10, None), {"class_labels": 1, "guidance_scale": 0}, "scale 0 needs a null class"),
+        (
+            lambda: make_unet2d(10, DIGITS),
+            {"class_labels": 1, "guidance_scale": 2},
+            "needs a null class, and this UNet2DModel has none",
+        ),
+        (lambda: make_unet2d(10, None), {"class_labels": 1, "guidance_scale": 0}, "needs a null class"),
         (lambda: make_unet2d(10, DIGITS), {"class_labels": 10}, "knows the classes 0 to 9\\."),
         (
             lambda: make_pipeline(weak_unet=make_weak()),
@@ -509,7 +513,8 @@ def test_saved_and_loaded_gives_the_same_guided_images(tmp_path):
     for name, weak in (("plain", None), ("weak", make_weak())):
         pipeline = make_pipeline(weak_unet=weak)
         pipeline.save_pretrained(tmp_path / name)
-        loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path / name))
+        # Copied, because a file's weights lie unaligned in memory, where other kernels round.
+        loaded = quiet(copy.deepcopy(DiffusionPipeline.from_pretrained(tmp_path / name)))
         arguments = {"class_labels": ["digit 3", "digit 7"], "guidance_scale": 2.0}
         assert torch.equal(call(loaded, **arguments), call(pipeline, **arguments))
         assert (loaded.weak_unet is None) == (weak is None)
@@ -521,7 +526,7 @@ def test_a_pipeline_saved_before_there_were_conditions_still_loads(tmp_path):
     file = tmp_path / "model_index.json"
     index = json.loads(file.read_text())
     file.write_text(json.dumps({key: index[key] for key in ("_class_name", "_diffusers_version", "scheduler", "unet")}))
-    assert torch.equal(call(quiet(DiffusionPipeline.from_pretrained(tmp_path))), call(pipeline))
+    assert torch.equal(call(quiet(copy.deepcopy(DiffusionPipeline.from_pretrained(tmp_path)))), call(pipeline))
 
 
 def test_copies_and_pickles_give_the_same_images():

@@ -12,8 +12,9 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .class_conditions import class_indices, classes_of
+from .conditioning import ClassCondition, Condition, PictureCondition, TextCondition, arguments_known_to
 from .guidance import GuidedNetwork, check_guidance
+from .image_conditions import Size, check_condition_name
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -31,10 +32,11 @@ class GenerationPipeline(DiffusionPipeline):
         weak_unet: a weaker network for the same task. Guidance then leads away from it (autoguidance) instead of from
             the null condition; `pipeline.weak_unet = None` gives classifier-free guidance back.
         id2label: names of the classes, index -> name; the indices may be strings, as in a saved configuration.
-        condition: name of the image condition that the network was trained with.
+        condition: name of the image condition that the network was trained with, in `IMAGE_CONDITIONS`; None where
+            there is none, or where the condition is an image as it is.
 
     Raises:
-        ValueError: for an `id2label` that is no such dictionary.
+        ValueError: for an `id2label` that is no such dictionary, or an unknown `condition`.
     """
 
     # weak_unet takes turns with unet; outside the sequence it stays on the device for the whole walk.
@@ -59,6 +61,7 @@ class GenerationPipeline(DiffusionPipeline):
         condition: str | None = None,
     ):
         super().__init__()
+        check_condition_name(condition)
         self.register_modules(
             unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, weak_unet=weak_unet
         )
@@ -81,7 +84,7 @@ class GenerationPipeline(DiffusionPipeline):
 
     @property
     def num_timesteps(self) -> int:
-        """Number of predictions of the latest call: network evaluations, counting a guided one as one."""
+        """Number of steps of the latest call, each on one prediction of the network, guided or not."""
         return self._num_timesteps
 
     @torch.no_grad()
@@ -89,6 +92,10 @@ class GenerationPipeline(DiffusionPipeline):
         self,
         batch_size: int = 1,
         class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        prompt: str | Sequence[str] | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        negative_prompt: str | Sequence[str] | None = None,
         negative_class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: Sequence[float] = (0.0, 1.0),
@@ -108,12 +115,18 @@ class GenerationPipeline(DiffusionPipeline):
         """Generate images.
 
         A condition given once holds for all images; a list of n conditions makes n images. One that the network could
-        take and is not given is the null condition.
+        take and is not given is the null condition. With several conditions, guidance leads away from all of them
+        being null.
 
         Args:
             batch_size: number of images; 1, the default, means as many as there are conditions.
             class_labels: an index, a name out of `id2label`, a list of them or an integer tensor.
-            negative_class_labels: takes the place of the null class in guidance.
+            prompt: a text or a list of them.
+            image: what the network's image condition (`condition`) is made of, one or a list: PIL images, arrays
+                (height, width, channels) or tensors (channels, height, width), floats in [0, 1]. Of the size of the
+                result; for super-resolution of the small size.
+            mask_image: for inpainting, white where to repaint, in the same forms.
+            negative_prompt, negative_class_labels: take the place of the null condition in guidance.
             guidance_scale: w >= 0 of null + w * (conditional - null). 0 is the null prediction, 1 the conditional, and
                 above 1 the condition is exaggerated at the cost of variety. The two are formed in one call of the
                 network, with twice the images, while memory allows. With `weak_unet`: w of weak + w * (conditional -
@@ -149,22 +162,17 @@ class GenerationPipeline(DiffusionPipeline):
             if network is not None:
                 network.eval()
         device = self._execution_device
-        labels, negative_labels = self._read_labels(class_labels, negative_class_labels)
-        given = {"class_labels": labels}
-        negative = {"negative_class_labels": negative_labels}
-        self._check_conditions(given, negative, guidance_scale)
-        batch_size = _common_count(batch_size, latents, {**given, **negative})
-        _check_generators(generator, batch_size)
-        with_null = guidance_scale != 1 and self.weak_unet is None
-        conditional, reference = self._class_arguments(labels, negative_labels, batch_size, device, with_null)
-        if self.weak_unet is not None:
-            reference = _known_to(self.weak_unet, conditional)
-        network = GuidedNetwork(
-            self.unet, conditional, reference, guidance_scale, guidance_interval, guidance_rescale, self.weak_unet
+        size = self._size(height, width, latents)
+        conditions = (
+            ClassCondition(self.unet, self.config.id2label, class_labels, negative_class_labels),
+            TextCondition(self.unet, self.tokenizer, self.text_encoder, prompt, negative_prompt),
+            PictureCondition(self.unet, self.config.condition, image, mask_image, size),
         )
-        self._guidance_scale = guidance_scale
+        batch_size = _common_count(batch_size, latents, conditions)
+        _check_generators(generator, batch_size)
+        network = self._guided(conditions, batch_size, device, guidance_interval, guidance_rescale)
         self._set_timesteps(num_inference_steps, timesteps, device)
-        sample = self._prepare_latents(batch_size, height, width, generator, latents, device)
+        sample = self._prepare_latents(batch_size, size, generator, latents, device)
         step_arguments = self._accepted(self.scheduler.step, generator=generator, eta=eta)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
@@ -206,49 +214,34 @@ class GenerationPipeline(DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs may name {self._callback_tensor_inputs}, got {unknown}."
             )
 
-    def _check_conditions(self, given: Mapping[str, Any], negative: Mapping[str, Any], scale: float) -> None:
-        for name, value in negative.items():
-            positive = name.removeprefix("negative_")
-            if value is not None and given[positive] is None:
-                raise ValueError(f"{name} was given without {positive}, whose null it would take the place of.")
-            if value is not None and self.weak_unet is not None:
-                raise ValueError(f"{name} was given, but this pipeline's guidance leads away from its weak_unet.")
-        if scale not in (0, 1) and self.weak_unet is None and all(value is None for value in given.values()):
-            raise ValueError(f"guidance_scale {scale} needs a condition, one of {', '.join(given)}.")
+    def _size(self, height: int | None, width: int | None, latents: torch.Tensor | None) -> Size:
+        """(height, width) of the images."""
+        if latents is not None:
+            return latents.shape[2], latents.shape[3]
+        size = self.unet.config.sample_size
+        default_height, default_width = (size, size) if isinstance(size, int) else size
+        return default_height if height is None else height, default_width if width is None else width
 
-    # conditions
-
-    def _read_labels(self, class_labels: Any, negative_labels: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        classes, names = classes_of(self.unet, self.config.id2label), self.labels
-        return (
-            class_indices("class_labels", class_labels, classes, names),
-            class_indices("negative_class_labels", negative_labels, classes, names),
-        )
-
-    def _class_arguments(
+    def _guided(
         self,
-        labels: torch.Tensor | None,
-        negative: torch.Tensor | None,
+        conditions: Sequence[Condition],
         count: int,
         device: torch.device,
-        with_null: bool,
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """(the classes, and what stands for none when asked for) as arguments of the network."""
-        classes = classes_of(self.unet, self.config.id2label)
-        null = negative if negative is not None or classes.null is None else torch.tensor([classes.null])
-        if labels is None:
-            if not classes.required:
-                return {}, {}
-            if null is None:
-                raise ValueError(f"class_labels are missing, and this {type(self.unet).__name__} has no null class.")
-            labels = null
-        if with_null and null is None:
-            raise ValueError(
-                f"Guidance at scale {self._guidance_scale} needs a null class, and this {type(self.unet).__name__} has "
-                "none; take guidance_scale 1, negative_class_labels or a weak_unet."
-            )
-        given = {"class_labels": labels.to(device).expand(count)}
-        return given, {"class_labels": null.to(device).expand(count)} if with_null and null is not None else {}
+        interval: Sequence[float],
+        rescale: float,
+    ) -> GuidedNetwork:
+        """The network under these conditions, as far as the scale needs them encoded."""
+        scale, weak_unet = self._guidance_scale, self.weak_unet
+        _check_guided(conditions, scale, weak_unet)
+        conditional: dict[str, torch.Tensor] = {}
+        reference: dict[str, torch.Tensor] = {}
+        for condition in conditions:
+            conditional |= condition.conditional(count, device)
+            if scale != 1 and weak_unet is None:
+                reference |= condition.null(count, device)
+        if weak_unet is not None:
+            reference = arguments_known_to(weak_unet, conditional)
+        return GuidedNetwork(self.unet, conditional, reference, scale, interval, rescale, weak_unet)
 
     def _set_timesteps(
         self, num_inference_steps: int | None, timesteps: Sequence[int] | None, device: torch.device
@@ -270,22 +263,14 @@ class GenerationPipeline(DiffusionPipeline):
     def _prepare_latents(
         self,
         batch_size: int,
-        height: int | None,
-        width: int | None,
-        generator: torch.Generator | list[torch.Generator] | None,
+        size: Size,
+        generator: Generators,
         latents: torch.Tensor | None,
         device: torch.device,
     ) -> torch.Tensor:
         dtype = self.unet.dtype
         if latents is None:
-            size = self.unet.config.sample_size
-            default_height, default_width = (size, size) if isinstance(size, int) else size
-            shape = (
-                batch_size,
-                self.unet.config.in_channels,
-                default_height if height is None else height,
-                default_width if width is None else width,
-            )
+            shape = (batch_size, self.unet.config.in_channels, *size)
             if hasattr(self.scheduler, "sample_prior"):
                 return self.scheduler.sample_prior(shape, generator=generator, device=device, dtype=dtype)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
@@ -317,26 +302,31 @@ def _checked_names(id2label: Mapping[Any, str] | None) -> dict[str, str] | None:
     return {str(index): str(name) for index, name in id2label.items()}
 
 
-def _common_count(batch_size: int, latents: torch.Tensor | None, conditions: Mapping[str, Any]) -> int:
+def _common_count(batch_size: int, latents: torch.Tensor | None, conditions: Sequence[Condition]) -> int:
     """The number of images: conditions given once hold for all."""
-    counts = {name: len(value) for name, value in conditions.items() if value is not None and len(value) > 1}
+    given = {name: count for condition in conditions for name, count in condition.counts().items() if count > 1}
     if latents is not None:
-        counts = {"latents": len(latents), **counts}
+        given = {"latents": len(latents), **given}
     elif batch_size > 1:
-        counts = {"batch_size": batch_size, **counts}
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        given = {"batch_size": batch_size, **given}
+    if len(set(given.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in given.items())
         raise ValueError(f"The number of images is not the same everywhere: {listed}.")
-    return next(iter(counts.values()), 1)
+    return next(iter(given.values()), 1)
+
+
+def _check_guided(conditions: Sequence[Condition], scale: float, weak_unet: Any) -> None:
+    """Raise ValueError for guidance towards nothing, and for a negative where no null condition has a part."""
+    if weak_unet is not None:
+        for condition in conditions:
+            if condition.negative is not None:
+                name = f"negative_{condition.argument}"
+                raise ValueError(f"{name} was given, but this pipeline's guidance leads away from its weak_unet.")
+    elif scale not in (0, 1) and all(condition.given is None for condition in conditions):
+        names = ", ".join(condition.argument for condition in conditions)
+        raise ValueError(f"guidance_scale {scale} needs a condition, one of {names}.")
 
 
 def _check_generators(generator: Generators, count: int) -> None:
     if isinstance(generator, list) and len(generator) != count:
         raise ValueError(f"A list of generators needs one per image: got {len(generator)} for {count} images.")
-
-
-def _known_to(network: Any, arguments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Those of the arguments that the network was built for."""
-    config = network.config
-    built_for = {"class_labels": getattr(config, "num_class_embeds", None) is not None}
-    return {name: value for name, value in arguments.items() if built_for[name]}
