@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,6 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-from .commands.judge import JudgeTrainArguments, judge_train
 from .commands.shared import at_least_one, load_pipeline
 
 
@@ -84,7 +84,7 @@ class ConvertArguments:
 def sample(arguments: SampleArguments) -> None:
     """Write a grid of samples, and a GIF of how they came about when asked."""
     from . import figures
-    from .comparison import SAMPLERS
+    from .samplers import SAMPLERS
 
     at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
     pipeline = load_pipeline(arguments.model, arguments.device)
@@ -211,13 +211,27 @@ def _json_object(name: str, text: str | None) -> dict[str, Any] | None:
     return value
 
 
-COMMANDS: dict[str, tuple[Callable[[Any], None], Any]] = {
+Command = tuple[Callable[[Any], None], Any]
+
+# name -> (function, settings), or where they are: module, function and settings, imported only when they are needed.
+COMMANDS: dict[str, Command | str] = {
     "sample": (sample, SampleArguments),
     "compare": (compare, CompareArguments),
     "schedules": (schedules, ScheduleArguments),
     "convert": (convert, ConvertArguments),
-    "judge train": (judge_train, JudgeTrainArguments),
+    "judge train": "judge judge_train JudgeTrainArguments",
+    "evaluate": "evaluate evaluate EvaluateArguments",
+    "sweep": "sweep sweep SweepArguments",
 }
+
+
+def _command(name: str) -> Command:
+    found = COMMANDS[name]
+    if not isinstance(found, str):
+        return found
+    module, function, settings = found.split()
+    inside = importlib.import_module(f".commands.{module}", __package__)
+    return getattr(inside, function), getattr(inside, settings)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,10 +241,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name is None:
         asked_for_help = bool(words) and words[0] in ("-h", "--help")
         print(f"usage: diffusers-ext {{{','.join(COMMANDS)}}} [--help] ...")
-        for known, (_, settings) in COMMANDS.items():
-            print(f"  {known:12} {settings.__doc__}")
+        for known in COMMANDS:
+            print(f"  {known:12} {_command(known)[1].__doc__}")
         return 0 if asked_for_help else 2
-    function, settings = COMMANDS[name]
+    function, settings = _command(name)
     parser = HfArgumentParser(settings, prog=f"diffusers-ext {name}", description=settings.__doc__)
     (arguments,) = parser.parse_args_into_dataclasses(words[len(name.split()) :])
     try:

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 
 from . import figures
 from .evaluation.mixture import GaussianMixture, MixtureNetwork
 from .pipelines import GenerationPipeline
-from .schedulers import AncestralDDPMScheduler, SubsequenceDDIMScheduler
+from .samplers import SAMPLERS, TAKES_SUBSEQUENCE
+from .schedulers import SubsequenceDDIMScheduler
 from .schedulers.scheduling_subsequence import SUBSEQUENCES
-
-# name -> scheduler for a configuration; `subsequence` matters to DDIM alone.
-SAMPLERS: dict[str, Callable[[Any, str], Any]] = {
-    "ddim": lambda config, tau: SubsequenceDDIMScheduler.from_config(config, subsequence=tau),
-    "ddim-original": lambda config, tau: SubsequenceDDIMScheduler.from_config(
-        config, subsequence=tau, original_targets=True
-    ),
-    "ddpm": lambda config, tau: AncestralDDPMScheduler.from_config(config),
-    "dpmsolver++": lambda config, tau: diffusers.DPMSolverMultistepScheduler.from_config(config),
-    "unipc": lambda config, tau: diffusers.UniPCMultistepScheduler.from_config(config),
-    "heun": lambda config, tau: diffusers.HeunDiscreteScheduler.from_config(config),
-}
-_TAKES_SUBSEQUENCE = ("ddim", "ddim-original")
 
 
 @dataclass
@@ -85,7 +72,7 @@ def compare(
         reference = full_flow(pipeline, latents)
     runs, samples = [], []
     for sampler in samplers:
-        for tau in subsequences if sampler in _TAKES_SUBSEQUENCE else [""]:
+        for tau in subsequences if sampler in TAKES_SUBSEQUENCE else [""]:
             for length in lengths:
                 scheduler = SAMPLERS[sampler](pipeline.scheduler.config, tau or "uniform")
                 result, evaluations, seconds = _sample(pipeline, scheduler, latents, seed, num_inference_steps=length)

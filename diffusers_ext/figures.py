@@ -519,6 +519,61 @@ def _scale_losses(axes: Axes, losses: np.ndarray) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def plot_guidance_sweep(
+    scales: Sequence[float],
+    accuracy: Sequence[float],
+    diversity: Sequence[float],
+    path: PathLike,
+    real_accuracy: float | None = None,
+    title: str = "Guidance",
+) -> None:
+    """Plot what a guidance scale gives and takes: class accuracy and diversity, on twin axes.
+
+    Args:
+        scales: guidance scales, (count,).
+        accuracy: share of the samples that the judge takes for the class asked for, in [0, 1].
+        diversity: as a share of that of real images; 1 is drawn as a line.
+        path: of the file; its suffix says which kind.
+        real_accuracy: the judge's share of real images, drawn as a line.
+        title: above the plot.
+
+    Raises ValueError for no scales, or lists of different lengths.
+    """
+    if len(scales) == 0:
+        raise ValueError("scales takes at least one guidance scale, not none")
+    for name, values in (("accuracy", accuracy), ("diversity", diversity)):
+        _check_count(name, values, len(scales), "as many values as scales")
+    with _drawing(path, 6.4, 3.8) as figure:
+        left = figure.add_subplot()
+        right = left.twinx()
+        left.plot(scales, [100 * share for share in accuracy], color=COLORS[0], marker="o", markersize=4)
+        right.plot(scales, diversity, color=COLORS[1], linestyle="--", marker="s", markersize=4)
+        if real_accuracy is not None:
+            left.axhline(100 * real_accuracy, color=COLORS[0], linewidth=0.8, alpha=0.6)
+            left.annotate(
+                "real images",
+                (1, 100 * real_accuracy),
+                xycoords=("axes fraction", "data"),
+                xytext=(-4, -3),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                fontsize=8,
+                color=COLORS[0],
+            )
+        right.axhline(1, color=COLORS[1], linewidth=0.8, linestyle="--", alpha=0.6)
+        left.set_ylim(0, 104)
+        right.set_ylim(0, 1.04 * max(1.0, *diversity))
+        right.grid(False)
+        right.spines["right"].set_visible(True)
+        left.set_xlabel("guidance scale (0 unconditional, 1 conditional)")
+        left.set_ylabel("class accuracy by the judge, %", color=COLORS[0])
+        right.set_ylabel("diversity within a class (real images 1)", color=COLORS[1])
+        for axes, color in ((left, COLORS[0]), (right, COLORS[1])):
+            axes.tick_params(axis="y", colors=color)
+        left.set_title(title)
+
+
 def embedding_heatmap(
     embedding: torch.Tensor | np.ndarray,
     path: PathLike,

@@ -370,3 +370,14 @@ def test_the_module_stands_alone_and_loads_plotting_only_to_plot(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "map.png").exists()
+
+
+def test_guidance_sweep_is_drawn_and_checked(tmp_path):
+    path = tmp_path / "sweep.png"
+    figures.plot_guidance_sweep([0, 1, 3], [0.1, 0.9, 0.99], [2.0, 1.0, 0.6], path, real_accuracy=0.98)
+    with Image.open(path) as picture:
+        assert picture.width > 600
+    with pytest.raises(ValueError, match="diversity takes as many values as scales: 2, not 1"):
+        figures.plot_guidance_sweep([0, 1], [0.1, 0.9], [1.0], path)
+    with pytest.raises(ValueError, match="at least one guidance scale"):
+        figures.plot_guidance_sweep([], [], [], path)

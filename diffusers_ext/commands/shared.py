@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from ..evaluation.judge import ImageClassifier
 
 
 def best_device(device: str | None) -> str:
@@ -22,6 +25,15 @@ def load_pipeline(model: str, device: str | None) -> Any:
     if not model or (model.startswith((".", "/")) and not Path(model).exists()):
         raise ValueError(f"There is no pipeline '{model}'.")
     return DiffusionPipeline.from_pretrained(model).to(best_device(device))
+
+
+def load_judge(folder: str, device: str | None) -> ImageClassifier:
+    """A classifier by folder or Hub name, on its device. Raises ValueError when there is none."""
+    from ..evaluation.judge import ImageClassifier
+
+    if not folder or (folder.startswith((".", "/")) and not (Path(folder) / "config.json").exists()):
+        raise ValueError(f"There is no judge '{folder}'; `diffusers-ext judge train` makes one.")
+    return ImageClassifier.from_pretrained(folder).to(best_device(device)).eval()
 
 
 def at_least_one(arguments: Any, *names: str) -> None:

@@ -53,7 +53,7 @@ def _symmetric_root(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def kernel_distance(first: torch.Tensor, second: torch.Tensor, degree: int = 3) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy; about 0, or a little below it, for equal laws.
+    """Unbiased estimate of the squared maximum mean discrepancy; about 0, on either side of it, for equal laws.
 
     sum_{i != j} k(x_i, x_j) / (n (n - 1)) + sum_{i != j} k(y_i, y_j) / (m (m - 1)) - 2 sum_{i, j} k(x_i, y_j) / (n m)
     with k(x, y) = (x.y / dimensions + 1)^degree: Gretton et al. 2012 (JMLR 13), eq. 3, with the kernel of the Kernel

@@ -1,0 +1,241 @@
+"""`diffusers-ext evaluate`: how good the samples of a pipeline are, beside as many real images."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..evaluation.features import FeatureSet, compare_sets, extract
+from ..evaluation.judge import ImageClassifier
+from ..pipelines.batched_generation import generate_images
+from ..samplers import SamplerChoice
+from .class_choice import chosen_classes
+from .real_images import RealDataArguments, RealImages, check_judge, real_and_floor
+from .shared import at_least_one, load_judge, load_pipeline
+
+# What is printed, and whether as a percentage.
+MEASURES = {
+    "class_accuracy": True,
+    "frechet_distance": False,
+    "kernel_distance": False,
+    "precision": True,
+    "recall": True,
+    "density": False,
+    "coverage": True,
+    "diversity": False,
+}
+
+
+@dataclass
+class SamplingArguments(RealDataArguments):
+    """How samples are drawn and judged; the base of commands that evaluate."""
+
+    model: str = field(default="", metadata={"help": "Folder or Hub name of a pipeline."})
+    judge: str | None = field(default=None, metadata={"help": "Folder of a judge (`diffusers-ext judge train`)."})
+    features: str | None = field(
+        default=None, metadata={"help": "Folder of another classifier whose features are compared; the judge's if not."}
+    )
+    num_images: int = field(default=1000, metadata={"help": "Number of samples."})
+    class_labels: list[str] | None = field(
+        default=None,
+        metadata={"help": "all, or numbers or names: each as often as among the real images; all if not given."},
+    )
+    sampler: str | None = field(
+        default=None, metadata={"help": "ddim, ddpm, dpmsolver++, reverse-sde, ...; the saved one if not given."}
+    )
+    subsequence: str = field(default="uniform", metadata={"help": "uniform, quadratic, exp or 'comp exp' (DDIM)."})
+    num_inference_steps: int = field(default=25, metadata={"help": "Sampling steps."})
+    batch_size: int = field(default=100, metadata={"help": "Samples at a time."})
+    seed: int = field(default=0, metadata={"help": "Seed of all randomness of sampling."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+
+
+@dataclass
+class EvaluateArguments(SamplingArguments):
+    """Judge samples: class accuracy, Frechet and kernel distance, precision, recall, density, coverage, diversity."""
+
+    guidance_scale: float = field(default=1.0, metadata={"help": "0 unconditional, 1 conditional, above 1 more so."})
+    output: str = field(default="evaluation.json", metadata={"help": "The file to write."})
+
+
+def evaluate(arguments: EvaluateArguments) -> None:
+    """Print the measures of samples and of real images side by side, and write them as JSON."""
+    bench = prepare(arguments)
+    report = bench.report(arguments.guidance_scale)
+    path = Path(arguments.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print_report(report)
+    print(f"Written to {path}")
+
+
+@dataclass
+class Bench:
+    """A pipeline and all that its samples are measured with.
+
+    Attributes:
+        pipeline: what is measured, with the scheduler to measure it with.
+        judge: names the classes; None leaves class accuracy out.
+        features: a module whose features are compared; see `evaluation.features.extract`.
+        real: real images that samples are compared with.
+        floor: other real images, which are compared with `real` as the samples are.
+        labels: the classes to ask for, one a sample, or None.
+        num_images: number of samples.
+        batch_size, seed: of sampling.
+        options: of the pipeline's call.
+        settings: what a report says of all this.
+    """
+
+    pipeline: Any
+    judge: ImageClassifier | None
+    features: torch.nn.Module
+    real: FeatureSet
+    floor: FeatureSet
+    labels: torch.Tensor | None
+    num_images: int
+    batch_size: int
+    seed: int
+    options: dict[str, Any]
+    settings: dict[str, Any]
+
+    def sample(self, guidance_scale: float) -> tuple[FeatureSet, float]:
+        """(what the judge says of the samples at this scale, seconds of sampling)."""
+        options = dict(self.options) if self.labels is None else {**self.options, "guidance_scale": guidance_scale}
+        began = time.perf_counter()
+        images = generate_images(self.pipeline, self.num_images, self.labels, self.batch_size, self.seed, **options)
+        seconds = time.perf_counter() - began
+        return extract(images.split(self.batch_size), self.features, self.judge, self.labels), seconds
+
+    def floor_measures(self) -> dict[str, float]:
+        """What real images get where samples stand; the accuracy is that on the images samples are compared with."""
+        measures = compare_sets(self.floor, self.real)
+        accuracy = self.real.accuracy()
+        for name in ("class_accuracy", "class_accuracy_standard_error"):
+            measures.pop(name, None)
+        return measures if accuracy is None else {"class_accuracy": accuracy, **measures}
+
+    def report(self, guidance_scale: float) -> dict[str, Any]:
+        """The measures of samples and of real images, with everything needed to judge them."""
+        samples, seconds = self.sample(guidance_scale)
+        scale = {} if self.labels is None else {"guidance_scale": guidance_scale}
+        return {
+            **self.settings,
+            "samples": {**self.settings["samples"], **scale, "seconds": round(seconds, 2)},
+            "measures": {"samples": compare_sets(samples, self.real), "real_images": self.floor_measures()},
+        }
+
+
+def prepare(arguments: SamplingArguments) -> Bench:
+    """Load pipeline, judge and real images. Raises ValueError, in one sentence, for what does not fit together."""
+    at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
+    pipeline = load_pipeline(arguments.model, arguments.device)
+    pipeline.set_progress_bar_config(disable=True)
+    judge = None if arguments.judge is None else load_judge(arguments.judge, arguments.device)
+    features = judge if arguments.features is None else load_judge(arguments.features, arguments.device)
+    if features is None:
+        raise ValueError("judge or features must name a classifier whose features are compared, got neither.")
+    steps = choose_sampler(pipeline, arguments)
+    names = {name: number for number, name in enumerate(judge.label_names())} if judge is not None else {}
+    classes = chosen_classes(pipeline, arguments.class_labels, names)
+    config = pipeline.unet.config
+    resolution = config.sample_size if isinstance(config.sample_size, int) else None
+    real, floor = real_and_floor(arguments, arguments.num_images, config.in_channels, resolution, classes)
+    for classifier in (judge, features):
+        if classifier is not None:
+            check_judge(classifier, pipeline, real.data)
+    real_set, floor_set = (extract(s.batches(), features, judge, s.labels) for s in (real, floor))
+    return Bench(
+        pipeline,
+        judge,
+        features,
+        real_set,
+        floor_set,
+        None if classes is None or real.labels is None else cycled(real.labels, arguments.num_images),
+        arguments.num_images,
+        arguments.batch_size,
+        arguments.seed,
+        {"num_inference_steps": steps},
+        _settings(arguments, steps, classes, judge, features, real, floor),
+    )
+
+
+def choose_sampler(pipeline: Any, arguments: SamplingArguments) -> int:
+    """Put the sampler asked for into the pipeline; the number of steps to take."""
+    if arguments.sampler is None:
+        return arguments.num_inference_steps
+    choice = SamplerChoice.parse(arguments.sampler)
+    pipeline.scheduler = choice.build(pipeline.scheduler.config, arguments.subsequence)
+    return choice.length or arguments.num_inference_steps
+
+
+def cycled(labels: torch.Tensor, number: int) -> torch.Tensor:
+    """The labels over and over, (number,)."""
+    return labels.repeat(-(-number // len(labels)))[:number]
+
+
+def weights_of(model: str) -> str:
+    """`EMA` or `raw`, as the recipe beside a trained pipeline says; `unknown` without one."""
+    recipe = Path(model) / "recipe.yaml"
+    if not recipe.is_file():
+        return "unknown"
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
+    return "EMA" if settings.get("use_ema") else "raw"
+
+
+def _settings(
+    arguments: SamplingArguments,
+    steps: int,
+    classes: Sequence[int] | None,
+    judge: ImageClassifier | None,
+    features: ImageClassifier,
+    real: RealImages,
+    floor: RealImages,
+) -> dict[str, Any]:
+    data = arguments.train_data_dir or arguments.dataset_name or "embedded"
+    return {
+        "samples": {
+            "model": arguments.model,
+            "weights": weights_of(arguments.model),
+            "num_images": arguments.num_images,
+            "class_labels": classes,
+            "sampler": arguments.sampler or "the pipeline's own",
+            "num_inference_steps": steps,
+            "seed": arguments.seed,
+            "batch_size": arguments.batch_size,
+        },
+        "real_images": {"data": data, "split": real.split, "num_images": len(real)},
+        "floor": {"data": data, "split": floor.split, "num_images": len(floor)},
+        "judge": None if judge is None else {"folder": arguments.judge, "description": judge.description()},
+        "features": arguments.features or "the judge's",
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The measures as a table, between what they were taken of and what they were taken with."""
+    samples, real, floor = report["samples"], report["real_images"], report["floor"]
+    scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
+    print(
+        f"{samples['num_images']:,} samples of {samples['model']} ({samples['weights']} weights), "
+        f"{samples['sampler']} sampler, {samples['num_inference_steps']} steps{scale}, seed {samples['seed']}, "
+        f"in {samples['seconds']:.1f} s"
+    )
+    print(f"against {real['num_images']:,} real images ({real['split']})")
+    print(f"floor: {floor['num_images']:,} real images ({floor['split']}) against the same")
+    if report["judge"] is not None:
+        print(f"judge: {report['judge']['description']}")
+    print(f"{'':18} {'samples':>10} {'real':>10}")
+    columns = report["measures"]["samples"], report["measures"]["real_images"]
+    for name, percent in MEASURES.items():
+        if any(name in column for column in columns):
+            print(f"{name:18} " + " ".join(f"{_shown(column.get(name), percent):>10}" for column in columns))
+
+
+def _shown(value: float | None, percent: bool) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.4f}"

@@ -1,0 +1,120 @@
+"""Sets of features, and how good one set is beside another. Any network gives features: the judge, or a user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import metrics
+
+
+@dataclass
+class FeatureSet:
+    """What networks say of a set of images.
+
+    Attributes:
+        features: (number, dimensions).
+        predicted: the judge's classes (number,), or None without a judge.
+        labels: the classes that the images were asked for, or have (number,), or None.
+    """
+
+    features: torch.Tensor
+    predicted: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def accuracy(self) -> float | None:
+        """Share of the images that the judge takes for what they should be; None without judge or labels."""
+        if self.predicted is None or self.labels is None:
+            return None
+        return metrics.class_accuracy(self.predicted, self.labels)
+
+
+@torch.no_grad()
+def extract(
+    batches: Iterable[torch.Tensor],
+    features: torch.nn.Module,
+    judge: torch.nn.Module | None = None,
+    labels: torch.Tensor | None = None,
+) -> FeatureSet:
+    """Features and classes of images.
+
+    Args:
+        batches: images (batch, channels, height, width) in [-1, 1].
+        features: any module. Its `features(images)` where it has one, else its output, one row an image.
+        judge: images -> logits; forms its classes from its own features where it is `features` too.
+        labels: the classes that the images should have (number,).
+
+    Returns:
+        The set, on the CPU.
+
+    Raises ValueError when there are no images, or labels of another number.
+    """
+    for network in (features, judge):
+        if network is not None:
+            network.eval()
+    rows, classes = [], []
+    for images in batches:
+        found, logits = _features_and_logits(images, features, judge)
+        rows.append(found.flatten(1).float().cpu())
+        if logits is not None:
+            classes.append(logits.argmax(dim=1).cpu())
+    if not rows:
+        raise ValueError("batches must hold at least one image, got none.")
+    number = sum(map(len, rows))
+    if labels is not None and labels.shape != (number,):
+        raise ValueError(f"labels must have shape ({number},), one an image, got {tuple(labels.shape)}.")
+    return FeatureSet(torch.cat(rows), torch.cat(classes) if classes else None, labels)
+
+
+def _features_and_logits(
+    images: torch.Tensor, features: torch.nn.Module, judge: torch.nn.Module | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    found = _call(features, getattr(features, "features", features), images)
+    if judge is None:
+        return found, None
+    if judge is features and hasattr(judge, "logits_of_features"):
+        shared: Any = judge
+        return found, shared.logits_of_features(found)
+    return found, _call(judge, judge, images)
+
+
+def _call(network: torch.nn.Module, function: Any, images: torch.Tensor) -> torch.Tensor:
+    """`function` of the images, on the network's device and in its dtype where it has parameters."""
+    parameter = next(network.parameters(), None)
+    return function(images if parameter is None else images.to(parameter))
+
+
+def compare_sets(generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
+    """Every measure of `metrics` that the two sets allow, by name; of real images in place of `generated`: the floor.
+
+    Neighbour measures need more than five images a set, class measures a judge and labels. Where both sets have the
+    very same number of images of each class, the kernel distance comes out a little below 0 for equal laws, since its
+    estimate takes images for independent: one more reason to read it beside the floor.
+    """
+    result: dict[str, float] = {}
+    accuracy = generated.accuracy()
+    if accuracy is not None:
+        result["class_accuracy"] = accuracy
+        result["class_accuracy_standard_error"] = math.sqrt(accuracy * (1 - accuracy) / len(generated))
+    first, second = generated.features, real.features
+    result["frechet_distance"] = metrics.frechet_distance(first, second)
+    result["kernel_distance"] = metrics.kernel_distance(first, second)
+    if min(len(generated), len(real)) > 5:
+        result["precision"], result["recall"] = metrics.precision_recall(second, first)
+        result["density"], result["coverage"] = metrics.density_coverage(second, first)
+    if generated.labels is not None and real.labels is not None and _share_a_class(generated.labels, real.labels):
+        result["diversity"] = metrics.diversity(first, generated.labels, second, real.labels)
+    return result
+
+
+def _share_a_class(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether some class has two images in both sets, so that distances within it can be compared."""
+    several = [{int(c) for c, n in zip(*labels.unique(return_counts=True)) if n > 1} for labels in (first, second)]
+    return bool(several[0] & several[1])

@@ -1,0 +1,39 @@
+"""Many images from a pipeline, a batch at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def generate_images(
+    pipeline: Any,
+    number: int,
+    labels: torch.Tensor | None = None,
+    batch_size: int = 100,
+    seed: int = 0,
+    **options: Any,
+) -> torch.Tensor:
+    """`number` images (number, channels, height, width) in [-1, 1], on the CPU.
+
+    Args:
+        pipeline: a `GenerationPipeline`.
+        number: of images.
+        labels: the class of each (number,), or None for none.
+        batch_size: images at a time.
+        seed: of one generator for all batches, on the CPU; equal seeds and batch sizes give equal images.
+        options: of the pipeline's call, the same for every batch.
+
+    Raises ValueError for labels of another number, and what the pipeline raises.
+    """
+    if labels is not None and labels.shape != (number,):
+        raise ValueError(f"labels must have shape ({number},), one an image, got {tuple(labels.shape)}.")
+    generator = torch.Generator().manual_seed(seed)
+    images = []
+    for start in range(0, number, batch_size):
+        count = min(batch_size, number - start)
+        given = {} if labels is None else {"class_labels": labels[start : start + count]}
+        result = pipeline(batch_size=count, generator=generator, output_type="pt", **given, **options)
+        images.append(result.images.cpu() * 2 - 1)
+    return torch.cat(images)

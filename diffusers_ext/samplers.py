@@ -1,0 +1,88 @@
+"""Samplers by name: what `--sampler` and `--samplers` take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+
+from .schedulers import AncestralDDPMScheduler, GuidedLangevinScheduler, SubsequenceDDIMScheduler
+
+Build = Callable[..., Any]
+
+
+def _ddim(**options: Any) -> Build:
+    def build(config: Any, subsequence: str = "uniform", inner_steps: int | None = None) -> Any:
+        return SubsequenceDDIMScheduler.from_config(config, subsequence=subsequence, **options)
+
+    return build
+
+
+def _langevin(rule: str, default_inner_steps: int) -> Build:
+    def build(config: Any, subsequence: str = "uniform", inner_steps: int | None = None) -> Any:
+        # Its own default and not the configuration's: a bounded x0 is no longer the gradient of a density.
+        return GuidedLangevinScheduler.from_config(
+            config, rule=rule, inner_steps=inner_steps or default_inner_steps, clip_sample=False
+        )
+
+    return build
+
+
+def _plain(scheduler: Any) -> Build:
+    return lambda config, subsequence="uniform", inner_steps=None: scheduler.from_config(config)
+
+
+# name -> scheduler for (configuration, subsequence, inner steps); the latter two matter to those that have them.
+SAMPLERS: dict[str, Build] = {
+    "ddim": _ddim(),
+    "ddim-original": _ddim(original_targets=True),
+    "ddpm": _plain(AncestralDDPMScheduler),
+    "dpmsolver++": _plain(diffusers.DPMSolverMultistepScheduler),
+    "unipc": _plain(diffusers.UniPCMultistepScheduler),
+    "heun": _plain(diffusers.HeunDiscreteScheduler),
+    "langevin": _langevin("langevin", 4),
+    "langevin-original": _langevin("original", 1),
+    "reverse-sde": _langevin("reverse_sde", 1),
+}
+TAKES_SUBSEQUENCE = ("ddim", "ddim-original")
+TAKES_INNER_STEPS = ("langevin", "langevin-original", "reverse-sde")
+
+
+@dataclass(frozen=True)
+class SamplerChoice:
+    """One entry of `--samplers`: NAME, NAME:LENGTH or NAME:LENGTHxK.
+
+    Attributes:
+        name: in `SAMPLERS`.
+        length: number of steps, or None where the command's own lengths hold.
+        inner_steps: network calls a step, or None for the sampler's own.
+    """
+
+    name: str
+    length: int | None = None
+    inner_steps: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> SamplerChoice:
+        """Raises ValueError, in one sentence, for what is no such entry."""
+        found = re.fullmatch(r"([^:]+)(?::(\d+)(?:x(\d+))?)?", text)
+        name = found.group(1) if found else text
+        if name not in SAMPLERS:
+            raise ValueError(f"samplers takes names among {', '.join(SAMPLERS)}, got '{name}'.")
+        assert found is not None
+        length, inner_steps = (int(number) if number is not None else None for number in found.groups()[1:])
+        for number, what in ((length, "LENGTH"), (inner_steps, "K")):
+            if number is not None and number < 1:
+                raise ValueError(f"samplers takes NAME:LENGTHxK with {what} at least 1, got '{text}'.")
+        if inner_steps is not None and name not in TAKES_INNER_STEPS:
+            raise ValueError(
+                f"samplers takes a number of inner steps for {', '.join(TAKES_INNER_STEPS)}, got '{text}'."
+            )
+        return cls(name, length, inner_steps)
+
+    def build(self, config: Any, subsequence: str = "uniform") -> Any:
+        """The scheduler, on the noise path of the scheduler whose configuration this is."""
+        return SAMPLERS[self.name](config, subsequence, self.inner_steps)
