@@ -64,6 +64,19 @@ def checked_timesteps(timesteps: Sequence[int] | torch.Tensor | np.ndarray, num_
     return times.astype(np.int64)
 
 
+def position_of_view(timestep: torch.Tensor, listed: torch.Tensor) -> int | None:
+    """Where in `listed`, a whole tensor of times, a one-element view of it lies; None for any other tensor.
+
+    `for t in scheduler.timesteps`, or in a part of it, gives views: their place in memory names the entry, where
+    reading the value would make the host wait for the device at every step.
+    """
+    if timestep.device != listed.device or timestep.dtype != listed.dtype:
+        return None
+    if timestep.untyped_storage().data_ptr() != listed.untyped_storage().data_ptr():
+        return None
+    return int(timestep.storage_offset())
+
+
 class NoisePathScheduler(SchedulerMixin, ConfigMixin):
     """Base of the schedulers that walk a discrete `NoisePath` along any strictly decreasing list of timesteps.
 
@@ -179,7 +192,7 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
         self._times: list[int] = [int(t) for t in times]
         self._ascending = sorted(self._times)
         self.num_inference_steps = len(self._times)
-        self.timesteps = torch.tensor(self._times, dtype=torch.int64, device=device)
+        self.timesteps = self._listed = torch.tensor(self._times, dtype=torch.int64, device=device)
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> int:
         """The time that a step from `timestep` goes to: the next entry below it, or `CLEAN` (-1) after the last."""
@@ -197,16 +210,9 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
         return t
 
     def _position_of_view(self, timestep: torch.Tensor) -> int | None:
-        """Where in `self.timesteps` this view of it lies; None for any other tensor.
-
-        `for t in scheduler.timesteps` gives views: their place in memory names the entry, where reading the value
-        would make the host wait for the device at every step.
-        """
+        """Where in the list of times this view of it lies; None for any other tensor."""
         _check_one_time(timestep)
-        same_memory = timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr()
-        if same_memory and timestep.device == self.timesteps.device and timestep.dtype == self.timesteps.dtype:
-            return int(timestep.storage_offset() - self.timesteps.storage_offset())
-        return None
+        return position_of_view(timestep, self._listed)
 
     # noising
 
@@ -284,7 +290,7 @@ class RepeatedWalkScheduler(NoisePathScheduler):
         self._moves = list(moves)
         on_host = torch.tensor(told, dtype=dtype)
         self._timestep_values: list[float] = on_host.tolist()
-        self.timesteps = on_host.to(device)
+        self.timesteps = self._listed = on_host.to(device)
         self._next_call = 0
 
     def _next_move(self, timestep: int | float | torch.Tensor) -> Move:
@@ -301,7 +307,7 @@ class RepeatedWalkScheduler(NoisePathScheduler):
         return move.s
 
     def _position_of_value(self, timestep: float) -> int:
-        """The counted place if the value stands there, else the value's first place.
+        """The counted place if the value stands there, else the first place where a walk can begin with it.
 
         Raises:
             ValueError: for a value that is not in the list.
@@ -310,8 +316,9 @@ class RepeatedWalkScheduler(NoisePathScheduler):
         # The list is float32, which carries seven digits of a continuous time.
         if expected < len(values) and math.isclose(values[expected], timestep, rel_tol=1e-6):
             return expected
-        for position, value in enumerate(values):
-            if math.isclose(value, timestep, rel_tol=1e-6):
+        for position, (value, move) in enumerate(zip(values, self._moves)):
+            # A call at another time than its move's start is a second half: the first must come before it.
+            if math.isclose(value, timestep, rel_tol=1e-6) and move.at == move.t:
                 return position
         raise ValueError(f"timestep {timestep:g} is not among the scheduler's timesteps; call set_timesteps first.")
 

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .scheduling_base import Generators
+from .scheduling_base import Generators, position_of_view
 
 
 class MixScheduler(SchedulerMixin, ConfigMixin):
@@ -75,7 +75,7 @@ class MixScheduler(SchedulerMixin, ConfigMixin):
         if not 1 <= n <= self.config.num_train_timesteps:
             raise ValueError(f"num_inference_steps must be between 1 and {self.config.num_train_timesteps}, got {n}.")
         self.num_inference_steps = n
-        self.timesteps = torch.arange(n - 1, -1, -1, device=device)
+        self.timesteps = self._listed = torch.arange(n - 1, -1, -1, device=device)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """The sample itself."""
@@ -124,7 +124,9 @@ class MixScheduler(SchedulerMixin, ConfigMixin):
             generator: not used; the sampler is deterministic.
             return_dict: give a tuple (mixture, prediction) when False.
         """
-        prev_sample = torch.lerp(sample, model_output.to(sample.dtype), 1 / (int(timestep) + 1))
+        place = position_of_view(timestep, self._listed) if isinstance(timestep, torch.Tensor) else None
+        left = int(timestep) if place is None else len(self._listed) - 1 - place
+        prev_sample = torch.lerp(sample, model_output.to(sample.dtype), 1 / (left + 1))
         if not return_dict:
             return prev_sample, model_output
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=model_output)
