@@ -35,20 +35,6 @@ class SampleArguments:
 
 
 @dataclass
-class CompareArguments:
-    """Samplers x lengths x subsequences from one starting noise: a picture and a table."""
-
-    model: str = field(metadata={"help": "Folder or Hub name of a pipeline, or `mixture`: a perfect network."})
-    samplers: list[str] = field(default_factory=lambda: ["ddim", "dpmsolver++", "ddpm"], metadata={"help": "Samplers."})
-    lengths: list[int] = field(default_factory=lambda: [10, 20, 50, 100], metadata={"help": "Numbers of steps."})
-    subsequences: list[str] = field(default_factory=lambda: ["uniform", "exp"], metadata={"help": "For DDIM."})
-    num_images: int = field(default=4, metadata={"help": "Images a cell."})
-    seed: int = field(default=0, metadata={"help": "Seed of the starting noise."})
-    output_dir: str = field(default="comparison", metadata={"help": "Where comparison.png and comparison.csv go."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
-
-
-@dataclass
 class ScheduleArguments:
     """Draw noise schedules: betas and alphas_cumprod."""
 
@@ -124,38 +110,6 @@ def _keep_frames(frames: list[torch.Tensor]) -> Callable[..., dict[str, Any]]:
     return keep
 
 
-def compare(arguments: CompareArguments) -> None:
-    """Write `comparison.png` and `comparison.csv`, and print the table."""
-    from .comparison import compare as run_comparison
-    from .comparison import draw, exact_flow, mixture_pipeline, write_csv
-
-    at_least_one(arguments, "num_images")
-    perfect = arguments.model == "mixture"
-    pipeline = mixture_pipeline() if perfect else load_pipeline(arguments.model, arguments.device)
-    pipeline.set_progress_bar_config(disable=True)
-    config = pipeline.unet.config
-    height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-    generator = torch.Generator().manual_seed(arguments.seed)
-    latents = torch.randn(arguments.num_images, config.in_channels, height, width, generator=generator)
-    reference = exact_flow(pipeline, latents.double()) if perfect else None
-    runs, samples = run_comparison(
-        pipeline, latents, arguments.samplers, arguments.lengths, arguments.subsequences, reference, arguments.seed
-    )
-    folder = Path(arguments.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_csv(runs, folder / "comparison.csv")
-    draw(runs, samples, folder / "comparison.png", reference)
-    steps = pipeline.scheduler.config.num_train_timesteps
-    against = "the exact flow" if perfect else f"the network's own {steps}-step flow"
-    for run in runs:
-        name = f"{run.sampler} {run.subsequence}".strip()
-        print(
-            f"{name:24} {run.length:5} steps {run.evaluations:5} evaluations {run.seconds:8.2f} s "
-            f"rms {run.rms_error:.4f} from {against}"
-        )
-    print(f"Picture and table in {folder}")
-
-
 def schedules(arguments: ScheduleArguments) -> None:
     """Draw betas and alphas_cumprod of named schedules on shared axes."""
     from . import figures
@@ -216,7 +170,7 @@ Command = tuple[Callable[[Any], None], Any]
 # name -> (function, settings), or where they are: module, function and settings, imported only when they are needed.
 COMMANDS: dict[str, Command | str] = {
     "sample": (sample, SampleArguments),
-    "compare": (compare, CompareArguments),
+    "compare": "compare compare CompareArguments",
     "schedules": (schedules, ScheduleArguments),
     "convert": (convert, ConvertArguments),
     "judge train": "judge judge_train JudgeTrainArguments",

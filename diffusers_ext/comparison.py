@@ -14,7 +14,7 @@ import torch
 from . import figures
 from .evaluation.mixture import GaussianMixture, MixtureNetwork
 from .pipelines import GenerationPipeline
-from .samplers import SAMPLERS, TAKES_SUBSEQUENCE
+from .samplers import TAKES_SUBSEQUENCE, SamplerChoice
 from .schedulers import SubsequenceDDIMScheduler
 from .schedulers.scheduling_subsequence import SUBSEQUENCES
 
@@ -24,12 +24,13 @@ class Run:
     """One sampler at one length, on one starting noise.
 
     Attributes:
-        sampler: name in `SAMPLERS`.
+        sampler: name in `samplers.SAMPLERS`, with a number of inner steps as in `langevin x4` where one was given.
         subsequence: how the length became a list of times; empty for samplers that have their own.
         length: number of steps asked for.
-        evaluations: number of times the network was called.
+        evaluations: of the network, for each image.
         seconds: wall time of the whole batch.
         rms_error: root mean square difference from the reference, in units of the data (range 2 for images in [-1, 1]).
+        frechet_distance: of the samples' features from those of real images, where a judge and data were given.
     """
 
     sampler: str
@@ -38,12 +39,13 @@ class Run:
     evaluations: int
     seconds: float
     rms_error: float
+    frechet_distance: float | None = None
 
 
 def compare(
     pipeline: Any,
     latents: torch.Tensor,
-    samplers: Sequence[str] = ("ddim", "dpmsolver++", "ddpm"),
+    samplers: Sequence[str | SamplerChoice] = ("ddim", "dpmsolver++", "ddpm"),
     lengths: Sequence[int] = (10, 20, 50, 100),
     subsequences: Sequence[str] = ("uniform", "exp"),
     reference: torch.Tensor | None = None,
@@ -54,8 +56,8 @@ def compare(
     Args:
         pipeline: a `GenerationPipeline`; its scheduler gives the noise path and comes back untouched.
         latents: starting noise of variance 1, shape (batch, channels, height, width).
-        samplers: names in `SAMPLERS`.
-        lengths: numbers of steps.
+        samplers: NAME, NAME:LENGTH or NAME:LENGTHxK, see `samplers.SamplerChoice`.
+        lengths: numbers of steps, for samplers that bring none of their own.
         subsequences: names in `SUBSEQUENCES`, each tried with every sampler that takes one.
         reference: where the exact probability flow ends; `full_flow` of this network when None.
         seed: of the noise that stochastic samplers add.
@@ -66,18 +68,22 @@ def compare(
     Raises:
         ValueError: for an unknown name, or a length that a sampler can't have.
     """
-    _check_names("samplers", samplers, SAMPLERS)
-    _check_names("subsequences", subsequences, SUBSEQUENCES)
+    choices = [SamplerChoice.parse(entry) if isinstance(entry, str) else entry for entry in samplers]
+    for tau in subsequences:
+        if tau not in SUBSEQUENCES:
+            raise ValueError(f"subsequences takes names among {', '.join(SUBSEQUENCES)}, got '{tau}'.")
     if reference is None:
         reference = full_flow(pipeline, latents)
     runs, samples = [], []
-    for sampler in samplers:
-        for tau in subsequences if sampler in TAKES_SUBSEQUENCE else [""]:
-            for length in lengths:
-                scheduler = SAMPLERS[sampler](pipeline.scheduler.config, tau or "uniform")
-                result, evaluations, seconds = _sample(pipeline, scheduler, latents, seed, num_inference_steps=length)
+    for choice in choices:
+        for tau in subsequences if choice.name in TAKES_SUBSEQUENCE else [""]:
+            for length in lengths if choice.length is None else [choice.length]:
+                scheduler = choice.build(pipeline.scheduler.config, tau or "uniform")
+                result, evaluations, seconds = timed_samples(
+                    pipeline, scheduler, latents, seed, num_inference_steps=length
+                )
                 error = (result.double() - reference.double()).square().mean().sqrt().item()
-                runs.append(Run(sampler, tau, length, evaluations, seconds, error))
+                runs.append(Run(choice.label, tau, length, evaluations, seconds, error))
                 samples.append(result)
     return runs, samples
 
@@ -86,41 +92,42 @@ def full_flow(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
     """DDIM through every training timestep: the network's own probability flow, as finely as its path has times."""
     scheduler = SubsequenceDDIMScheduler.from_config(pipeline.scheduler.config, subsequence="uniform", eta=0.0)
     every = list(range(scheduler.config.num_train_timesteps))[::-1]
-    return _sample(pipeline, scheduler, latents, 0, timesteps=every)[0]
+    return timed_samples(pipeline, scheduler, latents, 0, timesteps=every)[0]
 
 
-def _sample(
-    pipeline: Any, scheduler: Any, latents: torch.Tensor, seed: int, **options: Any
+def timed_samples(
+    pipeline: Any, scheduler: Any, latents: torch.Tensor, seed: int, batch_size: int | None = None, **options: Any
 ) -> tuple[torch.Tensor, int, float]:
-    """(samples, network evaluations, seconds) with `scheduler` in the pipeline's place of one."""
-    calls = 0
+    """(samples, network evaluations for each, seconds) with `scheduler` in the pipeline's place of one.
 
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
+    Options that are tensors hold an entry an image. A guided prediction is two evaluations, formed in one call or not.
+    """
+    rows = 0
+
+    def count(network: Any, arguments: tuple, named: dict[str, Any], output: Any) -> None:
+        nonlocal rows
+        rows += len(arguments[0] if arguments else named["sample"])
 
     own, pipeline.scheduler = pipeline.scheduler, scheduler
-    hook = pipeline.unet.register_forward_hook(count)
+    hook = pipeline.unet.register_forward_hook(count, with_kwargs=True)
     generator = torch.Generator().manual_seed(seed)
+    results = []
     try:
         began = time.perf_counter()
-        result = pipeline(latents=latents, generator=generator, output_type="latent", **options).images
-        return result.cpu(), calls, time.perf_counter() - began
+        for part in torch.arange(len(latents)).split(batch_size or len(latents)):
+            given = {name: value[part] if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+            results.append(pipeline(latents=latents[part], generator=generator, output_type="latent", **given).images)
+        seconds = time.perf_counter() - began
     finally:
         hook.remove()
         pipeline.scheduler = own
+    return torch.cat(results).cpu(), round(rows / len(latents)), seconds
 
 
-def _check_names(argument: str, names: Sequence[str], known: Any) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{argument} takes names among {', '.join(known)}, got '{name}'.")
-
-
-def write_csv(runs: Sequence[Run], path: Path) -> None:
-    """The runs as a table, one a line."""
+def write_csv(runs: Sequence[Any], path: Path) -> None:
+    """The runs, objects of one dataclass, as a table, one a line."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Run)])
+        writer = csv.DictWriter(file, [f.name for f in fields(runs[0])])
         writer.writeheader()
         writer.writerows(asdict(run) for run in runs)
 
@@ -155,22 +162,29 @@ def draw(
     columns = sorted({run.length for run in runs})
     cell = {(run.sampler, run.subsequence, run.length): i for i, run in enumerate(runs)}
 
-    def caption(run: Run) -> str:
-        return f"{run.evaluations} calls\n{run.seconds:.1f} s\nrms {run.rms_error:.3f}"
+    def caption(run: Run | None) -> str:
+        if run is None:
+            return ""
+        frechet = "" if run.frechet_distance is None else f"\nFrechet {run.frechet_distance:.2f}"
+        return f"{run.evaluations} calls\n{run.seconds:.1f} s\nrms {run.rms_error:.3f}{frechet}"
 
-    table = [[cell[(*row, column)] for column in columns] for row in rows]
+    table = [[cell.get((*row, column)) for column in columns] for row in rows]
     names = [" ".join(filter(None, row)) for row in rows]
+    of_cell = [[None if i is None else runs[i] for i in line] for line in table]
     if reference is not None:
-        points = [[samples[i].flatten(1) for i in line] for line in table]
-        captions = [[f"{runs[i].evaluations} calls, rms {runs[i].rms_error:.4f}" for i in line] for line in table]
+        points = [[None if i is None else samples[i].flatten(1) for i in line] for line in table]
+        captions = [
+            ["" if run is None else f"{run.evaluations} calls, rms {run.rms_error:.4f}" for run in line]
+            for line in of_cell
+        ]
         figures.scatter_grid(names, columns, points, path, reference.flatten(1), captions, "Three Gaussians")
         return
     figures.comparison_grid(
         names,
         columns,
-        [[samples[i].float().clamp(-1, 1) for i in line] for line in table],
+        [[None if i is None else samples[i].float().clamp(-1, 1) for i in line] for line in table],
         path,
-        captions=[[caption(runs[i]) for i in line] for line in table],
+        captions=[[caption(run) for run in line] for line in of_cell],
         title="The same starting noise through every sampler",
         row_title="sampler",
         column_title="length (steps asked for)",

@@ -230,7 +230,7 @@ def comparison_grid(
 def scatter_grid(
     rows: Sequence[Any],
     columns: Sequence[Any],
-    points: Sequence[Sequence[torch.Tensor]],
+    points: Sequence[Sequence[torch.Tensor | None]],
     path: PathLike,
     reference: torch.Tensor,
     captions: Sequence[Sequence[str]] | None = None,
@@ -241,7 +241,7 @@ def scatter_grid(
     Args:
         rows: labels of the rows.
         columns: labels of the columns.
-        points: for each row and column a tensor (number, 2).
+        points: for each row and column a tensor (number, 2), or None.
         path: of the file; its suffix says which kind.
         reference: the right places, (number, 2), drawn below every cloud.
         captions: for each row and column a few words above the cloud.
@@ -257,6 +257,9 @@ def scatter_grid(
         table = figure.subplots(len(rows), len(columns), squeeze=False, sharex=True, sharey=True)
         for (row, column), cloud in _places(points):
             axes = table[row][column]
+            if cloud is None:
+                axes.set_axis_off()
+                continue
             axes.scatter(*reference.T.tolist(), s=3, color="#bbbbbb", label="exact")
             axes.scatter(*cloud.T.tolist(), s=2, color=COLORS[0], label="sampler")
             axes.set_xlim(-reach, reach)

@@ -83,6 +83,11 @@ class SamplerChoice:
             )
         return cls(name, length, inner_steps)
 
+    @property
+    def label(self) -> str:
+        """The name, with the number of inner steps where one was given."""
+        return self.name if self.inner_steps is None else f"{self.name} x{self.inner_steps}"
+
     def build(self, config: Any, subsequence: str = "uniform") -> Any:
         """The scheduler, on the noise path of the scheduler whose configuration this is."""
         return SAMPLERS[self.name](config, subsequence, self.inner_steps)

@@ -55,3 +55,27 @@ def environment():
     """Environment variables for child processes: this checkout importable, one thread, no network."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHON": sys.executable}
+
+
+@pytest.fixture(scope="session")
+def corners_data(tmp_path_factory):
+    """A folder of the images of `corners`, with splits and classes."""
+    import corners
+
+    folder = tmp_path_factory.mktemp("corners")
+    corners.write_files(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def corners_judge(corners_data, tmp_path_factory):
+    """The folder of a judge of `corners_data`, which names nearly every test image right."""
+    from diffusers_ext import ImageClassifier
+    from diffusers_ext.cli import main
+
+    folder = str(tmp_path_factory.mktemp("judge"))
+    small = ["--block_channels", "8", "16", "--train_batch_size", "16", "--num_epochs", "5", "--learning_rate", "0.02"]
+    still = ["--shift", "0", "--rotation", "0", "--zoom", "0", "--mixed_precision", "no"]
+    assert main(["judge", "train", "--train_data_dir", corners_data, *small, *still, "--output_dir", folder]) == 0
+    assert ImageClassifier.from_pretrained(folder).config.test_accuracy > 0.98
+    return folder

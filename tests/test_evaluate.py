@@ -18,28 +18,21 @@ from diffusers_ext.pipelines.batched_generation import generate_images
 from diffusers_ext.samplers import SamplerChoice
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corners")
-    corners.write_files(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def judge(data, tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("judge"))
-    small = ["--block_channels", "8", "16", "--train_batch_size", "16", "--num_epochs", "5", "--learning_rate", "0.02"]
-    still = ["--shift", "0", "--rotation", "0", "--zoom", "0", "--mixed_precision", "no"]
-    assert main(["judge", "train", "--train_data_dir", data, *small, *still, "--output_dir", folder]) == 0
-    assert ImageClassifier.from_pretrained(folder).config.test_accuracy > 0.98
-    return folder
-
-
 @pytest.fixture
 def perfect(monkeypatch):
     pipeline = corners.perfect_pipeline()
     monkeypatch.setattr(evaluate_command, "load_pipeline", lambda model, device: pipeline)
     return pipeline
+
+
+@pytest.fixture
+def data(corners_data):
+    return corners_data
+
+
+@pytest.fixture
+def judge(corners_judge):
+    return corners_judge
 
 
 @pytest.fixture

@@ -61,16 +61,22 @@ class RealImages:
 
 
 def real_and_floor(
-    arguments: RealDataArguments, number: int, channels: int, resolution: int | None, classes: Sequence[int] | None
+    arguments: RealDataArguments,
+    number: int,
+    channels: int,
+    resolution: int | None,
+    classes: Sequence[int] | None,
+    equal_counts: bool = False,
 ) -> tuple[RealImages, RealImages]:
     """Two disjoint sets of real images: up to `number` to compare with, and up to `number` to compare those with.
 
-    Both come from `split` where that has enough images of the classes, else the second from `floor_split`.
+    Both come from `split` where that has enough images of the classes, else the second from `floor_split`. The classes
+    stand in their proportions, or with `equal_counts` as often as one another.
 
     Raises ValueError where there are no images of the classes, or the data have no classes.
     """
     data = _load(arguments, arguments.split, channels, resolution)
-    indices = _of_classes(data, classes, arguments.split)
+    indices = _of_classes(data, classes, arguments.split, equal_counts)
     real = RealImages(data, arguments.split, indices[:number])
     if len(indices) >= 2 * number:
         return real, RealImages(data, arguments.split, indices[number : 2 * number])
@@ -78,7 +84,7 @@ def real_and_floor(
         half = len(indices) // 2
         return RealImages(data, arguments.split, indices[:half]), RealImages(data, arguments.split, indices[half:])
     other = _load(arguments, arguments.floor_split, channels, resolution)
-    rest = _of_classes(other, classes, arguments.floor_split)[:number]
+    rest = _of_classes(other, classes, arguments.floor_split, equal_counts)[:number]
     return real, RealImages(other, arguments.floor_split, rest)
 
 
@@ -97,10 +103,10 @@ def _load(arguments: RealDataArguments, split: str, channels: int, resolution: i
     )
 
 
-def _of_classes(data: ImageData, classes: Sequence[int] | None, split: str) -> torch.Tensor:
+def _of_classes(data: ImageData, classes: Sequence[int] | None, split: str, equal_counts: bool) -> torch.Tensor:
     """Indices of the images of these classes, in a random order that is always the same.
 
-    With classes, every part of the order holds them in their proportions: samples are asked for the classes of the real
+    With classes, every part of the order holds them in fixed proportions: samples are asked for the classes of the real
     images they are compared with, and the floor would look too high if its classes came as they fall.
     """
     order = torch.from_numpy(permutation(0, 0, len(data)))
@@ -111,16 +117,19 @@ def _of_classes(data: ImageData, classes: Sequence[int] | None, split: str) -> t
     order = order[torch.isin(data.labels[order], torch.tensor(classes))]
     if len(order) == 0:
         raise ValueError(f"{split} has no images of the classes {', '.join(map(str, classes))}.")
-    return order[_spread_evenly(data.labels[order])]
+    return order[_spread_evenly(data.labels[order], equal_counts)]
 
 
-def _spread_evenly(labels: torch.Tensor) -> torch.Tensor:
-    """An order of the labels (number,) in which each class comes at even distances, and within it as before."""
+def _spread_evenly(labels: torch.Tensor, equal_counts: bool = False) -> torch.Tensor:
+    """An order of the labels (number,) in which each class comes at even distances, and within it as before.
+
+    With `equal_counts` the classes take turns, and the larger ones come last alone.
+    """
     places = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
         own = labels == label
         count = int(own.sum())
-        places[own] = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        places[own] = (torch.arange(count, dtype=torch.float64) + 0.5) / (1 if equal_counts else count)
     return places.argsort(stable=True)
 
 
