@@ -6,6 +6,7 @@ test_schedulers_mutants.py can be put through the same proofs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -76,35 +77,44 @@ def flow_errors(scheduler, mixture: GaussianMixture, counts, n: int = 32, predic
     return errors
 
 
-def prove_discrete_flow(make: Make, mixture: GaussianMixture, schedule: str) -> None:
+def prove_discrete_flow(make: Make, mixture: GaussianMixture, schedule: str, prediction_type: str = "epsilon") -> None:
     # With sigmoid_alpha_bar sigma grows steeply at first, and the order shows only on finer grids.
     scale = 2 if schedule == "sigmoid_alpha_bar" else 1
     counts = [scale * count for count in (100, 200, 400, 1000)]
-    scheduler = make(num_train_timesteps=8000 * scale, beta_schedule=schedule)
-    errors = flow_errors(scheduler, mixture, counts)
+    scheduler = make(num_train_timesteps=8000 * scale, beta_schedule=schedule, prediction_type=prediction_type)
+    errors = flow_errors(scheduler, mixture, counts, prediction_type=prediction_type)
     assert fitted_order(counts, errors) == pytest.approx(scheduler.order, abs=0.2), errors
     assert errors[-1] < 3e-3
 
 
-def prove_continuous_flow(make: Make, mixture: GaussianMixture) -> None:
-    scheduler = make(continuous=True)
+def prove_continuous_flow(make: Make, mixture: GaussianMixture, prediction_type: str = "epsilon") -> None:
+    scheduler = make(continuous=True, prediction_type=prediction_type)
     counts = [20, 40, 80, 200]
-    errors = flow_errors(scheduler, mixture, counts)
+    errors = flow_errors(scheduler, mixture, counts, prediction_type=prediction_type)
     assert fitted_order(counts, errors) == pytest.approx(scheduler.order, abs=0.2), errors
     assert errors[-1] < (4e-4 if scheduler.order == 2 else 2e-2)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", MIXTURES)
-def test_ddim_converges_to_the_flow_with_order_one(name, schedule):
-    prove_discrete_flow(ddim, MIXTURES[name], schedule)
+def with_predictions(*choices, kinds=PREDICTION_TYPES):
+    """The product of the choices, each with the next prediction type in turn: all types, at the cost of one."""
+    return [(*choice, kind) for choice, kind in zip(itertools.product(*choices), itertools.cycle(kinds))]
 
 
-@pytest.mark.parametrize("predictor", ["ode_euler", "ode_heun"])
-@pytest.mark.parametrize("sde", ["vp", "sub-vp", "ve"])
-@pytest.mark.parametrize("name", MIXTURES)
-def test_probability_flow_converges_with_its_declared_order(name, sde, predictor):
-    prove_continuous_flow(partial(score_sde, sde=sde, predictor=predictor), MIXTURES[name])
+@pytest.mark.parametrize(("name", "schedule", "prediction_type"), with_predictions(MIXTURES, SCHEDULES))
+def test_ddim_converges_to_the_flow_with_order_one(name, schedule, prediction_type):
+    prove_discrete_flow(ddim, MIXTURES[name], schedule, prediction_type)
+
+
+CONTINUOUS_PREDICTIONS = [kind for kind in PREDICTION_TYPES if kind != "mean"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sde", "predictor", "prediction_type"),
+    # Five of the six types, so that the turn does not fall in with the product's.
+    with_predictions(MIXTURES, ("vp", "sub-vp", "ve"), ("ode_euler", "ode_heun"), kinds=CONTINUOUS_PREDICTIONS[1:]),
+)
+def test_probability_flow_converges_with_its_declared_order(name, sde, predictor, prediction_type):
+    prove_continuous_flow(partial(score_sde, sde=sde, predictor=predictor), MIXTURES[name], prediction_type)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -223,31 +233,35 @@ def statistics(x: torch.Tensor, mass: torch.Tensor, mixture: GaussianMixture) ->
     return torch.cat([mean[None], std[None], weights])
 
 
-def prove_weak_order(make: Make, mixture: GaussianMixture, counts=(40, 100, 200, 400), **settings) -> None:
+def prove_weak_order(
+    make: Make, mixture: GaussianMixture, counts=(40, 100, 200, 400), prediction_type: str = "epsilon", **settings
+) -> None:
     mean, covariance = mixture.moments()
     exact, biases = torch.cat([mean, covariance[0].sqrt(), mixture.weights]), []
     for count in counts:
-        scheduler = make(num_train_timesteps=4000, **settings)
+        scheduler = make(num_train_timesteps=4000, prediction_type=prediction_type, **settings)
         scheduler.set_timesteps(count)
-        law = line_law(scheduler, ExactModel(mixture, scheduler.path))
+        law = line_law(scheduler, ExactModel(mixture, scheduler.path, prediction_type))
         biases.append((statistics(*law, mixture) - exact).norm().item())
     assert fitted_order(counts, biases) == pytest.approx(1, abs=0.2), biases
     assert biases[-1] < 0.015
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", LINE_MIXTURES)
-@pytest.mark.parametrize("kind", DISCRETE_STOCHASTIC)
-def test_weak_order_one(kind, name, schedule):
+@pytest.mark.parametrize(
+    ("kind", "name", "schedule", "prediction_type"), with_predictions(DISCRETE_STOCHASTIC, LINE_MIXTURES, SCHEDULES)
+)
+def test_weak_order_one(kind, name, schedule, prediction_type):
     # As for the flow: the steep start of sigmoid_alpha_bar asks for finer grids.
     counts = (60, 150, 300, 600) if schedule == "sigmoid_alpha_bar" else (40, 100, 200, 400)
-    prove_weak_order(DISCRETE_STOCHASTIC[kind], LINE_MIXTURES[name], counts, beta_schedule=schedule)
+    prove_weak_order(DISCRETE_STOCHASTIC[kind], LINE_MIXTURES[name], counts, prediction_type, beta_schedule=schedule)
 
 
-@pytest.mark.parametrize("name", LINE_MIXTURES)
-@pytest.mark.parametrize("kind", CONTINUOUS_STOCHASTIC)
-def test_weak_order_one_in_continuous_time(kind, name):
-    prove_weak_order(CONTINUOUS_STOCHASTIC[kind], LINE_MIXTURES[name], counts=(40, 80, 200, 400))
+@pytest.mark.parametrize(
+    ("kind", "name", "prediction_type"),
+    with_predictions(CONTINUOUS_STOCHASTIC, LINE_MIXTURES, kinds=CONTINUOUS_PREDICTIONS),
+)
+def test_weak_order_one_in_continuous_time(kind, name, prediction_type):
+    prove_weak_order(CONTINUOUS_STOCHASTIC[kind], LINE_MIXTURES[name], (40, 80, 200, 400), prediction_type)
 
 
 # --- stochastic samplers at T steps: within four standard errors of 20,000 draws --------------------------------------
