@@ -128,6 +128,10 @@ def test_every_prediction_type_is_a_setting(prediction_type):
         (["--learning_rate", "nan"], "learning_rate must be greater than 0, got nan"),
         (["--recipe", "a.yaml", "--recipe", "b.yaml"], "Give one --recipe"),
         (["--lr_warmup_steps", "-1"], "lr_warmup_steps must be at least 0, got -1"),
+        (["--adam_beta1", "1.5"], "adam_beta1 must be at least 0 and below 1, got 1.5"),
+        (["--adam_weight_decay", "-1"], "adam_weight_decay must be at least 0, got -1.0"),
+        (["--dataloader_num_workers", "-1"], "dataloader_num_workers must be at least 0, got -1"),
+        (["--recipe"], "recipe takes a YAML file, got nothing"),
         (["--loss", "l3"], "loss must be one of l2, l1, huber, got 'l3'"),
         (["--loss_weighting", "p2"], "loss_weighting must be one of none, snr"),
         (["--lr_scheduler", "sine"], "lr_scheduler must be one of linear, cosine"),
@@ -144,10 +148,15 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("- a\n- b\n", "must hold `name: value` lines"), ("a: [1\n", "is not valid YAML"), ("speed: 3\n", "Unknown flag")],
+    [
+        ("- a\n- b\n", "must hold `name: value` lines"),
+        ("a: [1\n", "is not valid YAML"),
+        ("speed: 3\n", "Unknown flag"),
+        ("caf\xe9: 1\n", "r.yaml' is not valid YAML"),
+    ],
 )
 def test_a_wrong_recipe_is_one_sentence(tmp_path, text, sentence):
-    (tmp_path / "r.yaml").write_text(text)
+    (tmp_path / "r.yaml").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=sentence) as caught:
         TrainingArguments.from_recipe(tmp_path / "r.yaml")
     assert "\n" not in str(caught.value)

@@ -704,6 +704,8 @@ WRONG_OPTIONS = [
     ({"alpha_background": "whight"}, "alpha_background takes a colour .* not 'whight'"),
     ({"on_unreadable_image": "ignore"}, "on_unreadable_image takes 'skip' or 'error', not 'ignore'"),
     ({"split": "valid"}, "split='valid' is not in dataset_name='embedded', which has: train, test"),
+    ({"split": "train[a:b]"}, r"split='train\[a:b\]' takes a part such as 'train\[:100\]'"),
+    ({"split": "train[:9]+test[:9]"}, r"split='train\[:9\]\+test\[:9\]' takes a part"),
     ({"image_column": "picture"}, "image_column='picture' is not a column .* which has: image, label"),
     ({"image_column": "label"}, "image_column='label' .* holds no images"),
     ({"label_column": "kind"}, "label_column='kind' is not a column .* which has: image, label"),

@@ -467,3 +467,17 @@ def test_a_signal_during_the_last_validation_saves_first(tiny_run, monkeypatch):
     with pytest.raises(TrainingInterrupted, match="Stopped by signal 15 after step 6; everything is in"):
         train(arguments)
     assert [p.name for p in list_checkpoints(ROOT.joinpath(arguments.output_dir))] == ["checkpoint-6"]
+
+
+def test_ctrl_c_after_the_last_step_is_one_sentence(tiny_run, monkeypatch):
+    from diffusers_ext.training import loop
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "write_figures", interrupted)
+    arguments = tiny_run()
+    with pytest.raises(TrainingInterrupted, match=r"at once by Ctrl-C; the newest checkpoint is '.*-6'") as stop:
+        train(arguments)
+    assert stop.value.signal_number == signal.SIGINT
+    assert DiffusionPipeline.from_pretrained(arguments.output_dir)

@@ -188,9 +188,16 @@ class TrainingArguments:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, got {value}.")
-        for name in ("lr_warmup_steps", "ema_update_after_step", "ema_power", "early_stopping_min_delta"):
+        at_least_zero = (
+            "lr_warmup_steps ema_update_after_step ema_power early_stopping_min_delta adam_epsilon adam_weight_decay "
+            "dataloader_num_workers"
+        )
+        for name in at_least_zero.split():
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
         if not 0 <= self.ema_max_decay <= 1:
             raise ValueError(f"ema_max_decay must lie between 0 and 1, got {self.ema_max_decay}.")
         if Path(self.logging_dir).is_absolute() or ".." in Path(self.logging_dir).parts:
@@ -260,12 +267,14 @@ def _parse(arguments_class: type[TrainingArguments], flags: Sequence[str]) -> An
 
 def recipe_as_flags(path: str | Path) -> list[str]:
     """A YAML recipe as a command line, so that a recipe is checked by the same parser as flags are."""
+    if not path:
+        raise ValueError("recipe takes a YAML file, got nothing.")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no recipe '{path}'.")
     try:
         settings = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"Recipe '{path}' is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict):
         raise ValueError(f"Recipe '{path}' must hold `name: value` lines, got a {type(settings).__name__}.")

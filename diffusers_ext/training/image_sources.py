@@ -307,7 +307,10 @@ def take_split(splits: Mapping[str, Any], split: str, where: str) -> Any:
         return rows
     from datasets import ReadInstruction
 
-    (part,) = ReadInstruction.from_spec(split).to_absolute({base: len(rows)})
+    try:
+        (part,) = ReadInstruction.from_spec(split).to_absolute({base: len(rows)})
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"split={split!r} takes a part such as 'train[:100]' or 'train[50%:]': {error}") from error
     chosen = range(part.from_ or 0, len(rows) if part.to is None else part.to)
     return rows.select(chosen) if hasattr(rows, "select") else rows[chosen.start : chosen.stop]
 

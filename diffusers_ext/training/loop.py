@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -60,7 +61,12 @@ class Progress:
 
 def train(arguments: TrainingArguments) -> DiffusionPipeline:
     """Train, save into `arguments.output_dir`, and give the trained pipeline; errors as `Trainer.train`."""
-    return Trainer(arguments).train()
+    try:
+        return Trainer(arguments).train()
+    except KeyboardInterrupt:  # before the first step, after the last, or for the second time
+        kept = checkpoint.list_checkpoints(Path(arguments.output_dir))
+        state = f"the newest checkpoint is '{kept[-1]}'" if kept else "no checkpoint had been saved yet"
+        raise TrainingInterrupted(f"Stopped at once by Ctrl-C; {state}.", signal.SIGINT) from None
 
 
 class Trainer:
