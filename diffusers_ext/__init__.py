@@ -35,7 +35,7 @@ _CLASSES = {
 _OTHERS = {
     "models": ["PRESETS", "build_model"],
     "schedulers": ["NoisePath", "PREDICTION_TYPES", "SCHEDULES"],
-    "training": ["TrainingArguments", "Trainer", "train"],
+    "training": ["ConditionalTrainingArguments", "TrainingArguments", "Trainer", "train"],
 }
 _MODULE_OF = {name: module for table in (_CLASSES, _OTHERS) for module, names in table.items() for name in names}
 

@@ -9,26 +9,9 @@ Takes the flags of diffusers' own example of this name, and more; see diffusers_
 
 import sys
 
-from diffusers_ext.training import TrainingArguments, TrainingDiverged, TrainingInterrupted, parse_arguments, train
-from diffusers_ext.training.launching import start_missing_processes
-
-
-def main(argv: list[str]) -> int:
-    debug = "--debug" in argv
-    try:
-        arguments: TrainingArguments = parse_arguments(argv)
-        train(arguments)
-    except TrainingInterrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        return 128 + interrupted.signal_number
-    except (ValueError, OSError, ImportError, TrainingDiverged) as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
+from diffusers_ext.training import TrainingArguments
+from diffusers_ext.training.launching import run_script, start_missing_processes
 
 if __name__ == "__main__":
     start_missing_processes()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_script(sys.argv[1:], TrainingArguments))

@@ -368,9 +368,7 @@ class GuidedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
 
     def _run_class_blocks(self, x: Tensor, temb: Tensor, labels: Tensor | None, sample: Tensor) -> Tensor:
         """Twice: the bottleneck's attention once more (the same module), then a block modulated by the class."""
-        film, strength = temb, None
-        if self.class_embedding is None:
-            film, strength = self._label_film(labels, sample)
+        film, strength = self._label_film(labels, sample) if self.class_embedding is None else (temb, None)
         for block in (self.class_block1, self.class_block2):
             x = self._run(block, self._run(self.mid_attn, x), film, None, strength)
         return x

@@ -1,7 +1,15 @@
 """Training: settings in, a saved pipeline out."""
 
-from .arguments import TrainingArguments, parse_arguments
+from .arguments import ConditionalTrainingArguments, TrainingArguments, parse_arguments
 from .interruption import TrainingInterrupted
 from .loop import Trainer, TrainingDiverged, train
 
-__all__ = ["Trainer", "TrainingArguments", "TrainingDiverged", "TrainingInterrupted", "parse_arguments", "train"]
+__all__ = [
+    "ConditionalTrainingArguments",
+    "Trainer",
+    "TrainingArguments",
+    "TrainingDiverged",
+    "TrainingInterrupted",
+    "parse_arguments",
+    "train",
+]

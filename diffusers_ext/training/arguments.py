@@ -19,6 +19,7 @@ SAMPLERS = ("ddpm", "ddim")
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
 LOGGERS = ("tensorboard", "wandb", "none")
+CONDITIONS = ("class", "text", "image")
 
 
 def option(default: Any, text: str) -> Any:
@@ -224,6 +225,56 @@ class TrainingArguments:
         left_out = ("hub_token", "overwrite_output_dir", "resume_from_checkpoint", "local_rank", "debug")
         changed = {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k] and k not in left_out}
         return yaml.safe_dump(changed, sort_keys=False)
+
+
+@dataclass
+class ConditionalTrainingArguments(TrainingArguments):
+    """Settings of training under a condition: those of `TrainingArguments`, and what the network is told.
+
+    Raises:
+        ValueError: on construction, one sentence on the first setting that can't be.
+    """
+
+    condition: str = option("class", "What the network is told: class, text or image.")
+    condition_dropout: float = option(
+        0.1, "Probability with which a sample's condition is replaced by the null one, which guidance needs."
+    )
+    label_free_epochs: int = option(
+        0, "The last so many of num_epochs are trained on the null condition alone (a source project's way)."
+    )
+    guidance_scale: float = option(1.0, "Guidance of previews: 0 unconditional, 1 conditional, above 1 sharper.")
+
+    label_column: str | None = option(None, "Column with the classes; `label` or `labels` when not given.")
+
+    caption_column: str | None = option(None, "Column with the texts; `text` or `caption` when not given.")
+    text_encoder: str = option(
+        "small",
+        "Name or folder of a transformers text encoder with its tokenizer, or `small`: a CLIP text model of two layers "
+        "and a tokenizer, both trained on the data set's own captions.",
+    )
+    train_text_encoder: bool = option(False, "Train a named text encoder along; `small` always is.")
+    max_text_tokens: int = option(77, "Texts are cut to this many tokens.")
+
+    condition_image_column: str | None = option(None, "Column with the images that the network is told.")
+    image_condition: str | None = option(
+        None,
+        "Make the condition from the target: super_resolution_2, _4 or _8, colorization or inpainting.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.condition not in CONDITIONS:
+            raise ValueError(f"condition must be one of {', '.join(CONDITIONS)}, got '{self.condition}'.")
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"condition_dropout must be at least 0 and below 1, got {self.condition_dropout}.")
+        if not 0 <= self.label_free_epochs < self.num_epochs:
+            raise ValueError(f"label_free_epochs must lie in 0..num_epochs - 1, got {self.label_free_epochs}.")
+        if self.label_free_epochs and (self.max_train_seconds or self.max_train_steps):
+            raise ValueError("label_free_epochs end the run's num_epochs; leave max_train_seconds and max_train_steps.")
+        if self.max_text_tokens < 2:
+            raise ValueError(f"max_text_tokens must be at least 2, got {self.max_text_tokens}.")
+        if self.condition == "image" and (self.condition_image_column is None) == (self.image_condition is None):
+            raise ValueError("condition image needs either condition_image_column or image_condition.")
 
 
 class _Parser(HfArgumentParser):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +32,61 @@ _UNET2D_CONFIG: dict[str, Any] = {
 }
 
 
-def make_model(arguments: TrainingArguments, channels: int, resolution: int) -> Any:
-    """The freshly initialised network for images of `channels` at `resolution`.
+def make_model(
+    arguments: TrainingArguments, channels: int, resolution: int, condition: Mapping[str, Any] | None = None
+) -> Any:
+    """The freshly initialised network for images of `channels` at `resolution`, told of a condition or none.
+
+    `condition` holds the entries of the network's configuration that its condition needs.
 
     Raises:
         ValueError, FileNotFoundError: one sentence on a name, file or option that does not fit.
     """
     torch.manual_seed(arguments.seed)
-    options = json_option("model_options", arguments.model_options)
+    condition = condition or {}
+    options = {**condition, **json_option("model_options", arguments.model_options)}
     shape = {"in_channels": channels, "out_channels": channels, "sample_size": resolution}
     if arguments.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(arguments.model_config_name_or_path)
-        model = _from_config({"_class_name": "UNet2DModel", **config}, options)
+        model = _from_config({"_class_name": "UNet2DModel", **config}, _for_unet2d(options))
     elif arguments.model == "unet2d":
-        model = _from_config({"_class_name": "UNet2DModel", **_UNET2D_CONFIG, **shape}, options)
+        model = _from_config({"_class_name": "UNet2DModel", **_UNET2D_CONFIG, **shape}, _for_unet2d(options))
     elif arguments.model in PRESETS:
+        _check_takes(PRESETS[arguments.model].model_class, condition)
         entries = {**_fitting(arguments.model, shape), **options}
         model = _checked(lambda: build_model(arguments.model, **entries))
     else:
         model = _from_config(_read_config(arguments.model), options)
     _check_shape(model, channels, resolution)
     return model
+
+
+# What a network that can be told of a condition has in its configuration.
+_TOLD_BY = {
+    "num_class_embeds": "a class",
+    "cross_attention_dim": "a text",
+    "condition_channels": "an image",
+}
+
+
+def _check_takes(model_class: type, condition: Mapping[str, Any]) -> None:
+    known = inspect.signature(model_class).parameters
+    for name in condition:
+        if name not in known:
+            able = sorted(
+                preset for preset, p in PRESETS.items() if name in inspect.signature(p.model_class).parameters
+            )
+            raise ValueError(
+                f"{model_class.__name__} can't be told {_TOLD_BY[name]}; choose a model that can: {', '.join(able)}."
+            )
+
+
+def _for_unet2d(options: dict[str, Any]) -> dict[str, Any]:
+    """diffusers' UNet2DModel counts the null class among its classes."""
+    _check_takes(UNet2DModel, {name: value for name, value in options.items() if name in _TOLD_BY})
+    if options.get("num_class_embeds") is None:
+        return options
+    return {**options, "num_class_embeds": options["num_class_embeds"] + 1}
 
 
 def _fitting(preset: str, shape: dict[str, int]) -> dict[str, int]:

@@ -44,6 +44,7 @@ def load_image_data(
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    caption_column: str | None = None,
     cache_dir: str | None = None,
     token: str | bool | None = None,
     resolution: int | None = None,
@@ -69,6 +70,7 @@ def load_image_data(
         split: "train", "test", ..., or a part as in "train[:100]".
         image_column: the column with the images; None takes the only one, or `image` or `img`.
         label_column: the column with the classes; None takes `label` or `labels` if there is one.
+        caption_column: the column with the texts; None takes `text` or `caption` if there is one.
         cache_dir: where downloads and decompressed archives are kept.
         token: the Hub's token, for private data sets.
         resolution: side in pixels of the square images to train on; None keeps the images' own, common size.
@@ -96,14 +98,18 @@ def load_image_data(
     )
     source: ImageSource
     if train_data_dir is not None:
-        _check_folder_arguments(dataset_name, train_data_dir, image_column, label_column)
+        _check_folder_arguments(dataset_name, train_data_dir, image_column, label_column, caption_column)
         name = os.path.basename(os.path.abspath(train_data_dir))
         source = open_files(train_data_dir, split, cache_dir)
     else:
         name = dataset_name or EMBEDDED_NAME
-        source = open_table(name, dataset_config_name, split, image_column, label_column, cache_dir, token)
+        source = open_table(
+            name, dataset_config_name, split, image_column, label_column, cache_dir, token, caption_column
+        )
     images = read_images(source, decoder, max_memory_bytes, skip_unreadable=on_unreadable_image == "skip")
-    return ImageData(images, transform, source.labels, source.class_names, title=f"{name} ({split})")
+    return ImageData(
+        images, transform, source.labels, source.class_names, title=f"{name} ({split})", captions=source.captions
+    )
 
 
 def _check_options(channels: int | None, on_unreadable_image: str) -> None:
@@ -113,13 +119,14 @@ def _check_options(channels: int | None, on_unreadable_image: str) -> None:
         raise ValueError(f"on_unreadable_image takes 'skip' or 'error', not {on_unreadable_image!r}")
 
 
-def _check_folder_arguments(
-    dataset_name: str | None, train_data_dir: str | os.PathLike, image_column: str | None, label_column: str | None
-) -> None:
+def _check_folder_arguments(dataset_name: str | None, train_data_dir: str | os.PathLike, *columns: str | None) -> None:
     if dataset_name is not None:
         raise ValueError(f"give dataset_name={dataset_name!r} or train_data_dir={str(train_data_dir)!r}, not both")
-    if image_column is not None or label_column is not None:
-        raise ValueError("image_column and label_column name columns of dataset_name; a train_data_dir has no columns")
+    if any(column is not None for column in columns):
+        raise ValueError(
+            "image_column, label_column and caption_column name columns of dataset_name; "
+            "a train_data_dir has no columns"
+        )
 
 
 class UnreadableImageError(ValueError):
@@ -408,6 +415,8 @@ class ImageData(torch.utils.data.Dataset):
         num_examples: how many images there are.
         class_names: names of the classes, or None.
         labels: int64 (num_examples,), or None.
+        captions: a text for each image, or None.
+        companion: further images of the same rows, cropped and flipped as these are, or None.
         description: one line about the data.
     """
 
@@ -418,9 +427,12 @@ class ImageData(torch.utils.data.Dataset):
         labels: np.ndarray | None = None,
         class_names: list[str] | None = None,
         title: str = "images",
+        captions: list[str] | None = None,
     ):
         self._images, self._transform = images, transform
         self.num_examples = len(images)
+        self.captions = None if captions is None else [captions[position] for position in images.positions]
+        self.companion: ImageData | None = None
         self.labels = None if labels is None else torch.from_numpy(labels[images.positions])
         self.class_names = class_names
         first = self[0]["images"]
@@ -446,7 +458,8 @@ class ImageData(torch.utils.data.Dataset):
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Batch:
         """A batch by its keys (index, epoch), or by indices alone (epoch 0).
 
-        Returns "images" float32 (B, C, H, W) in [-1, 1], "index" int64 (B,), and "labels" int64 (B,) if there are any.
+        Returns "images" float32 (B, C, H, W) in [-1, 1], "index" int64 (B,), and if there are any "labels" int64 (B,)
+        and the companion's images as "condition".
         """
         pairs = np.asarray(keys, dtype=np.int64).reshape(len(keys), -1)
         indices, epochs = pairs[:, 0], pairs[:, 1] if pairs.shape[1] > 1 else np.zeros(len(pairs), dtype=np.int64)
@@ -455,7 +468,21 @@ class ImageData(torch.utils.data.Dataset):
         batch["index"] = torch.from_numpy(used)
         if self.labels is not None:
             batch["labels"] = self.labels[batch["index"]]
+        if self.companion is not None:
+            batch["condition"] = self.companion.__getitems__(list(zip(used.tolist(), epochs.tolist())))["images"]
         return batch
+
+    def accompany(self, companion: ImageData) -> None:
+        """Let every batch bring the images of `companion`, another column of the same rows, along.
+
+        Raises ValueError when rows do not match, because some images of either could not be read.
+        """
+        if self.skipped or companion.skipped or len(companion) != len(self):
+            raise ValueError(
+                "condition_image_column needs every row to be readable in both columns; "
+                f"{self.skipped + companion.skipped} images could not be read."
+            )
+        self.companion = companion
 
 
 class BatchSchedule:

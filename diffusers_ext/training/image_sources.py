@@ -40,14 +40,16 @@ SPLIT_OF_FOLDER = {
 }  # fmt: skip
 CUSTOMARY_IMAGE_COLUMNS = ("image", "img")
 CUSTOMARY_LABEL_COLUMNS = ("label", "labels")
+CUSTOMARY_CAPTION_COLUMNS = ("text", "caption")
 NamePair = tuple[str, str]  # a file's short name, and its full name in the folder or archive
 
 
 class ImageSource(Protocol):
-    """Numbered image files; `labels` is int64 (number of images,) or None."""
+    """Numbered image files; `labels` is int64 (number of images,) or None, `captions` a text for each image or None."""
 
     labels: np.ndarray | None
     class_names: list[str] | None
+    captions: list[str] | None
 
     def __len__(self) -> int: ...
 
@@ -61,7 +63,9 @@ class ImageSource(Protocol):
 class TableSource:
     """The image column of a `datasets.Dataset`, read row by row from the (memory-mapped) table."""
 
-    def __init__(self, table: datasets.Dataset, image_column: str, label_column: str | None):
+    def __init__(
+        self, table: datasets.Dataset, image_column: str, label_column: str | None, caption_column: str | None = None
+    ):
         import datasets
 
         images = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
@@ -71,6 +75,7 @@ class TableSource:
         self.class_names: list[str] | None = None
         if label_column is not None:
             self.labels, self.class_names = read_labels(table, label_column)
+        self.captions = None if caption_column is None else read_captions(table, caption_column)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -104,6 +109,8 @@ class FileSource:
         split: which split to take when the top folders are splits (`train/`, `test/`).
         where: what to call the folder or archive in a message.
     """
+
+    captions: list[str] | None = None
 
     def __init__(self, files: Mapping[str, Any], reader: Callable[[Any], bytes], split: str, where: str):
         if not files:
@@ -323,8 +330,9 @@ def open_table(
     label_column: str | None,
     cache_dir: str | None,
     token: str | bool | None,
+    caption_column: str | None = None,
 ) -> TableSource:
-    """The image and label columns of the embedded set, a local folder, or a data set on the Hub.
+    """The image, label and caption columns of the embedded set, a local folder, or a data set on the Hub.
 
     Raises FileNotFoundError for a data set that is not there, ValueError for a wrong split or column.
     """
@@ -334,7 +342,8 @@ def open_table(
         raise ValueError(f"split={split!r} of {where} holds no rows")
     image_column = find_image_column(table.features, image_column, where)
     label_column = find_label_column(table.features, label_column, where)
-    return TableSource(table, image_column, label_column)
+    caption_column = find_caption_column(table.features, caption_column, where)
+    return TableSource(table, image_column, label_column, caption_column)
 
 
 def _load_splits(
@@ -432,6 +441,18 @@ def find_label_column(features: Mapping[str, Any], label_column: str | None, whe
     return label_column
 
 
+def find_caption_column(features: Mapping[str, Any], caption_column: str | None, where: str) -> str | None:
+    """The named column, or else `text` or `caption` when it holds one text an image. Raises ValueError."""
+    if caption_column is None:
+        return next(
+            (name for name in CUSTOMARY_CAPTION_COLUMNS if name in features and _holds_text(features[name])), None
+        )
+    _check_column("caption_column", caption_column, features, where)
+    if not _holds_text(features[caption_column]):
+        raise ValueError(f"caption_column={caption_column!r} of {where} must hold strings, one text an image")
+    return caption_column
+
+
 def _check_column(argument: str, column: str, features: Mapping[str, Any], where: str) -> None:
     if column not in features:
         raise ValueError(f"{argument}={column!r} is not a column of {where}, which has: {', '.join(features)}")
@@ -447,6 +468,16 @@ def _holds_bytes(feature: Any) -> bool:
 def _holds_classes(feature: Any) -> bool:
     # A ClassLabel's dtype is int64; lists and structs have none that matches.
     return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "string", "large_string", "bool"))
+
+
+def _holds_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def read_captions(table: datasets.Dataset, caption_column: str) -> list[str]:
+    """A text for every row; an empty cell is an empty text."""
+    column = table.select_columns([caption_column]).with_format("arrow")[:][caption_column]
+    return [value or "" for value in column.to_pylist()]
 
 
 def read_labels(table: datasets.Dataset, label_column: str) -> tuple[np.ndarray, list[str] | None]:

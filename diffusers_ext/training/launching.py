@@ -1,4 +1,4 @@
-"""Several processes on CPUs, as asked of `accelerate launch`."""
+"""From a command line to a training run: the body of the training scripts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,28 @@ import psutil
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from .arguments import TrainingArguments, parse_arguments
+from .interruption import TrainingInterrupted
+from .loop import TrainingDiverged, train
+
 # Set by every launcher that really started several processes, torchrun's and MPI's.
 _RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def run_script(argv: list[str], arguments_class: type[TrainingArguments]) -> int:
+    """Train as the flags say; the exit status, after one sentence on what went wrong."""
+    debug = "--debug" in argv
+    try:
+        train(parse_arguments(argv, arguments_class))
+    except TrainingInterrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return 128 + interrupted.signal_number
+    except (ValueError, OSError, ImportError, TrainingDiverged) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def start_missing_processes() -> None:

@@ -24,15 +24,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from . import checkpoint
-from .arguments import TrainingArguments
-from .building import make_model, make_objective, make_pipeline, make_scheduler
-from .data import BatchSchedule, ImageData, identity, load_image_data
+from .arguments import ConditionalTrainingArguments, TrainingArguments
+from .building import make_model, make_objective, make_scheduler
+from .conditioning import make_conditioning
+from .data import Batch, BatchSchedule, ImageData, identity, load_image_data
 from .ema import ExponentialMovingAverage
 from .interruption import Interruption, TrainingInterrupted
 from .precision import resolve_mixed_precision
 from .randomness import generator_of, seed_of
 from .recording import METRICS_FILE, Recorder
-from .report import preview_grid, write_figures
+from .report import GIF_IMAGES, preview_grid, write_figures
 from .saving import push_pipeline, save_pipeline
 from .validation import EarlyStopping, to_range, validation_loss
 
@@ -70,7 +71,7 @@ def train(arguments: TrainingArguments) -> DiffusionPipeline:
 
 
 class Trainer:
-    """Unconditional training of any network on any noise path.
+    """Training of any network on any noise path, under a condition or none.
 
     Batches, noise, times and dropout are functions of (seed, step, process), so a run that is stopped and resumed gives
     the same weights as one that is not, unless its learning rate follows the clock (`max_train_seconds`).
@@ -89,10 +90,12 @@ class Trainer:
         self.accelerator = _make_accelerator(arguments)
         self._check_output_dir()
         self._load_data()
-        model = make_model(arguments, self.data.channels, self.resolution)
-        self.objective = make_objective(arguments, model)
-        make_pipeline(model, make_scheduler(arguments, model))  # fails now rather than after the training
-        self._prepare_model(model)
+        self.conditioning = make_conditioning(arguments, self.data)
+        unet = make_model(arguments, self.data.channels, self.resolution, self.conditioning.model_entries)
+        self.objective = make_objective(arguments, unet)
+        network = self.conditioning.wrap(unet)
+        self.conditioning.pipeline(network, make_scheduler(arguments, unet))  # fails now rather than after the training
+        self._prepare_model(unet, network)
         self._clear_output_dir()
         self.ema = self._make_ema() if arguments.use_ema else None
         self.stopping = EarlyStopping(arguments.early_stopping_patience, arguments.early_stopping_min_delta)
@@ -143,13 +146,23 @@ class Trainer:
 
     def _load_split(self, split: str) -> ImageData:
         a = self.arguments
+        if not isinstance(a, ConditionalTrainingArguments):
+            return self._load_images(split, image_column=a.image_column)
+        columns = {"label_column": a.label_column, "caption_column": a.caption_column}
+        data = self._load_images(split, image_column=a.image_column, **columns)
+        if a.condition_image_column is not None:
+            data.accompany(self._load_images(split, image_column=a.condition_image_column))
+        return data
+
+    def _load_images(self, split: str, **columns: str | None) -> ImageData:
+        a = self.arguments
         training = split == a.train_split
         return load_image_data(
             a.dataset_name,
             a.dataset_config_name,
             a.train_data_dir if a.dataset_name is None else None,
             split,
-            image_column=a.image_column,
+            **columns,
             cache_dir=a.cache_dir,
             token=a.hub_token,
             resolution=self.resolution,
@@ -165,16 +178,16 @@ class Trainer:
             seed=a.seed,
         )
 
-    def _prepare_model(self, model: Any) -> None:
+    def _prepare_model(self, unet: Any, network: Any) -> None:
         a = self.arguments
         if a.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
+            unet.enable_gradient_checkpointing()
         if a.enable_xformers_memory_efficient_attention:
-            model.enable_xformers_memory_efficient_attention()
+            unet.enable_xformers_memory_efficient_attention()
         if a.channels_last:
-            model.to(memory_format=torch.channels_last)
+            unet.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(
-            model.parameters(),
+            network.parameters(),
             lr=a.learning_rate,
             betas=(a.adam_beta1, a.adam_beta2),
             weight_decay=a.adam_weight_decay,
@@ -187,7 +200,7 @@ class Trainer:
         self._lr_factor = _lr_factor(a, self.max_steps)
         self.recorder = Recorder(self.accelerator, a, self.max_steps, self.batches_per_epoch)
         self.recorder.say(self.data.description)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
 
     def _make_ema(self) -> ExponentialMovingAverage:
         a = self.arguments
@@ -197,7 +210,7 @@ class Trainer:
 
     @property
     def network(self) -> Any:
-        """The network without the wrappers of distributed training."""
+        """All that is trained, without the wrappers of distributed training."""
         return self.accelerator.unwrap_model(self.model)
 
     # --- one step -----------------------------------------------------------------------------------------------------
@@ -212,8 +225,8 @@ class Trainer:
             start_batch,
         )
 
-    def _batches(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """(number, images) of every batch from the current step on, without end."""
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """(number, batch) of every batch from the current step on, without end."""
         first = self.progress.step * self.arguments.gradient_accumulation_steps
         loader = torch.utils.data.DataLoader(
             self.data,
@@ -223,17 +236,21 @@ class Trainer:
             pin_memory=self.accelerator.device.type == "cuda",
         )
         for number, batch in enumerate(loader, start=first):
-            yield number, batch["images"].to(self.accelerator.device, non_blocking=True)
+            yield number, self._on_device(batch)
 
-    def _step(self, batches: Iterator[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _on_device(self, batch: Batch) -> Batch:
+        device = self.accelerator.device
+        return {name: values.to(device, non_blocking=True) for name, values in batch.items()}
+
+    def _step(self, batches: Iterator[tuple[int, Batch]]) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step; (mean loss, gradient norm) of this process, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         losses, norm = [], torch.zeros(())
         for _ in range(self.arguments.gradient_accumulation_steps):
-            number, images = next(batches)
+            number, batch = next(batches)
             with self.accelerator.accumulate(self.model):
-                loss = self._loss(number, images)
+                loss = self._loss(number, batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
@@ -244,10 +261,11 @@ class Trainer:
             self.ema.update(self.network.named_parameters())
         return torch.stack(losses).mean(), norm
 
-    def _loss(self, number: int, images: torch.Tensor) -> torch.Tensor:
+    def _loss(self, number: int, batch: Batch) -> torch.Tensor:
         """Loss of batch `number`. Noise is drawn for the global batch, so it is the same on any number of processes."""
         accelerator, seed = self.accelerator, self.arguments.seed
         torch.manual_seed(seed_of(seed, "dropout", number, accelerator.process_index))
+        images = batch["images"]
         if self.arguments.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         x0 = to_range(images, self.objective.data_range)
@@ -255,7 +273,9 @@ class Trainer:
         generator = generator_of(seed, "noise", number, device=accelerator.device)
         noise, times = self.objective.draw(shape, generator, accelerator.device)
         mine = slice(accelerator.process_index * x0.shape[0], (accelerator.process_index + 1) * x0.shape[0])
-        return self.objective(self.model, x0, noise[mine], times[mine]).mean()
+        dropped = self.conditioning.dropped(number, number // self.batches_per_epoch, shape[0])[mine]
+        condition = self.conditioning.inputs(batch, self.data, dropped, seed_of(seed, "condition", number), mine)
+        return self.objective(self.model, x0, noise[mine], times[mine], **condition).mean()
 
     def learning_rate(self) -> float:
         """Learning rate of the next step. Under a time budget it decays with the larger share of steps and seconds."""
@@ -387,6 +407,7 @@ class Trainer:
                 a.validation_size,
                 a.train_batch_size,
                 a.seed,
+                self._validation_condition,
             )
         if not math.isfinite(loss):
             raise TrainingDiverged(self._divergence(self.progress.step, loss))
@@ -394,6 +415,17 @@ class Trainer:
         if self.stopping.update(loss) and a.early_stopping_patience is not None:
             with self._evaluated_weights():
                 self.best = {name: p.detach().cpu().clone() for name, p in self.network.named_parameters()}
+
+    def _validation_condition(self, number: int, batch: Batch) -> dict[str, Any]:
+        count = len(batch["images"])
+        seed = seed_of(self.arguments.seed, "validation condition", number)
+        kept = torch.zeros(count, dtype=torch.bool)
+        assert self.validation_data is not None
+        return self.conditioning.inputs(batch, self.validation_data, kept, seed, slice(0, count))
+
+    def _request(self, count: int) -> dict[str, Any]:
+        """What the pipeline is asked for in previews and figures."""
+        return self.conditioning.request(count, self.validation_data or self.data)
 
     def _preview(self) -> None:
         """A grid of images from noise that is the same at every preview; on the main process."""
@@ -403,10 +435,10 @@ class Trainer:
                 pipeline = self._current_pipeline()
                 images = preview_grid(
                     pipeline,
-                    self.arguments.eval_batch_size,
                     self.arguments.ddpm_num_inference_steps,
                     generator,
                     self.output_dir / "samples" / f"step-{self.progress.step:06d}.png",
+                    **self._request(self.arguments.eval_batch_size),
                 )
             self.recorder.log_images(self.progress.step, images)
         self.accelerator.wait_for_everyone()
@@ -416,7 +448,11 @@ class Trainer:
         return self.ema.applied_to(self.network) if self.ema is not None else nullcontext()
 
     def _current_pipeline(self) -> DiffusionPipeline:
-        return make_pipeline(self.network, make_scheduler(self.arguments, self.network))
+        return self._pipeline_of(self.network)
+
+    def _pipeline_of(self, network: Any) -> DiffusionPipeline:
+        scheduler = make_scheduler(self.arguments, self.conditioning.unet(network))
+        return self.conditioning.pipeline(network, scheduler)
 
     # --- saving and resuming ------------------------------------------------------------------------------------------
 
@@ -549,11 +585,12 @@ class Trainer:
             self.ema = None
         # As it will be loaded: another memory format gives other roundings.
         network.eval().to(memory_format=torch.contiguous_format)
-        pipeline = make_pipeline(network, make_scheduler(self.arguments, network))
+        pipeline = self._pipeline_of(network)
         self._save_pipeline(pipeline, last=True)
         self._preview()
         if self.accelerator.is_main_process:
-            write_figures(pipeline, self.output_dir, self.arguments)
+            samples, reverse = self._request(self.conditioning.figure_images), self._request(GIF_IMAGES)
+            write_figures(pipeline, self.output_dir, self.arguments, samples, reverse)
             if self.arguments.push_to_hub:
                 push_pipeline(self.output_dir, self.arguments, f"Trained {self.progress.step} steps")
         self.accelerator.wait_for_everyone()

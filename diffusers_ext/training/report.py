@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +23,31 @@ GIF_IMAGES = 16
 
 
 def preview_grid(
-    pipeline: DiffusionPipeline, count: int, steps: int, generator: torch.Generator, path: Path
+    pipeline: DiffusionPipeline, steps: int, generator: torch.Generator, path: Path, **request: Any
 ) -> np.ndarray:
-    """Sample `count` images, write their grid to `path`, and give the grid as uint8 (1, height, width, 3)."""
-    images = sample(pipeline, count, steps, generator)
-    grid = figures.image_grid(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1, scale=_scale(images))
+    """Sample what is asked for, write the grid to `path`, and give the grid as uint8 (1, height, width, 3)."""
+    images = sample(pipeline, steps, generator, **request)
+    columns = _columns(request.get("class_labels"))
+    grid = figures.image_grid(
+        torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1, columns=columns, scale=_scale(images)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     grid.save(path)
     return np.asarray(grid.convert("RGB"))[None]
 
 
-def sample(pipeline: Any, count: int, steps: int, generator: torch.Generator, **options: Any) -> np.ndarray:
-    """`count` images as floats in [0, 1], shape (count, height, width, channels), without a progress bar."""
+def _columns(class_labels: list[int] | None) -> int | None:
+    """A row a class when all classes have equally many images."""
+    counts = set(Counter(class_labels or []).values())
+    return counts.pop() if len(counts) == 1 and counts != {1} else None
+
+
+def sample(pipeline: Any, steps: int, generator: torch.Generator, **request: Any) -> np.ndarray:
+    """Images as floats in [0, 1], shape (count, height, width, channels), without a progress bar."""
     pipeline.set_progress_bar_config(disable=True)
     steps = min(steps, pipeline.scheduler.config.num_train_timesteps)
     try:
-        return pipeline(
-            batch_size=count, num_inference_steps=steps, generator=generator, output_type="np", **options
-        ).images
+        return pipeline(num_inference_steps=steps, generator=generator, output_type="np", **request).images
     finally:
         pipeline.set_progress_bar_config()
 
@@ -47,40 +56,58 @@ def _scale(images: np.ndarray) -> int:
     return max(1, 64 // images.shape[1])
 
 
-def write_figures(pipeline: Any, output_dir: Path, arguments: TrainingArguments) -> None:
-    """Samples, the noise schedule, the loss curve, and a GIF of the reverse process, below `figures/`."""
+def write_figures(
+    pipeline: Any,
+    output_dir: Path,
+    arguments: TrainingArguments,
+    samples: Mapping[str, Any],
+    reverse: Mapping[str, Any],
+) -> None:
+    """Samples, the noise schedule, the loss curve, and a GIF of the reverse process, below `figures/`.
+
+    `samples` and `reverse` are what the pipeline is asked for in the grid and in the GIF.
+    """
     folder = output_dir / "figures"
     folder.mkdir(exist_ok=True)
     try:
-        _write_figures(pipeline, output_dir, folder, arguments)
+        _write_figures(pipeline, output_dir, folder, arguments, samples, reverse)
     except ImportError as error:
         logger.warning("No figures were drawn (%s); install 'diffusers_ext[train]' for them.", error)
     except (ValueError, OSError, RuntimeError) as error:  # the pipeline is saved; a picture must not cost the run
         logger.warning("Not all figures were drawn (%s).", " ".join(str(error).split()))
 
 
-def _write_figures(pipeline: Any, output_dir: Path, folder: Path, arguments: TrainingArguments) -> None:
+def _write_figures(
+    pipeline: Any,
+    output_dir: Path,
+    folder: Path,
+    arguments: TrainingArguments,
+    samples: Mapping[str, Any],
+    reverse: Mapping[str, Any],
+) -> None:
     generator = torch.Generator().manual_seed(seed_of(arguments.seed, "figures"))
-    preview_grid(pipeline, 64, min(arguments.ddpm_num_inference_steps, 100), generator, folder / "samples.png")
+    steps = min(arguments.ddpm_num_inference_steps, 100)
+    preview_grid(pipeline, steps, generator, folder / "samples.png", **samples)
     path = getattr(pipeline.scheduler, "path", None)
     if path is not None:
         name = arguments.schedule or arguments.ddpm_beta_schedule
         figures.plot_schedule(
             {name: {"betas": path.betas, "alphas_cumprod": path.alphas_cumprod}}, folder / "schedule.png"
         )
-        _write_reverse(
-            pipeline, folder / "reverse.gif", min(arguments.ddpm_num_inference_steps, GIF_STEPS), arguments.seed
-        )
+        generator = torch.Generator().manual_seed(seed_of(arguments.seed, "reverse"))
+        steps = min(arguments.ddpm_num_inference_steps, GIF_STEPS)
+        _write_reverse(pipeline, folder / "reverse.gif", steps, generator, reverse)
     figures.plot_losses(output_dir / "metrics.jsonl", folder / "losses.png")
 
 
-def _write_reverse(pipeline: Any, path: Path, steps: int, seed: int) -> None:
+def _write_reverse(
+    pipeline: Any, path: Path, steps: int, generator: torch.Generator, request: Mapping[str, Any]
+) -> None:
     frames: list[torch.Tensor] = []
 
     def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         frames.append(tensors["latents"].float().clamp(-1, 1).cpu())
         return {}
 
-    generator = torch.Generator().manual_seed(seed_of(seed, "reverse"))
-    sample(pipeline, GIF_IMAGES, steps, generator, callback_on_step_end=keep)
+    sample(pipeline, steps, generator, callback_on_step_end=keep, **request)
     figures.save_gif(frames, path, hold_last_ms=1500)

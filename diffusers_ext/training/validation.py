@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from .data import Batch
 from .objective import Objective
 from .randomness import generator_of
 
 
 @torch.no_grad()
 def validation_loss(
-    accelerator: Accelerator, model: Any, objective: Objective, data: Any, size: int, batch_size: int, seed: int
+    accelerator: Accelerator,
+    model: Any,
+    objective: Objective,
+    data: Any,
+    size: int,
+    batch_size: int,
+    seed: int,
+    condition: Callable[[int, Batch], dict[str, Any]] = lambda number, batch: {},
 ) -> float:
     """Mean loss over the first `size` images of `data`, with noise and times fixed by `seed`.
 
     Equal networks give equal values at every call, so a difference is the network's. Times are spread evenly over the
-    whole set. Work is split over processes; the result is the same for any number of them up to rounding.
+    whole set. Work is split over processes; the result is the same for any number of them up to rounding. `condition`
+    gives the network's further arguments for a batch and its number.
     """
     size = min(size, len(data))
     total, count = 0.0, 0
@@ -27,10 +37,11 @@ def validation_loss(
         if number % accelerator.num_processes != accelerator.process_index:
             continue
         keys = [(index, 0) for index in range(start, min(start + batch_size, size))]
-        x0 = to_range(data.__getitems__(keys)["images"].to(accelerator.device), objective.data_range)
+        batch = {name: values.to(accelerator.device) for name, values in data.__getitems__(keys).items()}
+        x0 = to_range(batch["images"], objective.data_range)
         generator = generator_of(seed, "validation", number, device=accelerator.device)
         noise, times = objective.draw(tuple(x0.shape), generator, accelerator.device)
-        total += objective(model, x0, noise, times).sum().item()
+        total += objective(model, x0, noise, times, **condition(number, batch)).sum().item()
         count += len(keys)
     sums = accelerator.reduce(torch.tensor([total, count], device=accelerator.device, dtype=torch.float32), "sum")
     return (sums[0] / sums[1]).item()

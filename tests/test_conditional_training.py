@@ -1,0 +1,268 @@
+"""Training under a class, a text or an image: what the network is told, and that it listens."""
+
+import json
+import os
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY_MODEL
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, PreTrainedTokenizerFast
+
+from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
+from diffusers_ext.training.text import load_text_encoder, small_text_encoder, tokenize, train_tokenizer
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+TINY_ADM = {
+    "base_channels": 8,
+    "channel_multipliers": [1, 2],
+    "layers_per_level": 1,
+    "attention_resolutions": [2],
+    "norm_num_groups": 4,
+}
+
+# A longer run without stops for checkpoints and previews.
+UNDISTURBED = {"checkpointing_steps": 1000, "validation_steps": 1000, "logging_steps": 50}
+
+
+@pytest.fixture
+def conditional_run(tiny_run):
+    """As `tiny_run`, with a condition."""
+
+    def make(**overrides):
+        return ConditionalTrainingArguments(**{**vars(tiny_run()), **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory):
+    """A data set of plainly coloured squares 8x8 with captions and a grey image beside each."""
+    folder = tmp_path_factory.mktemp("captioned")
+    names = [name for _ in range(16) for name in COLOURS]
+    generator = np.random.default_rng(0)
+    noise = generator.integers(-20, 20, (len(names), 8, 8, 3))
+    pixels = (np.array([COLOURS[name] for name in names])[:, None, None] + noise).clip(0, 255).astype(np.uint8)
+    images = [Image.fromarray(image) for image in pixels]
+    table = datasets.Dataset.from_dict(
+        {"image": images, "text": [f"a {n} square" for n in names], "grey": [im.convert("L") for im in images]},
+        features=datasets.Features(
+            {"image": datasets.Image(), "text": datasets.Value("string"), "grey": datasets.Image()}
+        ),
+    )
+    datasets.DatasetDict({"train": table, "test": table.select(range(6))}).save_to_disk(str(folder))
+    return str(folder)
+
+
+def captioned_run(conditional_run, captioned, **overrides):
+    settings = {
+        "dataset_name": captioned,
+        "train_split": "train",
+        "validation_split": "test",
+        "image_column": "image",
+        "resolution": 8,
+        "model": "small-adm",
+        "model_options": json.dumps(TINY_ADM),
+    }
+    return conditional_run(**{**settings, **overrides})
+
+
+def generated(pipeline, **request):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    return pipeline(generator=generator, output_type="pt", **{"num_inference_steps": 3, **request}).images
+
+
+def same_weights(first, second):
+    a, b = (load_file(os.path.join(folder, "model.safetensors")) for folder in (first, second))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("model", ["small", "usurf-guided-unet", "unet2d"])
+def test_classes_are_trained_saved_and_loaded(conditional_run, model):
+    options = {
+        "small": TINY_MODEL,
+        "usurf-guided-unet": TINY_MODEL,
+        "unet2d": {
+            "block_out_channels": [8, 16],
+            "down_block_types": ["DownBlock2D"] * 2,
+            "up_block_types": ["UpBlock2D"] * 2,
+            "norm_num_groups": 4,
+        },
+    }
+    arguments = conditional_run(model=model, model_options=json.dumps(options[model]), guidance_scale=2.0)
+    pipeline = train(arguments)
+    loaded = DiffusionPipeline.from_pretrained(arguments.output_dir)
+    request = {"class_labels": [0, "7"], "guidance_scale": 2.0}
+    assert torch.equal(generated(pipeline, **request), generated(loaded, **request))
+    assert not torch.equal(generated(loaded, class_labels=[0]), generated(loaded, class_labels=[7]))
+    assert loaded.config.id2label == {str(i): str(i) for i in range(10)}
+
+
+def test_labels_are_dropped_as_often_as_asked_and_the_same_on_any_number_of_processes(conditional_run):
+    trainer = Trainer(conditional_run(condition_dropout=0.25))
+    dropped = torch.cat([trainer.conditioning.dropped(number, 0, 64) for number in range(100)])
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(trainer.conditioning.dropped(5, 0, 64), trainer.conditioning.dropped(5, 0, 64))
+    batch = {"images": torch.zeros(2, 1, 28, 28), "labels": torch.tensor([3, 4]), "index": torch.tensor([0, 1])}
+    told = trainer.conditioning.inputs(batch, trainer.data, torch.tensor([True, False]), 0, slice(0, 2))
+    assert told["class_labels"].tolist() == [10, 4]
+
+
+def test_label_free_epochs_are_the_last(conditional_run):
+    trainer = Trainer(conditional_run(condition_dropout=0.0, num_epochs=6, label_free_epochs=1, max_train_steps=None))
+    shares = [trainer.conditioning.dropped(0, epoch, 8).float().mean().item() for epoch in range(6)]
+    assert shares == [0, 0, 0, 0, 0, 1]
+
+
+def test_the_class_is_learnt(conditional_run):
+    """Ones are dark and few pixels are bright in them; zeros are brighter: the mean brightness of samples follows."""
+    arguments = conditional_run(
+        train_split="train[:2000]",
+        max_train_steps=150,
+        train_batch_size=32,
+        learning_rate=3e-3,
+        lr_warmup_steps=10,
+        **UNDISTURBED,
+    )
+    pipeline = train(arguments)
+    zeros, ones = (
+        generated(pipeline, class_labels=[label] * 32, num_inference_steps=10).mean().item() for label in (0, 1)
+    )
+    assert zeros > ones + 0.02
+
+
+def test_captions_are_learnt_with_a_text_encoder_of_their_own(conditional_run, captioned):
+    arguments = captioned_run(
+        conditional_run,
+        captioned,
+        condition="text",
+        max_train_steps=250,
+        train_batch_size=16,
+        learning_rate=1e-2,
+        lr_warmup_steps=10,
+        **UNDISTURBED,
+    )
+    train(arguments)
+    pipeline = DiffusionPipeline.from_pretrained(arguments.output_dir)
+    assert isinstance(pipeline.text_encoder, CLIPTextModel)
+    assert isinstance(pipeline.tokenizer, PreTrainedTokenizerFast)
+    images = generated(pipeline, prompt=["a red square", "a green square", "a blue square"], num_inference_steps=10)
+    assert images.mean(dim=(2, 3)).argmax(dim=1).tolist() == [0, 1, 2]
+
+
+def test_text_pipeline_comes_back_bit_for_bit_and_resumes(conditional_run, captioned, tmp_path):
+    whole = captioned_run(conditional_run, captioned, condition="text", output_dir=str(tmp_path / "whole"))
+    pipeline = train(whole)
+    loaded = DiffusionPipeline.from_pretrained(whole.output_dir)
+    request = {"prompt": ["a red square"], "guidance_scale": 2.0}
+    assert torch.equal(generated(pipeline, **request), generated(loaded, **request))
+    halves = {"condition": "text", "output_dir": str(tmp_path / "halves")}
+    train(captioned_run(conditional_run, captioned, **halves, max_train_steps=4, lr_scheduler="constant"))
+    straight = captioned_run(
+        conditional_run, captioned, condition="text", output_dir=str(tmp_path / "straight"), lr_scheduler="constant"
+    )
+    train(straight)
+    train(captioned_run(conditional_run, captioned, **halves, lr_scheduler="constant", resume_from_checkpoint="latest"))
+    assert same_weights(tmp_path / "straight" / "checkpoint-6", tmp_path / "halves" / "checkpoint-6")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_named_text_encoder_stays_as_it_is_unless_trained_along(conditional_run, captioned, tmp_path, trained):
+    tokenizer = train_tokenizer(["a red square", "a blue square"], 16)
+    small_text_encoder(tokenizer).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    before = {k: v.clone() for k, v in load_text_encoder(str(tmp_path / "encoder"), 16)[0].state_dict().items()}
+    arguments = captioned_run(
+        conditional_run,
+        captioned,
+        condition="text",
+        text_encoder=str(tmp_path / "encoder"),
+        train_text_encoder=trained,
+        use_ema=False,
+    )
+    after = train(arguments).text_encoder.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before) != trained
+
+
+def test_a_tokenizer_reads_words_it_has_never_seen():
+    tokenizer = train_tokenizer(["man running", "woman swimming"], 32)
+    ids, mask = tokenize(tokenizer, ["Man swimming", "zebra"])
+    assert ids.shape == mask.shape == (2, tokenizer.model_max_length)
+    assert "man" in tokenizer.decode(ids[0], skip_special_tokens=True)
+    assert tokenizer.unk_token_id not in ids[1].tolist()
+    assert mask[0].sum() < len(mask[0]) or tokenizer.model_max_length == mask[0].sum()
+
+
+def test_image_conditions_of_a_column(conditional_run, captioned):
+    arguments = captioned_run(
+        conditional_run,
+        captioned,
+        condition="image",
+        condition_image_column="grey",
+    )
+    trainer = Trainer(arguments)
+    assert trainer.network.config.condition_channels == 1
+    batch = trainer.data.__getitems__([(5, 0), (7, 0)])
+    grey = batch["images"].mul(torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    assert (batch["condition"] - grey).abs().max() < 0.02
+    assert trainer.train().config.condition == "image"
+
+
+@pytest.mark.parametrize("name", ["super_resolution_2", "colorization", "inpainting"])
+def test_image_conditions_made_from_the_target(conditional_run, captioned, name):
+    arguments = captioned_run(conditional_run, captioned, condition="image", image_condition=name)
+    pipeline = train(arguments)
+    loaded = DiffusionPipeline.from_pretrained(arguments.output_dir)
+    assert loaded.config.condition == name
+    assert type(pipeline) is type(loaded)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"condition": "sound"}, "condition must be one of class, text, image, got 'sound'"),
+        ({"condition_dropout": 1.0}, "condition_dropout must be at least 0 and below 1"),
+        ({"label_free_epochs": 200}, "label_free_epochs must lie in 0..num_epochs - 1"),
+        ({"label_free_epochs": 1}, "leave max_train_seconds and max_train_steps"),
+        ({"condition": "image"}, "condition image needs either condition_image_column or image_condition"),
+        ({"condition": "text"}, "condition text needs texts"),
+        ({"model": "playground-toy", "model_options": None}, "can't be told a class"),
+        ({"label_column": "kind"}, "label_column='kind' is not a column"),
+        ({"condition": "text", "caption_column": "label"}, "must hold strings"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(conditional_run, settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Trainer(conditional_run(**settings))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_classes_is_one_sentence(conditional_run, tmp_path):
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="condition class needs classes"):
+        Trainer(conditional_run(train_data_dir=str(tmp_path), train_split="train", resolution=28))
+
+
+@pytest.mark.slow
+def test_the_script_trains_on_two_processes_as_on_one(conditional_run, environment, tmp_path):
+    losses = []
+    for processes in (1, 2):
+        arguments = conditional_run(
+            train_batch_size=8 // processes, logging_steps=1, output_dir=str(tmp_path / f"on{processes}")
+        )
+        recipe = tmp_path / f"recipe{processes}.yaml"
+        recipe.write_text(arguments.to_yaml())
+        launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+        command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "train" / "train_conditional.py")]
+        done = subprocess.run([*command, "--recipe", str(recipe)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        with open(tmp_path / f"on{processes}" / "metrics.jsonl") as file:
+            losses.append([record["loss"] for record in map(json.loads, file) if "loss" in record])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
