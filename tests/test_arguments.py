@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from diffusers_ext.models import PRESETS
 from diffusers_ext.schedulers import PREDICTION_TYPES, NoisePath
-from diffusers_ext.training import TrainingArguments, parse_arguments
+from diffusers_ext.training import ConditionalTrainingArguments, TrainingArguments, parse_arguments
 from diffusers_ext.training.arguments import json_option
 
 RECIPES = sorted((ROOT / "train" / "recipes").glob("*.yaml"))
@@ -79,7 +79,8 @@ def test_a_command_line_of_the_example_is_understood():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_names_what_exists(recipe):
-    arguments = TrainingArguments.from_recipe(recipe)
+    kind = ConditionalTrainingArguments if "condition:" in recipe.read_text() else TrainingArguments
+    arguments = kind.from_recipe(recipe)
     preset = PRESETS[arguments.model]
     assert set(json_option("model_options", arguments.model_options)) <= set(
         inspect.signature(preset.model_class).parameters
