@@ -200,6 +200,16 @@ def test_every_level_is_corrected_before_its_predictor():
     assert heun.timesteps.tolist() == [750, 500, 500, 250, 250, 0, 0]
 
 
+@pytest.mark.parametrize("continuous", [False, True])
+def test_a_walk_starts_as_wide_as_its_path_ends(continuous):
+    """A start that is too narrow is soon forgotten by the exact network, so no proof would notice."""
+    for sde, expected in (("vp", 1.0), ("sub-vp", 1.0), ("ve", 20.0)):
+        scheduler = ScoreSDEScheduler(sde=sde, continuous=continuous, sigma_max=20.0)
+        assert scheduler.init_noise_sigma == expected
+        last = 1.0 if continuous else len(scheduler.path) - 1
+        assert scheduler.path.sigma(last) == pytest.approx(expected, rel=1e-3)
+
+
 def test_times_told_on_another_scale_find_their_level():
     scheduler = ScoreSDEScheduler(timestep_scale=0.1)
     assert scheduler.timesteps[:2].tolist() == pytest.approx([99.9, 99.8])
