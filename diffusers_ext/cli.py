@@ -7,31 +7,9 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import HfArgumentParser
-
-from .commands.shared import at_least_one, load_pipeline
-
-
-@dataclass
-class SampleArguments:
-    """Sample images from a saved pipeline."""
-
-    model: str = field(metadata={"help": "Folder or Hub name of a pipeline."})
-    num_images: int = field(default=64, metadata={"help": "Number of images."})
-    num_inference_steps: int = field(default=50, metadata={"help": "Sampling steps."})
-    sampler: str | None = field(
-        default=None, metadata={"help": "ddim, ddpm, dpmsolver++, ...; the saved one if not given."}
-    )
-    subsequence: str = field(default="uniform", metadata={"help": "uniform, quadratic, exp or 'comp exp' (DDIM)."})
-    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
-    seed: int = field(default=0, metadata={"help": "Seed of all randomness."})
-    output: str = field(default="samples.png", metadata={"help": "The grid to write."})
-    gif: str | None = field(default=None, metadata={"help": "Also write the reverse process here."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
 
 
 @dataclass
@@ -65,49 +43,6 @@ class ConvertArguments:
     sample_size: int | None = field(default=None, metadata={"help": "Height and width of the images."})
     model_options: str | None = field(default=None, metadata={"help": "JSON object of the network's configuration."})
     sampler: str = field(default="ddpm", metadata={"help": "Scheduler of the pipeline: ddpm or ddim."})
-
-
-def sample(arguments: SampleArguments) -> None:
-    """Write a grid of samples, and a GIF of how they came about when asked."""
-    from . import figures
-    from .samplers import SAMPLERS
-
-    at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
-    pipeline = load_pipeline(arguments.model, arguments.device)
-    if arguments.sampler is not None:
-        if arguments.sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got '{arguments.sampler}'.")
-        pipeline.scheduler = SAMPLERS[arguments.sampler](pipeline.scheduler.config, arguments.subsequence)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    images: list[torch.Tensor] = []
-    frames: list[torch.Tensor] = []
-    for start in range(0, arguments.num_images, arguments.batch_size):
-        count = min(arguments.batch_size, arguments.num_images - start)
-        keep = _keep_frames(frames) if arguments.gif is not None and start == 0 else None
-        result = pipeline(
-            batch_size=count,
-            num_inference_steps=arguments.num_inference_steps,
-            generator=generator,
-            output_type="pt",
-            callback_on_step_end=keep,
-        )
-        images.append(result.images.cpu())
-    batch = torch.cat(images) * 2 - 1
-    scale = max(1, 64 // batch.shape[-1])
-    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-    figures.image_grid(batch, scale=scale).save(arguments.output)
-    print(f"{len(batch)} images in {arguments.output}")
-    if arguments.gif is not None:
-        figures.save_gif(frames, arguments.gif)
-        print(f"The reverse process in {arguments.gif}")
-
-
-def _keep_frames(frames: list[torch.Tensor]) -> Callable[..., dict[str, Any]]:
-    def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        frames.append(tensors["latents"].float().cpu())
-        return {}
-
-    return keep
 
 
 def schedules(arguments: ScheduleArguments) -> None:
@@ -169,7 +104,7 @@ Command = tuple[Callable[[Any], None], Any]
 
 # name -> (function, settings), or where they are: module, function and settings, imported only when they are needed.
 COMMANDS: dict[str, Command | str] = {
-    "sample": (sample, SampleArguments),
+    "sample": "sample sample SampleArguments",
     "compare": "compare compare CompareArguments",
     "schedules": (schedules, ScheduleArguments),
     "convert": (convert, ConvertArguments),

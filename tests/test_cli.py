@@ -8,7 +8,7 @@ import torch
 from conftest import TINY_MODEL
 from PIL import Image
 
-from diffusers_ext import GenerationPipeline, SubsequenceDDIMScheduler, build_model
+from diffusers_ext import AnnotatedUNet2DModel, GenerationPipeline, SubsequenceDDIMScheduler, build_model
 from diffusers_ext.cli import main
 from diffusers_ext.comparison import compare, full_flow
 
@@ -115,6 +115,45 @@ def test_a_perfect_network_is_compared_with_the_exact_flow(tmp_path, capsys):
     assert errors["ddim-original", "20"] > 5 * errors["ddim", "20"]
     assert "from the exact flow" in capsys.readouterr().out
     assert Image.open(tmp_path / "comparison.png").width > 300
+
+
+def test_sample_command_asks_for_classes_a_row_each(tmp_path):
+    unet = AnnotatedUNet2DModel(
+        sample_size=8, in_channels=1, base_channels=8, channel_multipliers=(1,), level_attention=(None,),
+        num_class_embeds=3,
+    )  # fmt: skip
+    scheduler = SubsequenceDDIMScheduler(beta_schedule="cosine", prediction_type="v_prediction")
+    pipeline = GenerationPipeline(unet, scheduler, id2label={"0": "cat", "1": "dog", "2": "owl"})
+    pipeline.save_pretrained(tmp_path / "model")
+    command = ["sample", "--model", str(tmp_path / "model"), "--num_inference_steps", "2", "--num_images", "6"]
+    common = [*command, "--output", str(tmp_path / "grid.png")]
+    told = []
+    for words in (["owl", "0"], ["all"], ["2", "cat"]):
+        flags = ["--guidance_scale", "2", "--dtype", "bfloat16"]
+        assert main([*common, "--class_labels", *words, *flags]) == 0
+        told.append(Image.open(tmp_path / "grid.png"))
+    assert told[0].width > told[0].height
+    assert told[1].width < told[1].height
+    assert told[0].tobytes() == told[2].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--class_labels", "5"], "the network knows no classes"),
+        (["--guidance_scale", "2"], "guidance_scale needs a condition"),
+        (["--prompts", "a", "b", "--num_images", "1"], "fewer than the 2 conditions"),
+        (["--image", "FILE"], "is not an image"),
+        (["--dtype", "int8"], "dtype must be one of float32, bfloat16, float16, got 'int8'"),
+    ],
+)
+def test_sample_command_refuses_in_one_sentence(saved, tmp_path, capsys, flags, message):
+    (tmp_path / "file").write_text("no image")
+    flags = [str(tmp_path / "file") if flag == "FILE" else flag for flag in flags]
+    assert main(["sample", "--model", saved, *flags, "--output", str(tmp_path / "grid.png")]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.strip().splitlines()[-1].startswith("error: ")
 
 
 def test_sample_command_writes_a_grid_and_a_gif(saved, tmp_path):

@@ -18,7 +18,7 @@ from ..evaluation.metrics import frechet_distance
 from ..samplers import SamplerChoice
 from .class_choice import chosen_classes
 from .real_images import RealDataArguments, check_judge, real_and_floor
-from .shared import at_least_one, load_judge, load_pipeline
+from .shared import DTYPE_HELP, at_least_one, load_judge, load_pipeline
 
 
 @dataclass
@@ -53,6 +53,7 @@ class CompareArguments(RealDataArguments):
     seed: int = field(default=0, metadata={"help": "Seed of the starting noise."})
     output_dir: str = field(default="comparison", metadata={"help": "Where comparison.png and comparison.csv go."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+    dtype: str = field(default="float32", metadata={"help": DTYPE_HELP})
 
 
 def compare(arguments: CompareArguments) -> None:
@@ -60,7 +61,7 @@ def compare(arguments: CompareArguments) -> None:
     at_least_one(arguments, "num_images", "batch_size")
     choices = [_with_inner_steps(SamplerChoice.parse(text), arguments.inner_steps) for text in arguments.samplers]
     perfect = arguments.model == "mixture"
-    pipeline = mixture_pipeline() if perfect else load_pipeline(arguments.model, arguments.device)
+    pipeline = mixture_pipeline() if perfect else load_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(disable=True)
     judge = None if arguments.judge is None else load_judge(arguments.judge, arguments.device)
     if judge is not None:

@@ -18,7 +18,7 @@ from ..pipelines.batched_generation import generate_images
 from ..samplers import SamplerChoice
 from .class_choice import chosen_classes
 from .real_images import RealDataArguments, RealImages, check_judge, real_and_floor
-from .shared import at_least_one, load_judge, load_pipeline
+from .shared import DTYPE_HELP, at_least_one, load_judge, load_pipeline
 
 # What is printed, and whether as a percentage.
 MEASURES = {
@@ -55,6 +55,7 @@ class SamplingArguments(RealDataArguments):
     batch_size: int = field(default=100, metadata={"help": "Samples at a time."})
     seed: int = field(default=0, metadata={"help": "Seed of all randomness of sampling."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+    dtype: str = field(default="float32", metadata={"help": DTYPE_HELP})
 
 
 @dataclass
@@ -135,7 +136,7 @@ class Bench:
 def prepare(arguments: SamplingArguments) -> Bench:
     """Load pipeline, judge and real images. Raises ValueError, in one sentence, for what does not fit together."""
     at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
-    pipeline = load_pipeline(arguments.model, arguments.device)
+    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(disable=True)
     judge = None if arguments.judge is None else load_judge(arguments.judge, arguments.device)
     features = judge if arguments.features is None else load_judge(arguments.features, arguments.device)
@@ -207,6 +208,7 @@ def _settings(
             "class_labels": classes,
             "sampler": arguments.sampler or "the pipeline's own",
             "num_inference_steps": steps,
+            "dtype": arguments.dtype,
             "seed": arguments.seed,
             "batch_size": arguments.batch_size,
         },

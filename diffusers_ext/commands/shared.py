@@ -10,6 +10,9 @@ import torch
 if TYPE_CHECKING:
     from ..evaluation.judge import ImageClassifier
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPE_HELP = "Numbers the network computes with: float32, bfloat16 or float16."
+
 
 def best_device(device: str | None) -> str:
     """The device asked for, or the best there is."""
@@ -18,13 +21,16 @@ def best_device(device: str | None) -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_pipeline(model: str, device: str | None) -> Any:
-    """A pipeline by folder or Hub name, on its device. Raises ValueError when there is none."""
+def load_pipeline(model: str, device: str | None, dtype: str = "float32") -> Any:
+    """A pipeline by folder or Hub name, on its device. Raises ValueError when there is none, or no such `DTYPES`."""
     from diffusers import DiffusionPipeline
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'.")
 
     if not model or (model.startswith((".", "/")) and not Path(model).exists()):
         raise ValueError(f"There is no pipeline '{model}'.")
-    return DiffusionPipeline.from_pretrained(model).to(best_device(device))
+    return DiffusionPipeline.from_pretrained(model).to(best_device(device), DTYPES[dtype])
 
 
 def load_judge(folder: str, device: str | None) -> ImageClassifier:
