@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -25,6 +25,14 @@ from diffusers_ext.pipelines.image_conditions import image_tensor, mask_tensor, 
 
 WORDS = "[PAD] [UNK] [BOS] [EOS] a the red green blue cat dog house on left right of small big".split()  # noqa: SIM905
 TOKENS, DIM = 8, 16
+TINY_UNET2D = {
+    "block_out_channels": (8,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "add_attention": False,
+}
 
 
 def generator(seed=0):
@@ -206,6 +214,28 @@ def test_class_and_text_are_dropped_together():
     with Seen(pipeline.unet) as calls:
         call(pipeline, class_labels=[1, 2], guidance_scale=2.0)
     torch.testing.assert_close(calls[0]["encoder_hidden_states"], states[:1].expand(4, -1, -1))
+
+
+def test_a_network_of_diffusers_with_cross_attention():
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=DIM,
+    )
+    pipeline = GenerationPipeline(unet, DDIMScheduler(), make_encoder(), make_tokenizer())
+    pipeline.set_progress_bar_config(disable=True)
+    plain, guided = call(pipeline, prompt="a red cat"), call(pipeline, prompt="a red cat", guidance_scale=3.0)
+    assert guided.isfinite().all()
+    assert not torch.equal(plain, guided)
+    assert torch.equal(call(pipeline), call(pipeline, prompt="a red cat", guidance_scale=0))
 
 
 # --- image conditions -------------------------------------------------------------------------------------------------
@@ -452,6 +482,24 @@ def test_saved_and_loaded_keeps_its_image_condition(tmp_path):
     image = picture(1, 4, 4)
     assert loaded.config.condition == "super_resolution_2"
     assert torch.equal(call(loaded, image=image), call(pipeline, image=image))
+
+
+def test_a_pipeline_of_another_ones_components():
+    pipeline = make_pipeline("super_resolution_2", condition_channels=1, weak=True)
+    twin = GenerationPipeline.from_pipe(pipeline)
+    arguments = {"prompt": "a red cat", "image": picture(1, 4, 4), "guidance_scale": 2.0}
+    assert torch.equal(call(twin, **arguments), call(pipeline, **arguments))
+    plain = DDPMPipeline(UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **TINY_UNET2D), DDPMScheduler())
+    twin = GenerationPipeline.from_pipe(plain)
+    assert twin.unet is plain.unet
+    assert call(twin).shape == (1, 1, 8, 8)
+
+
+def test_a_weak_network_can_be_added_on_loading(tmp_path):
+    pipeline = make_pipeline(weak=True)
+    weak, pipeline.weak_unet = pipeline.weak_unet, None
+    pipeline.save_pretrained(tmp_path)
+    assert DiffusionPipeline.from_pretrained(tmp_path, weak_unet=weak).weak_unet is weak
 
 
 def test_bfloat16_with_text_and_image():

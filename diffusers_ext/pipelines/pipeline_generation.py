@@ -67,6 +67,13 @@ class GenerationPipeline(DiffusionPipeline):
         )
         self.register_to_config(id2label=_checked_names(id2label), condition=condition)
 
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """A pipeline of the components of another; any network will do, where diffusers looks for its exact type."""
+        networks = {name: pipeline.components.get(name) for name in ("unet", "weak_unet")}
+        given = {name: network for name, network in networks.items() if network is not None}
+        return super().from_pipe(pipeline, **{**given, **kwargs})
+
     @property
     def labels(self) -> dict[str, int]:
         """The index of each class that has a name."""

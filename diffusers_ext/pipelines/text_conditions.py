@@ -53,7 +53,14 @@ def encode_prompts(
     if tokenizer.pad_token_id is None:
         raise ValueError(f"The {type(tokenizer).__name__} has no pad token; set tokenizer.pad_token.")
     length = _text_length(tokenizer, text_encoder)
-    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
     ids, mask = tokens.input_ids, tokens.attention_mask.clone()
     for prompt, full in zip(prompts, mask.all(dim=1).tolist()):
         if full:
