@@ -249,7 +249,7 @@ def test_outside_the_interval_the_prediction_is_the_conditional(interval):
 
 
 def test_interval_bounds_are_the_decimals_they_look_like():
-    """0.7 * 10 is above 7 in binary, and 3 / 10 is not 0.3."""
+    """0.7 * 10 is above 7 in binary: bounds are compared as shares."""
     pipeline = make_pipeline()
     with Counted(pipeline.unet) as batches:
         call(pipeline, class_labels=[3], guidance_scale=3.0, guidance_interval=(0.3, 0.7), num_inference_steps=10)

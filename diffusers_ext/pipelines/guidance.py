@@ -60,8 +60,7 @@ class GuidedNetwork:
 
         A network with twice the sample's channels predicts a variance in the second half: it stays the conditional's.
         """
-        # The shares are quotients such as 3/10, which are seldom exact in binary.
-        if self.scale == 1 or not self.interval[0] - 1e-9 <= progress < self.interval[1] - 1e-9:
+        if self.scale == 1 or not self.interval[0] <= progress < self.interval[1]:
             return self._conditional(sample, timestep)
         if self.scale == 0:
             return self._reference(sample, timestep)
