@@ -4,6 +4,10 @@ diffusers looks a class up in three places: a pipeline as an attribute of `diffu
 `LOADABLE_CLASSES`; and, for a repository on the Hub, a library as an attribute of `diffusers.pipelines`. Importing
 those modules costs seconds that `import diffusers_ext` must not cost, so classes are offered to diffusers' own lazy
 module by name, and the two tables are filled at the moment when diffusers itself loads them.
+
+A repository that `diffusers_ext.hub` wrote brings the code of its components and names it after its content
+(`code_name`). To diffusers such a name means this package too, once it is imported: the installed classes are used,
+and the repository's code is not.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from types import ModuleType
@@ -22,6 +27,17 @@ import diffusers
 LIBRARY = __package__
 LOADING_MODULE = "diffusers.pipelines.pipeline_loading_utils"
 BASE_NAMES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
+_CODE_NAME = re.compile(rf"{LIBRARY}_[0-9a-f]{{12}}")
+
+
+def code_name(digest: str) -> str:
+    """The library name, and file name without its ending, of code of this package whose sha256 is `digest`."""
+    return f"{LIBRARY}_{digest[:12]}"
+
+
+def is_code_name(name: str) -> bool:
+    """Whether `code_name` made this name."""
+    return _CODE_NAME.fullmatch(name) is not None
 
 
 def register(names: Iterable[str]) -> None:
@@ -39,6 +55,7 @@ def register(names: Iterable[str]) -> None:
         _fill_tables(loaded)
     else:
         sys.meta_path.insert(0, _AfterImport())
+    sys.meta_path.append(_CodeNames())
 
 
 def _offer_attributes(names: Sequence[str]) -> None:
@@ -58,7 +75,35 @@ def _offer_attributes(names: Sequence[str]) -> None:
 def _fill_tables(loading_utils: Any) -> None:
     loading_utils.LOADABLE_CLASSES[LIBRARY] = {name: ["save_pretrained", "from_pretrained"] for name in BASE_NAMES}
     loading_utils.ALL_IMPORTABLE_CLASSES.update(loading_utils.LOADABLE_CLASSES[LIBRARY])
-    setattr(sys.modules["diffusers.pipelines"], LIBRARY, sys.modules[LIBRARY])
+    pipelines = sys.modules["diffusers.pipelines"]
+    setattr(pipelines, LIBRARY, sys.modules[LIBRARY])
+    _answer_to_code_names(pipelines)
+
+
+def _answer_to_code_names(pipelines: Any) -> None:
+    """Let `hasattr(diffusers.pipelines, name)` be true for code names: so diffusers asks where a component is from."""
+    before = vars(pipelines).get("__getattr__")
+
+    def answer(name: str) -> Any:
+        if is_code_name(name):
+            return sys.modules[LIBRARY]
+        if before is not None:
+            return before(name)
+        raise AttributeError(f"module 'diffusers.pipelines' has no attribute '{name}'")
+
+    pipelines.__getattr__ = answer  # PEP 562; diffusers' lazy module is asked when this raises
+
+
+class _CodeNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports a code name as this package: diffusers before 0.42 imports a component's library by name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(fullname, self) if is_code_name(fullname) else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = sys.modules[LIBRARY]
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

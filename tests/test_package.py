@@ -17,10 +17,13 @@ ARROWS = {
     "models": {"models"},
     "schedulers": {"schedulers"},
     "pipelines": {"pipelines", "schedulers"},
-    "training": {"training", "schedulers", "models", "pipelines", "figures"},
+    "training": {"training", "schedulers", "models", "pipelines", "figures", "hub", "model_card"},
     "evaluation": {"evaluation"},
     "figures": {"figures"},
     "registration": set(),
+    "bundling": set(),
+    "model_card": {"registration"},
+    "hub": {"bundling", "model_card", "registration"},
     "convert": {"models", "schedulers", "pipelines"},
 }
 
