@@ -111,6 +111,9 @@ COMMANDS: dict[str, Command | str] = {
     "judge train": "judge judge_train JudgeTrainArguments",
     "evaluate": "evaluate evaluate EvaluateArguments",
     "sweep": "sweep sweep SweepArguments",
+    "export": "hub export ExportArguments",
+    "push": "hub push PushArguments",
+    "card": "hub card CardArguments",
 }
 
 

@@ -34,7 +34,7 @@ from .precision import resolve_mixed_precision
 from .randomness import generator_of, seed_of
 from .recording import METRICS_FILE, Recorder
 from .report import GIF_IMAGES, preview_grid, write_figures
-from .saving import push_pipeline, save_pipeline
+from .saving import HubPusher, describe, save_pipeline
 from .validation import EarlyStopping, to_range, validation_loss
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ class Trainer:
         self.stopping = EarlyStopping(arguments.early_stopping_patience, arguments.early_stopping_min_delta)
         self.best: dict[str, torch.Tensor] | None = None
         self.progress = Progress()
+        self.pusher = HubPusher(self.output_dir, arguments)
         self._unread: list[tuple[int, torch.Tensor]] = []
         self._validated_at = 0
 
@@ -545,21 +546,19 @@ class Trainer:
         if self.accelerator.is_main_process:
             problem = _attempt(lambda: self._write_pipeline(pipeline))
             if problem:
-                shutil.rmtree(checkpoint.partial_path(self.output_dir / "pipeline"), ignore_errors=True)
                 kept = checkpoint.list_checkpoints(self.output_dir)
                 goes_on = f"go on from '{kept[-1]}' with --resume_from_checkpoint latest" if kept else "start again"
                 message = f"The pipeline of step {self.progress.step} could not be saved ({problem})"
                 if last:
                     raise OSError(f"{message}; make room, then {goes_on}.")
                 logger.warning("%s; training goes on.", message)
-            elif self.arguments.push_to_hub:
-                push_pipeline(self.output_dir, self.arguments, f"Step {self.progress.step}")
+            elif not last:
+                self.pusher.push(f"Step {self.progress.step}")
         self.accelerator.wait_for_everyone()
 
     def _write_pipeline(self, pipeline: DiffusionPipeline) -> None:
         with self._evaluated_weights():
-            save_pipeline(pipeline, self.output_dir)
-        (self.output_dir / "recipe.yaml").write_text(self.arguments.to_yaml())
+            save_pipeline(pipeline, self.output_dir, self.arguments)
 
     def _judge_and_keep(self, interruption: Interruption) -> None:
         """Measure the last state and save it as a checkpoint; a signal that comes meanwhile is heeded after that."""
@@ -591,8 +590,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             samples, reverse = self._request(self.conditioning.figure_images), self._request(GIF_IMAGES)
             write_figures(pipeline, self.output_dir, self.arguments, samples, reverse)
-            if self.arguments.push_to_hub:
-                push_pipeline(self.output_dir, self.arguments, f"Trained {self.progress.step} steps")
+            describe(self.output_dir, self.arguments)
+            self.pusher.push_last(f"Trained {self.progress.step} steps")
         self.accelerator.wait_for_everyone()
         self.recorder.close()
         self.recorder.say(
