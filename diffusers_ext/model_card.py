@@ -202,6 +202,7 @@ def make_card(
         plugin=facts.brings_code,
         code=facts.pipeline_code,
         swaps=_swaps(facts),
+        picture_import=facts.condition == "image",
         arguments=_arguments(facts, 50),
         fewer_arguments=_arguments(facts, 20),
         facts=list(_facts(facts)),
@@ -288,8 +289,7 @@ def _summary(facts: CardFacts) -> str:
 
 
 def _images(facts: CardFacts) -> str:
-    size = facts.network.get("sample_size")
-    height, width = size if isinstance(size, list) else (size, size)
+    height, width = _size(facts)
     channels = facts.network.get("out_channels") or facts.network.get("in_channels")
     kinds = {1: "greyscale", 3: "colour"}
     kind = kinds.get(int(channels or 0), f"{channels}-channel")
@@ -297,16 +297,44 @@ def _images(facts: CardFacts) -> str:
 
 
 def _arguments(facts: CardFacts, steps: int) -> str:
+    """Arguments of a call that makes a few images, as Python; conditions stand for the reader's own."""
     steps = min(steps, facts.scheduler.get("num_train_timesteps") or steps)
-    labels = facts.index.get("id2label") or {}
+    return ", ".join([*_conditions(facts), *_guidance(facts), f"num_inference_steps={steps}"])
+
+
+def _conditions(facts: CardFacts) -> Iterator[str]:
     if facts.condition == "class":
-        named = (
-            json.dumps([*labels.values()][:4])
-            if labels
-            else str(list(range(min(4, facts.network["num_class_embeds"]))))
-        )
-        return f"class_labels={named}, num_inference_steps={steps}"
-    return f"batch_size=4, num_inference_steps={steps}"
+        names = [*(facts.index.get("id2label") or {}).values()] or list(range(facts.network["num_class_embeds"]))
+        yield f"class_labels={json.dumps(names[:4])}"
+    elif facts.condition == "text":
+        yield 'prompt="a red heart"'
+    elif facts.condition == "image":
+        yield f"image={_blank(facts)}"
+        if facts.index.get("condition") == "inpainting":
+            yield f"mask_image={_blank(facts, mask=True)}"
+    else:
+        yield "batch_size=4"
+
+
+def _guidance(facts: CardFacts) -> Iterator[str]:
+    scale = facts.recipe.get("guidance_scale", 1.0)
+    if facts.condition and scale != 1.0:
+        yield f"guidance_scale={scale}"
+
+
+def _blank(facts: CardFacts, mask: bool = False) -> str:
+    """A plain image in the size and mode that the network's image condition takes, as Python."""
+    condition, (height, width) = facts.index.get("condition") or "", _size(facts)
+    name, _, factor = condition.rpartition("_")
+    if name == "super_resolution":
+        height, width = height // int(factor), width // int(factor)
+    grey = mask or condition == "colorization" or facts.network.get("in_channels") == 1
+    return f'Image.new("{"L" if grey else "RGB"}", ({width}, {height}), "{"white" if mask else "grey"}")'
+
+
+def _size(facts: CardFacts) -> tuple[int, int]:
+    size = facts.network.get("sample_size")
+    return (size[0], size[1]) if isinstance(size, list) else (size or 0, size or 0)
 
 
 def _swaps(facts: CardFacts) -> bool:
@@ -436,7 +464,9 @@ def _samples_note(facts: CardFacts) -> str:
 
 def _limits(facts: CardFacts) -> Iterator[str]:
     yield f"It makes {_images(facts)} like those of its training data, with their biases, and nothing else."
-    yield "The figures are of one run with one seed. Nobody has looked for copies of training images among the samples."
+    if facts.records or facts.evaluation:
+        yield "The figures are of one run with one seed."
+    yield "Nobody has looked for copies of training images among the samples."
     if facts.last("loss") is not None and facts.records[-1]["seconds"] < 3600:
         yield "It was trained for minutes, to show the way and not to reach the best quality: expect malformed images."
 

@@ -80,6 +80,8 @@ def pipelines():
     named = {"id2label": {0: "cat", 1: "dog"}, "weak_unet": _small("small", num_class_embeds=2)}
     scheduler = diffusers_ext.SubsequenceDDIMScheduler()
     yield "classes", diffusers_ext.GenerationPipeline(_small("small", num_class_embeds=2), scheduler, **named)
+    larger = _small("generative-pytorch-adm", condition_channels=1)
+    yield "larger", diffusers_ext.GenerationPipeline(larger, scheduler, condition="super_resolution_2")
 
 
 def _small(preset, **options):
@@ -102,7 +104,9 @@ def _scheduler_of(preset):
 def sample(pipeline, **options):
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(7)
-    if (pipeline.config.get("id2label") or {}) and "class_labels" not in options:
+    if pipeline.config.get("condition"):
+        options = {"image": torch.full((2, 1, 8, 8), 0.5), **options}
+    elif (pipeline.config.get("id2label") or {}) and "class_labels" not in options:
         options = {"class_labels": ["dog", "cat"], "guidance_scale": 2.0, **options}
     else:
         options = {"batch_size": 2, **options}

@@ -16,7 +16,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hub")]
 WORKER = ROOT / "tests" / "hub_worker.py"
 NAMES = [f"preset-{name}" for name in PRESETS]
 NAMES += [f"scheduler-{name}" for name in ("AncestralDDPMScheduler", "SubsequenceDDIMScheduler", "MixScheduler")]
-NAMES += ["scheduler-GuidedLangevinScheduler", "scheduler-ScoreSDEScheduler", "classes", "own-ddpm", "own-ddim"]
+NAMES += [
+    "scheduler-GuidedLangevinScheduler",
+    "scheduler-ScoreSDEScheduler",
+    "classes",
+    "larger",
+    "own-ddpm",
+    "own-ddim",
+]
 
 
 @dataclass
@@ -61,9 +68,10 @@ def world(environment, tmp_path_factory):
         hub.lose_connection_once["user/large"] = 11 << 20
         cards = folder / "cards"
         cards.mkdir()
-        for name in ("preset-small", "classes", "own-ddim"):
+        with_cards = ("preset-small", "classes", "larger", "own-ddim")
+        for name in with_cards:
             (cards / f"{name}.md").write_bytes(hub.repos[f"user/{name}"].files["README.md"])
-        snippets = [("run_snippets", name, cards) for name in ("preset-small", "classes", "own-ddim")]
+        snippets = [("run_snippets", name, cards) for name in with_cards]
         world.machine(
             "plugin",
             ("load", images, NAMES),
@@ -174,6 +182,8 @@ def test_a_card_s_calls_work_as_printed(found):
     assert found("diffusers", "run_snippets", "preset-small") == [["AncestralDDPMScheduler", 4]]
     assert found("plugin", "run_snippets", "classes") == [["SubsequenceDDIMScheduler", 2], [swapped, 2]]
     assert found("diffusers", "run_snippets", "classes") == [["SubsequenceDDIMScheduler", 2]]
+    assert found("plugin", "run_snippets", "larger") == [["SubsequenceDDIMScheduler", 1], [swapped, 1]]
+    assert found("diffusers", "run_snippets", "larger") == [["SubsequenceDDIMScheduler", 1]]
     assert found("diffusers", "run_snippets", "own-ddim") == [["DDIMScheduler", 4]]
 
 

@@ -429,7 +429,7 @@ def test_a_pipeline_that_cannot_be_saved_stops_only_a_finished_run(tiny_run, mon
 
     saved = []
 
-    def full(pipeline, output_dir):
+    def full(pipeline, output_dir, arguments):
         saved.append(output_dir)
         raise SafetensorError("I/O error: No space left on device")
 
