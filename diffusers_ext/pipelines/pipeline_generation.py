@@ -74,6 +74,14 @@ class GenerationPipeline(DiffusionPipeline):
         given = {name: network for name, network in networks.items() if network is not None}
         return super().from_pipe(pipeline, **{**given, **kwargs})
 
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
+        """What the arguments are checked against when loading: nothing, for any network and any scheduler will do.
+
+        diffusers before 0.35 can't read annotations that are strings, and fails where this has no answer.
+        """
+        return dict.fromkeys(inspect.signature(cls.__init__).parameters, (inspect.Signature.empty,))
+
     @property
     def labels(self) -> dict[str, int]:
         """The index of each class that has a name."""
