@@ -465,9 +465,11 @@ def load(path):
 
 def test_saved_and_loaded_with_text_model_tokenizer_and_weak_network_gives_the_same_images(tmp_path):
     pipeline = make_pipeline(weak=True)
+    pipeline.tokenizer.model_max_length = 6  # below what the text model could take, as training may choose it
     pipeline.save_pretrained(tmp_path)
     loaded = load(tmp_path)
     assert type(loaded.text_encoder) is CLIPTextModel
+    assert loaded.tokenizer.model_max_length == 6
     arguments = {"prompt": ["a red cat", "the house"], "guidance_scale": 2.0}
     assert torch.equal(call(loaded, **arguments), call(pipeline, **arguments))
     loaded.weak_unet = pipeline.weak_unet = None

@@ -44,8 +44,7 @@ def encode_prompts(
         device: of the text model.
 
     Returns:
-        States (n, tokens, dim) and the mask (n, tokens), 1 at tokens to attend to. A row attends to at least one
-        token, also where a tokenizer makes none of an empty text.
+        States (n, tokens, dim) and the mask (n, tokens), 1 at tokens to attend to.
 
     Raises:
         ValueError: for a tokenizer without a pad token, or when neither it nor the model knows a greatest length.
@@ -53,6 +52,19 @@ def encode_prompts(
     if tokenizer.pad_token_id is None:
         raise ValueError(f"The {type(tokenizer).__name__} has no pad token; set tokenizer.pad_token.")
     length = _text_length(tokenizer, text_encoder)
+    ids, mask = tokenize_prompts(tokenizer, prompts, length)
+    for prompt, full in zip(prompts, mask.all(dim=1).tolist()):
+        if full:
+            _warn_of_lost_text(tokenizer, prompt, length)
+    ids, mask = ids.to(device), mask.to(device)
+    return text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask
+
+
+def tokenize_prompts(tokenizer: Any, prompts: Sequence[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(token numbers, mask) of the prompts, padded and cut to `length`: int64, both (n, length).
+
+    A row attends to at least one token, also where a tokenizer makes none of an empty text.
+    """
     tokens = tokenizer(
         list(prompts),
         padding="max_length",
@@ -61,13 +73,9 @@ def encode_prompts(
         return_attention_mask=True,
         return_tensors="pt",
     )
-    ids, mask = tokens.input_ids, tokens.attention_mask.clone()
-    for prompt, full in zip(prompts, mask.all(dim=1).tolist()):
-        if full:
-            _warn_of_lost_text(tokenizer, prompt, length)
+    mask = tokens.attention_mask.clone()
     mask[~mask.any(dim=1), 0] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    return text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask
+    return tokens.input_ids, mask
 
 
 def _text_length(tokenizer: Any, text_encoder: Any) -> int:

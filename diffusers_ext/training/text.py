@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from ..pipelines.text_conditions import tokenize_prompts
+
 SMALL = "small"
 VOCABULARY = 4096  # at most; a few thousand short captions hold fewer frequent pieces
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
@@ -91,10 +93,7 @@ def load_text_encoder(name: str, max_tokens: int, token: str | None = None) -> t
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """(token numbers, mask) of the texts, int64, both (batch, tokenizer.model_max_length)."""
-    tokens = tokenizer(
-        list(texts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
-    )
-    return tokens.input_ids, tokens.attention_mask
+    return tokenize_prompts(tokenizer, texts, tokenizer.model_max_length)
 
 
 class TextConditionedNetwork(nn.Module):
