@@ -114,6 +114,7 @@ COMMANDS: dict[str, Command | str] = {
     "export": "hub export ExportArguments",
     "push": "hub push PushArguments",
     "card": "hub card CardArguments",
+    "restore": "restore restore RestoreArguments",
 }
 
 

@@ -17,7 +17,7 @@ from diffusers_ext.samplers import SamplerChoice
 @pytest.fixture
 def perfect(monkeypatch):
     pipeline = corners.perfect_pipeline()
-    monkeypatch.setattr(compare_command, "load_pipeline", lambda model, device: pipeline)
+    monkeypatch.setattr(compare_command, "load_pipeline", lambda *_: pipeline)
     return pipeline
 
 

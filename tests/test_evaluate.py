@@ -21,7 +21,7 @@ from diffusers_ext.samplers import SamplerChoice
 @pytest.fixture
 def perfect(monkeypatch):
     pipeline = corners.perfect_pipeline()
-    monkeypatch.setattr(evaluate_command, "load_pipeline", lambda model, device: pipeline)
+    monkeypatch.setattr(evaluate_command, "load_pipeline", lambda *_: pipeline)
     return pipeline
 
 

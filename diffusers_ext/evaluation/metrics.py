@@ -190,3 +190,21 @@ def _two_sets(
     if not (first.isfinite().all() and second.isfinite().all()):
         raise ValueError("features must be finite, got NaN or infinite values.")
     return first.detach().double(), second.detach().to(first.device).double()
+
+
+# --- distance of images from the images they should be ---------------------------------------------------------------
+
+
+def peak_signal_to_noise_ratio(images: torch.Tensor, targets: torch.Tensor, peak: float = 2.0) -> torch.Tensor:
+    """10 log10(peak^2 / mean squared error) of each image, in decibels, (number,); infinite for equal images.
+
+    Args:
+        images, targets: (number, channels, height, width).
+        peak: width of the range of values; 2 for [-1, 1].
+
+    Raises ValueError for shapes that differ.
+    """
+    if images.shape != targets.shape:
+        raise ValueError(f"images {tuple(images.shape)} and targets {tuple(targets.shape)} must have one shape.")
+    error = (images.double() - targets.double()).square().flatten(1).mean(dim=1)
+    return 10 * torch.log10(peak**2 / error)

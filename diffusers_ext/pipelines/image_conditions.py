@@ -72,6 +72,15 @@ class ImageCondition:
         self._refuse_mask(mask_image)
         return image_tensor("image", image, (self.channels,), size) * 2 - 1
 
+    def user_input(self, images: torch.Tensor, draws: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+        """What a user who wants `images` would give the pipeline: its arguments `image` and, for inpainting, a mask.
+
+        Args:
+            images: (batch, image_channels, height, width) in [-1, 1]; for `image` the condition itself.
+            draws: source of what is random in the condition.
+        """
+        return {"image": images / 2 + 0.5}
+
     def _refuse_mask(self, mask_image: Any) -> None:
         if mask_image is not None:
             raise ValueError(f"mask_image was given, but this network's condition is '{self.name}', which takes none.")
@@ -93,6 +102,9 @@ class SuperResolution(ImageCondition):
         self._check_size(size)
         small = (size[0] // self.factor, size[1] // self.factor)
         return self._enlarged(image_tensor("image", image, (self.image_channels,), small) * 2 - 1)
+
+    def user_input(self, images: torch.Tensor, draws: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+        return {"image": F.avg_pool2d(images / 2 + 0.5, self.factor)}
 
     def _enlarged(self, images: torch.Tensor) -> torch.Tensor:
         # Bicubic weights overshoot at edges, where images have nothing to show.
@@ -148,6 +160,9 @@ class Inpainting(ImageCondition):
             raise ValueError(f"image holds {len(images)} images and mask_image {len(known)}; give as many of both.")
         count = max(len(images), len(known))
         return self._masked(images.expand(count, -1, -1, -1), known.expand(count, -1, -1, -1))
+
+    def user_input(self, images: torch.Tensor, draws: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+        return {"image": images / 2 + 0.5, "mask_image": 1 - random_masks(images, draws)}
 
     @staticmethod
     def _masked(images: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

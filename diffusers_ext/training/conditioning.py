@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..pipelines import GenerationPipeline
-from ..pipelines.image_conditions import Inpainting, SuperResolution, image_condition, random_masks
+from ..pipelines.image_conditions import image_condition
 from .arguments import ConditionalTrainingArguments, TrainingArguments
 from .building import make_pipeline
 from .data import Batch, ImageData
@@ -209,13 +208,8 @@ class ImageConditioning(_Conditional):
 
     def request(self, count: int, data: ImageData) -> dict[str, Any]:
         batch = data.__getitems__(_spread(len(data), count))
-        given = batch.get("condition", batch["images"]) / 2 + 0.5
-        if isinstance(self.condition, SuperResolution):
-            return self._guided({"image": F.avg_pool2d(given, self.condition.factor)})
-        if isinstance(self.condition, Inpainting):
-            known = random_masks(given, generator_of(self.arguments.seed, "preview condition"))
-            return self._guided({"image": given, "mask_image": 1 - known})
-        return self._guided({"image": given})
+        generator = generator_of(self.arguments.seed, "preview condition")
+        return self._guided(self.condition.user_input(batch.get("condition", batch["images"]), generator))
 
 
 _CONDITIONINGS: dict[str, Callable[[Any, ImageData], Conditioning]] = {
