@@ -12,8 +12,7 @@ from diffusers_ext import ImageClassifier
 from diffusers_ext.cli import main
 from diffusers_ext.commands import evaluate as evaluate_command
 from diffusers_ext.commands.evaluate import weights_of
-from diffusers_ext.commands.real_images import _spread_evenly
-from diffusers_ext.evaluation.features import FeatureSet, compare_sets, extract
+from diffusers_ext.evaluation.features import FeatureSet, compare_sets, evenly_spread, extract
 from diffusers_ext.pipelines.batched_generation import generate_images
 from diffusers_ext.samplers import SamplerChoice
 
@@ -108,7 +107,7 @@ def test_sweep_draws_and_tells_what_guidance_gives_and_takes(perfect, data, judg
 
 def test_any_part_of_the_real_images_has_the_classes_in_their_proportions():
     labels = torch.tensor([2] * 60 + [0] * 20 + [1] * 40)
-    order = _spread_evenly(labels)
+    order = evenly_spread(labels)
     assert sorted(order.tolist()) == list(range(120))
     for part in order.split(30):
         counts = labels[part].bincount(minlength=3)

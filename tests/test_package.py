@@ -17,7 +17,7 @@ ARROWS = {
     "models": {"models"},
     "schedulers": {"schedulers"},
     "pipelines": {"pipelines", "schedulers"},
-    "training": {"training", "schedulers", "models", "pipelines", "figures", "hub", "model_card"},
+    "training": {"training", "schedulers", "models", "pipelines", "figures", "evaluation", "hub", "model_card"},
     "evaluation": {"evaluation"},
     "figures": {"figures"},
     "registration": set(),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..evaluation.features import evenly_spread
 from ..training.data import ImageData, load_image_data, permutation
 
 if TYPE_CHECKING:
@@ -117,20 +118,7 @@ def _of_classes(data: ImageData, classes: Sequence[int] | None, split: str, equa
     order = order[torch.isin(data.labels[order], torch.tensor(classes))]
     if len(order) == 0:
         raise ValueError(f"{split} has no images of the classes {', '.join(map(str, classes))}.")
-    return order[_spread_evenly(data.labels[order], equal_counts)]
-
-
-def _spread_evenly(labels: torch.Tensor, equal_counts: bool = False) -> torch.Tensor:
-    """An order of the labels (number,) in which each class comes at even distances, and within it as before.
-
-    With `equal_counts` the classes take turns, and the larger ones come last alone.
-    """
-    places = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
-        own = labels == label
-        count = int(own.sum())
-        places[own] = (torch.arange(count, dtype=torch.float64) + 0.5) / (1 if equal_counts else count)
-    return places.argsort(stable=True)
+    return order[evenly_spread(data.labels[order], equal_counts)]
 
 
 def check_names(first: dict[str, str] | None, second: Any, what: str) -> None:

@@ -118,3 +118,16 @@ def _share_a_class(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Whether some class has two images in both sets, so that distances within it can be compared."""
     several = [{int(c) for c, n in zip(*labels.unique(return_counts=True)) if n > 1} for labels in (first, second)]
     return bool(several[0] & several[1])
+
+
+def evenly_spread(labels: torch.Tensor, equal_counts: bool = False) -> torch.Tensor:
+    """An order of the labels (number,) in which each class comes at even distances, and within it as before.
+
+    With `equal_counts` the classes take turns, and the larger ones come last alone.
+    """
+    places = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        own = labels == label
+        count = int(own.sum())
+        places[own] = (torch.arange(count, dtype=torch.float64) + 0.5) / (1 if equal_counts else count)
+    return places.argsort(stable=True)

@@ -122,6 +122,11 @@ class TrainingArguments:
         None, "Validate and preview every so many optimizer steps; when not given, every save_images_epochs epochs."
     )
     validation_size: int = option(1000, "Number of validation images.")
+    judge: str | None = option(
+        None, "Folder of a judge (`diffusers-ext judge train`), which measures samples at the end of the run."
+    )
+    evaluation_steps: int | None = option(None, "Let the judge measure samples every so many optimizer steps as well.")
+    evaluation_size: int = option(500, "Samples the judge measures, at most half of the validation images.")
     early_stopping_patience: int | None = option(None, "Stop after so many validations without a better loss.")
     early_stopping_min_delta: float = option(0.0, "How much lower counts as better.")
     eval_batch_size: int = option(16, "Images in a preview.")
@@ -150,6 +155,10 @@ class TrainingArguments:
         self._check_numbers()
         if self.early_stopping_patience is not None and self.validation_split is None and not self.uses_embedded_data:
             raise ValueError("early_stopping_patience needs a validation_split to measure the loss on.")
+        if self.evaluation_steps is not None and self.judge is None:
+            raise ValueError("evaluation_steps needs a judge to measure samples with.")
+        if self.judge is not None and self.validation_split is None and not self.uses_embedded_data:
+            raise ValueError("judge needs a validation_split of real images to compare samples with.")
 
     def _check_choices(self) -> None:
         choices = {
@@ -169,9 +178,10 @@ class TrainingArguments:
 
     def _check_numbers(self) -> None:
         at_least_one = (
-            "train_batch_size num_epochs max_train_steps gradient_accumulation_steps validation_steps validation_size "
-            "early_stopping_patience eval_batch_size ddpm_num_inference_steps save_images_epochs save_model_epochs "
-            "checkpointing_steps checkpoints_total_limit logging_steps resolution"
+            "train_batch_size num_epochs max_train_steps gradient_accumulation_steps validation_steps "
+            "validation_size evaluation_steps evaluation_size early_stopping_patience eval_batch_size "
+            "ddpm_num_inference_steps save_images_epochs save_model_epochs checkpointing_steps "
+            "checkpoints_total_limit logging_steps resolution"
         )
         for name in at_least_one.split():
             value = getattr(self, name)

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from . import checkpoint
 from .arguments import ConditionalTrainingArguments, TrainingArguments
 from .building import make_model, make_objective, make_scheduler
-from .conditioning import make_conditioning
+from .conditioning import ClassConditioning, Conditioning, make_conditioning
 from .data import Batch, BatchSchedule, ImageData, identity, load_image_data
 from .ema import ExponentialMovingAverage
 from .interruption import Interruption, TrainingInterrupted
@@ -34,6 +34,7 @@ from .precision import resolve_mixed_precision
 from .randomness import generator_of, seed_of
 from .recording import METRICS_FILE, Recorder
 from .report import GIF_IMAGES, preview_grid, write_figures
+from .sample_evaluation import SampleEvaluation
 from .saving import HubPusher, describe, save_pipeline
 from .validation import EarlyStopping, to_range, validation_loss
 
@@ -96,6 +97,7 @@ class Trainer:
         network = self.conditioning.wrap(unet)
         self.conditioning.pipeline(network, make_scheduler(arguments, unet))  # fails now rather than after the training
         self._prepare_model(unet, network)
+        self.sample_evaluation = self._make_sample_evaluation() if arguments.judge is not None else None
         self._clear_output_dir()
         self.ema = self._make_ema() if arguments.use_ema else None
         self.stopping = EarlyStopping(arguments.early_stopping_patience, arguments.early_stopping_min_delta)
@@ -103,7 +105,7 @@ class Trainer:
         self.progress = Progress()
         self.pusher = HubPusher(self.output_dir, arguments)
         self._unread: list[tuple[int, torch.Tensor]] = []
-        self._validated_at = 0
+        self._validated_at = self._evaluated_at = 0
 
     # --- preparation --------------------------------------------------------------------------------------------------
 
@@ -207,6 +209,18 @@ class Trainer:
         a = self.arguments
         return ExponentialMovingAverage(
             self.network.named_parameters(), a.ema_inv_gamma, a.ema_power, a.ema_max_decay, a.ema_update_after_step
+        )
+
+    def _make_sample_evaluation(self) -> SampleEvaluation:
+        assert self.validation_data is not None  # the arguments have seen to that
+        kind = type(self.conditioning)
+        options: dict[str, Any] = {}
+        if kind not in (Conditioning, ClassConditioning):
+            raise ValueError("judge measures samples of classes or of no condition, not of texts or images.")
+        if isinstance(self.arguments, ConditionalTrainingArguments):
+            options = {"guidance_scale": self.arguments.guidance_scale}
+        return SampleEvaluation(
+            self.arguments, self.accelerator, self.validation_data, kind is ClassConditioning, options
         )
 
     @property
@@ -385,6 +399,8 @@ class Trainer:
         if by_epoch if a.validation_steps is None else step % a.validation_steps == 0:
             self._validate()
             self._preview()
+        if a.evaluation_steps is not None and step % a.evaluation_steps == 0:
+            self._evaluate_samples()
         if epoch is not None and epoch % a.save_model_epochs == 0 and not self._finished():
             self._save_pipeline(self._current_pipeline(), last=False)
         if step % a.checkpointing_steps == 0:
@@ -416,6 +432,16 @@ class Trainer:
         if self.stopping.update(loss) and a.early_stopping_patience is not None:
             with self._evaluated_weights():
                 self.best = {name: p.detach().cpu().clone() for name, p in self.network.named_parameters()}
+
+    def _evaluate_samples(self) -> None:
+        """What the judge says of samples of the weights that would be saved; all processes take part."""
+        self._evaluated_at = self.progress.step
+        if self.sample_evaluation is None:
+            return
+        self.model.eval()
+        with self._evaluated_weights():
+            measures = self.sample_evaluation(self._current_pipeline())
+        self.recorder.log(self.progress.step, self.progress.seconds, **measures)
 
     def _validation_condition(self, number: int, batch: Batch) -> dict[str, Any]:
         count = len(batch["images"])
@@ -516,7 +542,7 @@ class Trainer:
                 f"Checkpoint '{path}' is of another model or optimizer: {reason}"
             ) from None
         self.progress = Progress(**state)
-        self._validated_at = self.progress.step
+        self._validated_at = self._evaluated_at = self.progress.step
         self.stopping.best, self.stopping.waited = self.progress.best_loss, self.progress.validations_without_better
         device = str(self.accelerator.device)
         if self.ema is not None and (path / EMA_FILE).is_file():
@@ -564,6 +590,8 @@ class Trainer:
         """Measure the last state and save it as a checkpoint; a signal that comes meanwhile is heeded after that."""
         if self._validated_at != self.progress.step:
             self._validate()
+        if self._evaluated_at != self.progress.step:
+            self._evaluate_samples()
         if self.recorder.has_unlogged:
             self.recorder.log_training(self.progress.step, self.progress.seconds)
         received = torch.tensor([interruption.received], device=self.accelerator.device)

@@ -1,0 +1,106 @@
+"""How good the samples are while a network trains: a judge's view of them, from the same noise every time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ..evaluation.features import FeatureSet, compare_sets, evenly_spread, extract
+from ..evaluation.judge import ImageClassifier
+from .arguments import TrainingArguments
+from .data import ImageData, permutation
+from .randomness import seed_of
+
+BATCH_SIZE = 50  # samples at a time; a constant, since the noise of a sample depends on it
+
+
+class SampleEvaluation:
+    """Samples beside as many held-out images, and other held-out images beside these: the floor.
+
+    Noise and classes are the same at every call and on any number of processes, which share the work.
+
+    Args:
+        arguments: `judge`, `evaluation_size`, `ddpm_num_inference_steps` and `seed` of them matter.
+        accelerator: of the run.
+        data: held-out images.
+        by_class: whether samples are asked for the classes of these images.
+        options: of the pipeline's call, such as a guidance scale.
+
+    Raises:
+        ValueError: for a judge that is not there or takes other images, or data without classes.
+    """
+
+    def __init__(
+        self,
+        arguments: TrainingArguments,
+        accelerator: Accelerator,
+        data: ImageData,
+        by_class: bool,
+        options: dict[str, Any],
+    ):
+        assert arguments.judge is not None
+        self.accelerator, self.options, self.seed = accelerator, options, arguments.seed
+        self.steps = arguments.ddpm_num_inference_steps
+        self.judge = _load(arguments.judge, data.channels).to(accelerator.device)
+        if by_class and data.labels is None:
+            raise ValueError(f"judge needs held-out images with classes, and {data.description} has none.")
+        order = torch.from_numpy(permutation(0, 0, len(data)))
+        if data.labels is not None and by_class:
+            order = order[evenly_spread(data.labels[order])]
+        self.size = min(arguments.evaluation_size, len(data) // 2)
+        self.real = self._features_of(data, order[: self.size])
+        self.floor = compare_sets(self._features_of(data, order[self.size : 2 * self.size]), self.real)
+        self.labels = self.real.labels if by_class else None
+
+    def _features_of(self, data: ImageData, indices: torch.Tensor) -> FeatureSet:
+        labels = None if data.labels is None else data.labels[indices]
+        batches = (data.__getitems__(part.tolist())["images"] for part in indices.split(BATCH_SIZE))
+        return extract(batches, self.judge, self.judge, labels)
+
+    def __call__(self, pipeline: Any) -> dict[str, float]:
+        """Class accuracy (where classes are asked for) and Frechet distance, each with its real-against-real value.
+
+        Every process has to call this, and gets the same numbers.
+        """
+        own = list(self._shares(pipeline))
+        parts = sorted(gather_object(own) if self.accelerator.num_processes > 1 else own, key=lambda part: part[0])
+        features, predicted = (torch.cat([part[k] for part in parts]) for k in (1, 2))
+        measures = compare_sets(FeatureSet(features, predicted, self.labels), self.real)
+        result = {"evaluation_samples": float(self.size), "frechet_distance": measures["frechet_distance"]}
+        result["frechet_distance_real"] = self.floor["frechet_distance"]
+        if self.labels is not None:
+            result["class_accuracy"] = measures["class_accuracy"]
+            result["class_accuracy_real"] = self.real.accuracy() or 0.0
+        return result
+
+    def _shares(self, pipeline: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """(number, features, classes) of the batches that fall to this process."""
+        pipeline.set_progress_bar_config(disable=True)
+        steps = min(self.steps, pipeline.scheduler.config.num_train_timesteps)
+        for number, start in enumerate(range(0, self.size, BATCH_SIZE)):
+            if number % self.accelerator.num_processes != self.accelerator.process_index:
+                continue
+            count = min(BATCH_SIZE, self.size - start)
+            asked = {} if self.labels is None else {"class_labels": self.labels[start : start + count], **self.options}
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "evaluation", number))
+            images = pipeline(
+                batch_size=count, num_inference_steps=steps, generator=generator, output_type="pt", **asked
+            ).images
+            found = extract([images * 2 - 1], self.judge, self.judge)
+            assert found.predicted is not None
+            yield number, found.features, found.predicted
+        pipeline.set_progress_bar_config()
+
+
+def _load(folder: str, channels: int) -> ImageClassifier:
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"judge '{folder}' is no folder of a judge; `diffusers-ext judge train` makes one.")
+    judge = ImageClassifier.from_pretrained(folder).eval()
+    if judge.config.in_channels != channels:
+        raise ValueError(f"judge takes images of {judge.config.in_channels} channels, and the data have {channels}.")
+    return judge

@@ -1,0 +1,108 @@
+"""The judge's view of samples while a network trains: true, the same on any number of processes, and without effect."""
+
+import json
+from types import SimpleNamespace
+
+import corners
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
+from diffusers_ext.training import sample_evaluation as module
+from diffusers_ext.training.data import load_image_data
+from diffusers_ext.training.sample_evaluation import SampleEvaluation
+
+
+@pytest.fixture
+def run(tiny_run, corners_data):
+    """Settings of a run on the four corners under their classes."""
+
+    def make(name, **overrides):
+        folder = tiny_run().output_dir
+        corner = {"train_data_dir": corners_data, "train_split": "train", "validation_split": "test", "resolution": 8}
+        few = {"evaluation_size": 60, "validation_steps": 100, "checkpointing_steps": 100, "guidance_scale": 2.0}
+        settings = {**vars(tiny_run()), **corner, **few, "output_dir": f"{folder}-{name}", **overrides}
+        return ConditionalTrainingArguments(**settings)
+
+    return make
+
+
+def evaluations(arguments):
+    with open(f"{arguments.output_dir}/metrics.jsonl") as file:
+        return [record for record in map(json.loads, file) if "frechet_distance" in record]
+
+
+def test_it_is_measured_every_so_many_steps_and_changes_no_weight(run, corners_judge):
+    judged, alone = run("judged", judge=corners_judge, evaluation_steps=4), run("alone")
+    for arguments in (judged, alone):
+        train(arguments)
+    records = evaluations(judged)
+    assert [record["step"] for record in records] == [4, 6]
+    assert evaluations(alone) == []
+    for record in records:
+        assert record["evaluation_samples"] == 60
+        assert record["class_accuracy_real"] > 0.95
+        assert 0 <= record["class_accuracy"] < 0.6  # hardly trained
+        assert record["frechet_distance"] > 3 * record["frechet_distance_real"]
+    weights = [load_file(f"{a.output_dir}/unet/diffusion_pytorch_model.safetensors") for a in (judged, alone)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+@pytest.fixture
+def evaluation(run, corners_data, corners_judge):
+    def make(num_processes=1, process_index=0, by_class=True, **overrides):
+        accelerator = SimpleNamespace(
+            num_processes=num_processes, process_index=process_index, device=torch.device("cpu")
+        )
+        data = load_image_data(train_data_dir=corners_data, split="test")
+        arguments = run("evaluation", judge=corners_judge, ddpm_num_inference_steps=20, **overrides)
+        return SampleEvaluation(arguments, accelerator, data, by_class, {"guidance_scale": 1.0} if by_class else {})
+
+    return make
+
+
+def test_a_perfect_network_is_found_to_be_one(evaluation):
+    first, again = (evaluation()(corners.perfect_pipeline()) for _ in range(2))
+    assert first == again
+    assert first["class_accuracy"] > 0.97
+    assert first["frechet_distance"] < 3 * first["frechet_distance_real"] + 0.02
+    unasked = evaluation(by_class=False)(corners.perfect_pipeline())
+    assert "class_accuracy" not in unasked
+
+
+def test_processes_share_the_work_and_find_the_same(evaluation, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_SIZE", 16)
+    pipeline = corners.perfect_pipeline()
+    alone = evaluation()(pipeline)
+    shares = [list(evaluation(2, index)._shares(pipeline)) for index in (0, 1)]
+    assert [[part[0] for part in share] for share in shares] == [[0, 2], [1, 3]]
+    monkeypatch.setattr(module, "gather_object", lambda own: shares[1] + shares[0])
+    assert evaluation(2, 0)(pipeline) == pytest.approx(alone)
+
+
+def test_the_size_is_bound_by_the_held_out_images(evaluation):
+    assert evaluation(evaluation_size=1000)(corners.perfect_pipeline())["evaluation_samples"] == 80
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"evaluation_steps": 5}, "evaluation_steps needs a judge"),
+        ({"judge": "x", "validation_split": None}, "judge needs a validation_split"),
+        ({"judge": "x", "evaluation_size": 0}, "evaluation_size must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_sentence(run, overrides, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run("wrong", **overrides)
+
+
+def test_a_judge_that_is_not_there_is_one_sentence(run):
+    with pytest.raises(ValueError, match="judge '/nowhere' is no folder of a judge"):
+        Trainer(run("nowhere", judge="/nowhere"))
+
+
+def test_a_judge_of_other_channels_is_one_sentence(run, corners_judge):
+    with pytest.raises(ValueError, match="judge takes images of 1 channels, and the data have 3"):
+        Trainer(run("colour", judge=corners_judge, channels=3))
