@@ -8,6 +8,7 @@ from diffusers_ext.models import AnnotatedUNet2DModel
 from diffusers_ext.models.unet_annotated import (
     PLAIN_ATTENTION_TOKENS,
     AnnotatedAttention,
+    ChannelRMSNorm,
     StandardizedConv2d,
     sinusoidal_embedding,
 )
@@ -38,6 +39,21 @@ def test_inverted_standardization_multiplies_by_the_deviation():
     deviation = conv.weight.flatten(1).var(1, correction=0).add(1e-5).sqrt()
     expected = (conv.weight.flatten(1) - conv.weight.flatten(1).mean(1, keepdim=True)) * deviation[:, None]
     torch.testing.assert_close(conv.standardized_weight().flatten(1), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rms_norm_is_the_root_of_the_mean_square_and_takes_film_in_one_step(dtype):
+    norm = ChannelRMSNorm(6)
+    with torch.no_grad():
+        norm.gain.copy_(torch.linspace(0.5, 2, 6))
+    x = 300 * images(6, 4, 4)  # its squares are past float16's largest number
+    x[0, :, 0, 0] = 0
+    unit = x / x.square().mean(1, keepdim=True).sqrt().clamp_min(1e-9) * norm.gain[:, None, None]
+    scale, shift = torch.tensor([0.5, 3.0]).reshape(2, 1, 1, 1), torch.randn(2, 6, 1, 1)
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.03}
+    torch.testing.assert_close(norm(x.to(dtype)).float(), unit, **close)
+    torch.testing.assert_close(norm(x.to(dtype), scale, shift).float(), unit * scale + shift, **close)
+    assert norm(x.to(dtype)).dtype == dtype
 
 
 @pytest.mark.parametrize("tokens_wide", [8, 16])

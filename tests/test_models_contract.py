@@ -190,6 +190,23 @@ def test_weights_stored_in_eight_bits_compute_in_sixteen(name):
 
 
 @every_model
+@pytest.mark.parametrize("storage", [torch.float16, torch.float8_e4m3fn])
+def test_weights_stored_in_fewer_bits_train(name, storage):
+    """After the forward pass the weights are narrow again: a backward that reads one itself fails here.
+
+    Under autocast, whose copies the plain layers' backward reads.
+    """
+    model = tiny(name).train()
+    model.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(images(), torch.tensor([3, 700])).sample.float().square().mean()
+    loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(gradients) > 10
+    assert all(g.float().isfinite().all() for g in gradients)
+
+
+@every_model
 def test_channels_last_gives_the_same(name):
     model, x = tiny(name), images()
     expected = run(model, x)
@@ -252,13 +269,26 @@ def test_compiles_as_one_graph(name):
     torch.testing.assert_close(run(compiled, x, t), run(model, x, t))
 
 
-@pytest.mark.parametrize("name", ["ADMUNet2DModel", "SimpleUNet2DModel"])
+@every_model
 def test_compiles_block_by_block(name):
     torch._dynamo.reset()
     model, x = tiny(name), images()
     expected = run(model, x)
     model.compile_repeated_blocks(fullgraph=True, backend="eager")
     torch.testing.assert_close(run(model, x), expected)
+
+
+@pytest.mark.slow
+def test_as_many_shapes_of_blocks_compile_as_a_u_net_has():
+    """A U-Net's blocks differ in width: ten shapes of one class here, where torch's own limit is eight compilations."""
+    if "recompile_limit" not in inspect.signature(torch.compile).parameters:
+        pytest.skip("this torch has one limit for all")
+    torch._dynamo.reset()
+    widths = {"channel_multipliers": (1, 2, 3, 4, 5), "level_attention": (None,) * 5, "mid_attention": None}
+    model, x = tiny("AnnotatedUNet2DModel", **widths), images()
+    assert len({m.conv1.weight.shape for m in model.modules() if hasattr(m, "conv1")}) == 10
+    model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    run(model, x)
 
 
 @pytest.mark.slow

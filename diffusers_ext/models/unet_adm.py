@@ -5,6 +5,7 @@ cross-attention beside the self-attention, an image as further input channels.  
 so that it can travel beside the weights.
 """
 
+import inspect
 import math
 from typing import Any
 
@@ -294,6 +295,15 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             ADMAttention(out_channels, None, *options) if attend else None,
             ADMAttention(out_channels, c.cross_attention_dim, *options) if cross else None,
         )
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """As diffusers', with room for as many compilations as a U-Net has shapes of blocks.
+
+        Past torch's limit of 8 `fullgraph=True` is an error, and without it the blocks left over are not compiled.
+        """
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+            kwargs.setdefault("recompile_limit", 64)
+        super().compile_repeated_blocks(*args, **kwargs)
 
     @property
     def downsample_factor(self) -> int:

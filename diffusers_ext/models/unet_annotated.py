@@ -9,6 +9,7 @@ Every block's output on the way down is concatenated to a block's input on the w
 diffusers only, so that it can travel beside the weights.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -90,9 +91,10 @@ class StandardizedConv2d(nn.Conv2d):
     def standardized_weight(self) -> Tensor:
         """The filters in use, (out, in, height, width), never in half precision, which loses the small variances."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        variance, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        scale = (variance + 1e-5).rsqrt()
-        return (weight - mean) * scale if self.mode == "standard" else (weight - mean) / scale
+        # Not var_mean, whose backward reads the weight itself, which layerwise casting has put away in 8 bits by then.
+        weight = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
+        deviation = (weight.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return weight / deviation if self.mode == "standard" else weight * deviation
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.standardized_weight().to(x.dtype), _like(self.bias, x))
@@ -103,15 +105,23 @@ def _like(parameter: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 class ChannelRMSNorm(nn.Module):
-    """x / |x| * sqrt(channels) * gain at each pixel, over its channels (Zhang and Sennrich, 2019, without epsilon)."""
+    """x / |x| * sqrt(channels) * gain at each pixel, over its channels (Zhang and Sennrich, 2019, without epsilon).
+
+    `forward(x, scale, shift)` gives norm(x) * scale + shift; the gain joins the scale before that meets the pixels.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        gain = (self.gain * self.gain.shape[0] ** 0.5).to(x.dtype)
-        return F.normalize(x, dim=1) * gain[:, None, None]
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        gain = (self.gain * self.gain.shape[0] ** 0.5)[:, None, None]
+        gain = (gain if scale is None else gain * scale).to(x.dtype)
+        # Squares leave float16's range.  Sum and rsqrt are a third of the cost of F.normalize's norm and division.
+        wide = x.float() if x.dtype == torch.float16 else x
+        inverse = wide.square().sum(dim=1, keepdim=True).clamp_min(1e-24).rsqrt()
+        unit = (wide * inverse).to(x.dtype)
+        return unit * gain if shift is None else torch.addcmul(shift.to(x.dtype), unit, gain)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -178,13 +188,17 @@ class AnnotatedResidualBlock(nn.Module):
     def forward(self, x: Tensor, temb: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         if skip is not None:
             x = torch.cat((x, skip), dim=1)
-        h = self.norm1(self.conv1(x))
-        if temb is not None:
-            scale, shift = self.time_proj(temb)[:, :, None, None].chunk(2, dim=1)
-            h = torch.addcmul(shift.to(h.dtype), h, (scale + 1).to(h.dtype))
-        h = self.dropout(F.silu(h))
+        h = self.dropout(F.silu(self._modulated(self.conv1(x), temb)))
         h = F.silu(self.norm2(self.conv2(h)))
         return h + self.shortcut(x)
+
+    def _modulated(self, h: Tensor, temb: Tensor | None) -> Tensor:
+        if temb is None:
+            return self.norm1(h)
+        scale, shift = self.time_proj(temb)[:, :, None, None].chunk(2, dim=1)
+        if isinstance(self.norm1, ChannelRMSNorm):
+            return self.norm1(h, scale + 1, shift)
+        return torch.addcmul(shift.to(h.dtype), self.norm1(h), (scale + 1).to(h.dtype))
 
 
 class SoftmaxAttnProcessor:
@@ -242,7 +256,8 @@ class AnnotatedAttention(nn.Module, AttentionModuleMixin):
 
     def query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of the pixels of x, each (batch, heads, tokens, head_dim); memory comes first in k and v."""
-        tokens = x.flatten(2).transpose(1, 2)
+        # One copy here, none on channels-last memory; without it each projection makes its own.
+        tokens = x.flatten(2).transpose(1, 2).contiguous()
         if self.fused_projections:
             projections = self.to_qkv(tokens).chunk(3, dim=-1)
         else:
@@ -443,6 +458,15 @@ class AnnotatedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
             config.attention_head_dim,
             config.num_memory_kv,
         )
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """As diffusers', with room for as many compilations as a U-Net has shapes of blocks.
+
+        Past torch's limit of 8 `fullgraph=True` is an error, and without it the blocks left over are not compiled.
+        """
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+            kwargs.setdefault("recompile_limit", 64)
+        super().compile_repeated_blocks(*args, **kwargs)
 
     @property
     def downsample_factor(self) -> int:

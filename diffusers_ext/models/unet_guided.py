@@ -5,6 +5,7 @@ blocks; without a label they run unmodulated.  The file needs torch and diffuser
 weights.
 """
 
+import inspect
 import itertools
 import math
 from typing import Any, Literal
@@ -87,9 +88,10 @@ class GuidedConv2d(nn.Conv2d):
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         if self.mode is None:
             return weight
-        variance, mean = torch.var_mean(weight, dim=(1, 2, 3), keepdim=True, correction=0)
-        scale = (variance + 1e-5).rsqrt()
-        return (weight - mean) * scale if self.mode == "standard" else (weight - mean) / scale
+        # Not var_mean, whose backward reads the weight itself, which layerwise casting has put away in 8 bits by then.
+        weight = weight - weight.mean(dim=(1, 2, 3), keepdim=True)
+        deviation = (weight.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return weight / deviation if self.mode == "standard" else weight * deviation
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -320,6 +322,15 @@ class GuidedUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixi
 
     def _attention(self, channels: int, linear: bool) -> GuidedAttention:
         return GuidedAttention(channels, linear, self.config.attention_heads, self.config.attention_head_dim)
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """As diffusers', with room for as many compilations as a U-Net has shapes of blocks.
+
+        Past torch's limit of 8 `fullgraph=True` is an error, and without it the blocks left over are not compiled.
+        """
+        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+            kwargs.setdefault("recompile_limit", 64)
+        super().compile_repeated_blocks(*args, **kwargs)
 
     @property
     def downsample_factor(self) -> int:
