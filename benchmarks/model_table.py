@@ -71,7 +71,9 @@ def row(name: str, batch: int, repeats: int) -> str:
     model = model.to(memory_format=torch.channels_last)
     sample = torch.randn(shape).to(memory_format=torch.channels_last)
     speeds = [
-        "/".join(f"{batch / processor_seconds(partial(work, model, sample, bf16), repeats):.3g}" for bf16 in (False, True))
+        "/".join(
+            f"{batch / processor_seconds(partial(work, model, sample, bf16), repeats):.3g}" for bf16 in (False, True)
+        )
         for work in (forward, training_step)
     ]
     size = f"{shape[1]}x{preset.image_size}x{preset.image_size}"

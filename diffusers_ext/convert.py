@@ -869,6 +869,8 @@ def _scheduler(architecture: str, model: Any, settings: dict[str, Any], sampler:
         return MixScheduler()
     if sampler == "ddim":
         settings = {key: value for key, value in settings.items() if key != "variance_type"}
+        # The package's DDIM bounds x0 and derives the noise from it again.
+        settings["use_clipped_model_output"] = SOURCES[architecture].family == "package"
     elif model.config.out_channels == 2 * model.config.in_channels:
         settings = {**settings, "variance_type": "learned_range"}
     # From T-1 down, whatever the number of steps: the networks were trained on noise at the end of the path.

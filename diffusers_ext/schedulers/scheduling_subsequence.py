@@ -92,6 +92,8 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
             mean of eta = 1.
         original_targets: step to t-1 instead of the list's next entry: the mistake of the source project, kept so
             that its figures can be reproduced.
+        use_clipped_model_output: derive epsilon from the bounded x0 again, as denoising-diffusion-pytorch does; `step`
+            takes the same name, as diffusers' does.
 
     Raises:
         ValueError: for an unknown name, eta outside 0 ... 1, or betas outside (0, 1].
@@ -120,6 +122,7 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         eta: float = 0.0,
         sigma_hat: bool = False,
         original_targets: bool = False,
+        use_clipped_model_output: bool = False,
     ):
         _check_subsequence(subsequence)
         _check_eta(eta)
@@ -167,7 +170,7 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         timestep: int | torch.Tensor,
         sample: torch.Tensor,
         eta: float | None = None,
-        use_clipped_model_output: bool = False,
+        use_clipped_model_output: bool | None = None,
         generator: Generators = None,
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
@@ -180,7 +183,7 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
             timestep: t, a number or a one-element tensor.
             sample: x_t of shape (batch, channels, ...); when inverting, x at the next entry below t.
             eta: overrides `config.eta`.
-            use_clipped_model_output: derive epsilon from the bounded x0 again, instead of the unbounded one.
+            use_clipped_model_output: overrides `config.use_clipped_model_output`.
             generator: source of the noise when eta > 0, one or a list of one per sample.
             variance_noise: the noise itself, instead of `generator`.
             return_dict: give a tuple (x_s, x0) when False.
@@ -195,6 +198,8 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         if generator is not None and variance_noise is not None:
             raise ValueError("Give either generator or variance_noise, not both.")
         model_output, _ = split_learned_variance(model_output, sample)
+        if use_clipped_model_output is None:
+            use_clipped_model_output = self.config.use_clipped_model_output
         t = self._time(timestep)
         s = self.previous_timestep(t)
         if self.inverse:
