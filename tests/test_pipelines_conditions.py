@@ -1,7 +1,5 @@
 """Texts and images as conditions: what they become, what the pipeline does with them, what is refused."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -457,8 +455,7 @@ def test_an_image_column_is_no_transform_of_the_target():
 
 
 def load(path):
-    """A loaded pipeline, its weights copied: those of a file lie unaligned in memory, where other kernels round."""
-    pipeline = copy.deepcopy(DiffusionPipeline.from_pretrained(path))
+    pipeline = DiffusionPipeline.from_pretrained(path)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

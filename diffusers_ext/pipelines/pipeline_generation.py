@@ -16,6 +16,9 @@ from .conditioning import ClassCondition, Condition, PictureCondition, TextCondi
 from .guidance import GuidedNetwork, check_guidance
 from .image_conditions import Size, check_condition_name
 
+# Bytes, that of memory which PyTorch allocates itself.
+ALIGNMENT = 64
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -62,6 +65,8 @@ class GenerationPipeline(DiffusionPipeline):
     ):
         super().__init__()
         check_condition_name(condition)
+        for network in (unet, text_encoder, weak_unet):
+            _align_weights(network)
         self.register_modules(
             unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, weak_unet=weak_unet
         )
@@ -306,6 +311,18 @@ class GenerationPipeline(DiffusionPipeline):
             return images
         array = VaeImageProcessor.pt_to_numpy(images)
         return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+
+
+def _align_weights(network: Any) -> None:
+    """Copy weights that lie unaligned in memory, as those read from a file may: there a CPU's kernels round otherwise.
+
+    So a loaded pipeline gives the same images, bit for bit, as the one that was saved.
+    """
+    if not isinstance(network, torch.nn.Module):
+        return
+    for weight in (*network.parameters(), *network.buffers()):
+        if weight.device.type == "cpu" and type(weight.data) is torch.Tensor and weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()
 
 
 def _checked_names(id2label: Mapping[Any, str] | None) -> dict[str, str] | None:
