@@ -447,10 +447,12 @@ def test_a_pipeline_that_cannot_be_saved_stops_only_a_finished_run(tiny_run, mon
 
 
 @pytest.mark.parametrize("logger", ["none", "tensorboard"])
-def test_metrics_that_cannot_be_written_do_not_stop_the_run(tiny_run, tmp_path, caplog, logger):
+def test_metrics_and_previews_that_cannot_be_written_do_not_stop_the_run(tiny_run, tmp_path, caplog, logger):
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
     (tmp_path / "run" / "logs").touch()
+    (tmp_path / "run" / "samples").touch()
     train(arguments := tiny_run(logger=logger))
+    assert "step-000006.png' could not be saved" in caplog.text
     assert caplog.text.count("Metrics can't be written") == 1
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
 

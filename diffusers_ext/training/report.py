@@ -31,8 +31,11 @@ def preview_grid(
     grid = figures.image_grid(
         torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1, columns=columns, scale=_scale(images)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid.save(path)
+    except OSError as error:  # a full disk must not cost the run
+        logger.warning("The grid '%s' could not be saved (%s).", path, error)
     return np.asarray(grid.convert("RGB"))[None]
 
 
