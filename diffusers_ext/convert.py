@@ -101,6 +101,8 @@ def convert(
     path = Path(path)
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got '{sampler}'.")
+    if sample_size is not None and sample_size < 1:
+        raise ValueError(f"sample_size must be at least 1, got {sample_size}.")
     asked = {
         "beta_schedule": schedule,
         "num_train_timesteps": num_train_timesteps,
@@ -307,8 +309,9 @@ def build_from_weights(
     try:
         with torch.device("meta"):
             model = preset.model_class(**{**config, **(options or {})})
-    except TypeError:
-        raise ValueError(f"{preset.model_class.__name__} does not take all of {', '.join(options or {})}.") from None
+    except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{preset.model_class.__name__} can't be built with {dict(options or {})}: {told}.") from None
     ours = translate(architecture, weights, model)
     model.load_state_dict(
         {key: value.float().clone(memory_format=torch.contiguous_format) for key, value in ours.items()}, assign=True

@@ -457,7 +457,13 @@ REFUSED = {
         {},
         "down_blocks.1.0.conv1.2.weight' is missing",
     ),
-    "option": (broken("init_conv.bias"), {"model_options": {"depth": 3}}, "does not take all of depth"),
+    "option": (broken("init_conv.bias"), {"model_options": {"depth": 3}}, "can't be built with {'depth': 3}"),
+    "option's value": (
+        lambda: RefSimple(1, 8).state_dict(),
+        {"model_options": {"widths": 3}},
+        "SimpleUNet2DModel can't be built with {'widths': 3}",
+    ),
+    "size": (lambda: RefToy(1).state_dict(), {"sample_size": 0}, "sample_size must be at least 1, got 0"),
     "sampler": (lambda: RefToy(1).state_dict(), {"sampler": "magic"}, "sampler must be one of ddpm, ddim"),
     "prediction": (broken("init_conv.bias"), {"prediction_type": "noise"}, "init_conv.bias"),
     "only averaged": (
