@@ -12,9 +12,9 @@ How it loads:
 
 - With `import diffusers_ext`, `DiffusionPipeline.from_pretrained(repo)` uses the installed classes; no file of the
   repository is run, for `registration` tells diffusers that such names mean this package.
-- Without it, `DiffusionPipeline.from_pretrained(repo, custom_pipeline="diffusers_ext_00aa11bb22cc",
-  trust_remote_code=True)` runs the code in the repository. The card prints the name; `custom_pipeline=repo` works, too,
-  on the Hub and for its main branch.
+- Without it, `DiffusionPipeline.from_pretrained(repo, custom_pipeline=repo, trust_remote_code=True)` runs the code in
+  the repository. `custom_pipeline="diffusers_ext_00aa11bb22cc"` does, too, and is the better call for folders and for
+  revisions: it names the code of that very state.
 - A pipeline of diffusers' own classes brings no code and needs neither.
 
 Three choices are behind this.

@@ -1,6 +1,7 @@
 """Sharing: every kind of pipeline through a Hub on loopback, on machines with this package and without it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ NAMES += [
     "own-ddpm",
     "own-ddim",
 ]
+# What this project says of its own models; the template is none of them.
+CARDS = [path for path in sorted((ROOT / "model_cards").glob("*.md")) if path.name != "TEMPLATE.md"]
 
 
 @dataclass
@@ -64,14 +67,17 @@ def world(environment, tmp_path_factory):
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
         world = World(hub, folder, {**environment, **settings, **quiet})
         images = folder / "images.safetensors"
-        world.machine("author", ("push", images, folder), ("push_again", folder / "again"))
-        hub.lose_connection_once["user/large"] = 11 << 20
         cards = folder / "cards"
         cards.mkdir()
+        for card in CARDS:
+            shutil.copy(card, cards)
+        author = [("push", images, folder), ("push_again", folder / "again"), ("push_stand_ins", cards)]
+        world.machine("author", *author)
+        hub.lose_connection_once["user/large"] = 11 << 20
         with_cards = ("preset-small", "classes", "larger", "own-ddim")
         for name in with_cards:
             (cards / f"{name}.md").write_bytes(hub.repos[f"user/{name}"].files["README.md"])
-        snippets = [("run_snippets", name, cards) for name in with_cards]
+        snippets = [("run_snippets", name, cards) for name in (*with_cards, *(card.stem for card in CARDS))]
         world.machine(
             "plugin",
             ("load", images, NAMES),
@@ -185,6 +191,15 @@ def test_a_card_s_calls_work_as_printed(found):
     assert found("plugin", "run_snippets", "larger") == [["SubsequenceDDIMScheduler", 1], [swapped, 1]]
     assert found("diffusers", "run_snippets", "larger") == [["SubsequenceDDIMScheduler", 1]]
     assert found("diffusers", "run_snippets", "own-ddim") == [["DDIMScheduler", 4]]
+
+
+@pytest.mark.parametrize("card", [card.stem for card in CARDS])
+def test_the_calls_on_this_project_s_own_cards_work_as_printed(found, card):
+    assert not found("author", "push_stand_ins")
+    for machine, calls in (("plugin", 2), ("diffusers", 1)):
+        made = found(machine, "run_snippets", card)
+        assert len(made) == calls
+        assert all(images == 4 for _, images in made)
 
 
 def test_loads_offline_from_the_cache(found):
