@@ -9,7 +9,12 @@ TEST_PROCESSES ?= 2
 # Accelerate's launcher gives a process one thread unless it is told otherwise.
 THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.logicalcpu)
 
-.PHONY: train test lint clean
+# What of the tests asks the other libraries most: registration, pipelines, schedulers both ways, everything on a Hub.
+VERSION_TESTS ?= tests/test_package.py tests/test_pipelines.py tests/test_pipelines_guidance.py \
+	tests/test_schedulers_diffusers.py tests/test_hub.py
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
+
+.PHONY: train test test-versions lint clean
 
 # The last package is a peer that tests and benchmarks measure against. It comes without its dependencies: torchvision and
 # pytorch-fid serve its image folders and scores only, and stand-ins take their place.
@@ -34,5 +39,25 @@ lint: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
 
+# The oldest releases that pyproject.toml allows, then the newest there are; each in an environment of its own.
+test-versions: .venv-oldest/.installed .venv-newest/.installed
+	for venv in .venv-oldest .venv-newest; do \
+		$$venv/bin/python -m pip list 2>/dev/null | \
+			grep -iE "^(accelerate|datasets|diffusers|huggingface.hub|safetensors|torch|transformers) "; \
+		OMP_NUM_THREADS=1 $$venv/bin/python -m pytest -q $(VERSION_TESTS) || exit 1; \
+	done
+
+.venv-oldest/.installed: pyproject.toml constraints-oldest.txt
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP_INSTALL) $(shell grep ^torch== constraints.txt)
+	.venv-oldest/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e . pytest werkzeug
+	touch $@
+
+.venv-newest/.installed: pyproject.toml
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(PIP_INSTALL) $(shell grep ^torch== constraints.txt)
+	.venv-newest/bin/python $(PIP_INSTALL) --upgrade -e . pytest werkzeug
+	touch $@
+
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) .venv-oldest .venv-newest outputs

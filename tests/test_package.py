@@ -1,8 +1,10 @@
 """The house: what importing costs, which way the arrows point, what diffusers finds."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 
 import diffusers
 import pytest
@@ -130,3 +132,13 @@ def test_registers_before_and_after_diffusers_has_loaded_its_pipelines(environme
         "print(diffusers.AnnotatedUNet2DModel.__name__, diffusers.GenerationPipeline.__name__)"
     )
     assert run(code, environment).split() == ["AnnotatedUNet2DModel", "GenerationPipeline"]
+
+
+def test_the_oldest_versions_tested_are_the_oldest_allowed():
+    allowed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    oldest = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in allowed)
+    lines = [line for line in (ROOT / "constraints-oldest.txt").read_text().splitlines() if not line.startswith("#")]
+    for line in lines:
+        name, _, version = line.partition("==")
+        assert version.removesuffix(".*") == oldest[name], line
+    assert len(lines) == 6
