@@ -23,9 +23,13 @@ from types import ModuleType
 from typing import Any
 
 import diffusers
+from packaging.version import Version
 
 LIBRARY = __package__
 LOADING_MODULE = "diffusers.pipelines.pipeline_loading_utils"
+PIPELINE_MODULE = "diffusers.pipelines.pipeline_utils"
+# From this version on, diffusers asks for trust where code would be run, not where it is found.
+NO_EARLY_REFUSAL = (0, 38)
 BASE_NAMES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
 _CODE_NAME = re.compile(rf"{LIBRARY}_[0-9a-f]{{12}}")
 
@@ -78,6 +82,26 @@ def _fill_tables(loading_utils: Any) -> None:
     pipelines = sys.modules["diffusers.pipelines"]
     setattr(pipelines, LIBRARY, sys.modules[LIBRARY])
     _answer_to_code_names(pipelines)
+    if Version(diffusers.__version__).release < NO_EARLY_REFUSAL:
+        _spare_installed_components(loading_utils)
+
+
+def _spare_installed_components(loading_utils: Any) -> None:
+    """Let an older diffusers download repositories with code of this package, whose installed classes will be used.
+
+    It refuses any repository with component code, before it asks whether that code is needed; so it is told of none.
+    """
+    name = "_get_custom_components_and_folders"
+    find = getattr(loading_utils, name)
+
+    def find_foreign(*arguments: Any, **options: Any) -> tuple[dict[str, str], list[str]]:
+        components, folders = find(*arguments, **options)
+        foreign = {k: library for k, library in components.items() if library != LIBRARY and not is_code_name(library)}
+        return foreign, folders
+
+    for module in (loading_utils, sys.modules.get(PIPELINE_MODULE)):
+        if module is not None and hasattr(module, name):
+            setattr(module, name, find_foreign)
 
 
 def _answer_to_code_names(pipelines: Any) -> None:
