@@ -5,6 +5,7 @@ machine has diffusers only. HF_ENDPOINT, HF_HOME and the token come from the env
 them when it is imported.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -286,6 +287,8 @@ def load_parts():
 
 def load_large(folder):
     """The weights from the Hub and from a folder with several files of weights."""
+    with contextlib.suppress(OSError):  # older clients leave it to the caller to go on
+        DiffusionPipeline.from_pretrained("user/large")
     pipelines = [DiffusionPipeline.from_pretrained(source) for source in ("user/large", folder)]
     ours, theirs = (pipeline.unet.state_dict() for pipeline in pipelines)
     return {
