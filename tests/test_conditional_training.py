@@ -244,6 +244,75 @@ def test_what_cannot_be_is_one_sentence(conditional_run, settings, message):
     assert "\n" not in str(error.value)
 
 
+def classes_in_folders(root, **splits):
+    """A folder of grey images, three a class, in folders split/class."""
+    for split, names in splits.items():
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("L", (28, 28), 40 * i).save(root / split / name / f"{i}.png")
+    return {"train_data_dir": str(root), "train_split": "train", "validation_split": "test", "resolution": 28}
+
+
+def test_held_out_classes_are_numbered_as_those_of_the_training_images(conditional_run, tmp_path):
+    settings = classes_in_folders(tmp_path / "data", train=["cat", "dog", "owl"], test=["dog", "owl"])
+    trainer = Trainer(conditional_run(**settings))
+    assert trainer.conditioning.id2label == {"0": "cat", "1": "dog", "2": "owl"}
+    assert trainer.validation_data.labels.tolist() == [1, 1, 1, 2, 2, 2]
+    assert trainer.validation_data.class_names == ["cat", "dog", "owl"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["cat", "eel"], "has a class 'eel' that the training"), (["cat"], "has no classes, and")]
+)
+def test_held_out_images_of_no_known_class_are_one_sentence(conditional_run, tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(conditional_run(**classes_in_folders(tmp_path / "data", train=["cat", "dog"], test=names)))
+
+
+def test_a_split_that_says_minus_one_for_its_classes_is_one_sentence(conditional_run, tmp_path):
+    images = [Image.new("L", (28, 28), 80 * i) for i in range(3)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    split = [
+        datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+        for labels in ([0, 1, 0], [-1, -1, -1])
+    ]
+    datasets.DatasetDict({"train": split[0], "test": split[1]}).save_to_disk(str(tmp_path / "data"))
+    settings = {"dataset_name": str(tmp_path / "data"), "train_split": "train", "validation_split": "test"}
+    with pytest.raises(ValueError, match="has a class '-1' that the training data have not"):
+        Trainer(conditional_run(**settings, resolution=28))
+
+
+@pytest.mark.parametrize("broken", ["image", "grey"])
+def test_a_row_with_an_unreadable_image_on_disk_is_replaced_whole(conditional_run, captioned, tmp_path, broken):
+    """Both images are replaced by those of one row, and cropped and mirrored alike."""
+    rng = np.random.default_rng(0)
+    table = {"image": [], "grey": []}
+    for _ in range(6):
+        image = Image.fromarray(rng.integers(0, 256, (8, 12), dtype=np.uint8))
+        for name in table:
+            path = tmp_path / f"{name}{len(table[name])}.png"
+            image.save(path)
+            table[name].append({"bytes": path.read_bytes(), "path": None})
+    table[broken][2] = {"bytes": b"broken", "path": None}
+    features = datasets.Features(dict.fromkeys(table, datasets.Image()))
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(table, features=features)}).save_to_disk(
+        str(tmp_path / "data")
+    )
+    arguments = captioned_run(
+        conditional_run,
+        str(tmp_path / "data"),
+        validation_split=None,
+        condition="image",
+        condition_image_column="grey",
+        max_memory_dataset_gb=1e-9,
+        random_flip=True,
+    )
+    batch = Trainer(arguments).data.__getitems__([(i, epoch) for epoch in range(5) for i in range(6)])
+    assert batch["index"].tolist() == [0, 1, 3, 3, 4, 5] * 5
+    assert torch.equal(batch["images"], batch["condition"])
+
+
 def test_a_folder_without_classes_is_one_sentence(conditional_run, tmp_path):
     Image.new("L", (28, 28)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="condition class needs classes"):

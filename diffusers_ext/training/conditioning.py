@@ -40,6 +40,12 @@ class Conditioning:
         """Entries that the network's configuration needs."""
         return {}
 
+    def adopt(self, held_out: ImageData) -> None:
+        """Make conditions of held-out images mean what those of the training images mean.
+
+        Raises ValueError, in one sentence, where they can't.
+        """
+
     def wrap(self, unet: Any) -> Any:
         """What is trained: the denoiser, and whatever is trained along with it."""
         return unet
@@ -100,12 +106,14 @@ class ClassConditioning(_Conditional):
             )
         if data.labels.min() < 0:
             raise ValueError(f"Classes are numbered from 0, but the data hold {int(data.labels.min())}.")
-        names = data.class_names or [str(i) for i in range(int(data.labels.max()) + 1)]
-        self.id2label = {str(i): name for i, name in enumerate(names)}
+        self.id2label = {str(i): name for i, name in enumerate(data.label_names or [])}
 
     @property
     def model_entries(self) -> dict[str, Any]:
         return {"num_class_embeds": len(self.id2label)}
+
+    def adopt(self, held_out: ImageData) -> None:
+        held_out.number_classes_as(list(self.id2label.values()))
 
     def inputs(self, batch: Batch, data: ImageData, dropped: torch.Tensor, seed: int, mine: slice) -> dict[str, Any]:
         labels = batch["labels"]
@@ -143,6 +151,10 @@ class TextConditioning(_Conditional):
     def model_entries(self) -> dict[str, Any]:
         config = self.text_encoder.config
         return {"cross_attention_dim": getattr(config, "hidden_size", None) or config.d_model}
+
+    def adopt(self, held_out: ImageData) -> None:
+        if held_out.captions is None:
+            raise ValueError(f"{held_out.description} has no texts, and the training data have.")
 
     def wrap(self, unet: Any) -> Any:
         return TextConditionedNetwork(unet, self.text_encoder) if self.trained else unet
@@ -188,10 +200,19 @@ class ImageConditioning(_Conditional):
         super().__init__(arguments, data)
         source = data if data.companion is None else data.companion
         self.condition = image_condition(arguments.image_condition, source.channels)
+        if data.companion is None:
+            self.condition.from_target(data[0]["images"][None])  # fails now rather than at the first step
 
     @property
     def model_entries(self) -> dict[str, Any]:
         return {"condition_channels": self.condition.channels}
+
+    def adopt(self, held_out: ImageData) -> None:
+        if held_out.companion is not None and held_out.companion.channels != self.condition.channels:
+            raise ValueError(
+                f"condition_image_column has images of {held_out.companion.channels} channels in the validation split, "
+                f"and of {self.condition.channels} in the training split; set --channels."
+            )
 
     def inputs(self, batch: Batch, data: ImageData, dropped: torch.Tensor, seed: int, mine: slice) -> dict[str, Any]:
         condition = batch["condition"] if "condition" in batch else self._made(batch["images"], seed, mine)

@@ -463,14 +463,53 @@ class ImageData(torch.utils.data.Dataset):
         """
         pairs = np.asarray(keys, dtype=np.int64).reshape(len(keys), -1)
         indices, epochs = pairs[:, 0], pairs[:, 1] if pairs.shape[1] > 1 else np.zeros(len(pairs), dtype=np.int64)
-        images, used = self._images.read(indices)
+        images, used, beside = self._rows(indices)
         batch = {"images": torch.from_numpy(symmetric(self._transform(images, epochs, indices)))}
         batch["index"] = torch.from_numpy(used)
         if self.labels is not None:
             batch["labels"] = self.labels[batch["index"]]
-        if self.companion is not None:
-            batch["condition"] = self.companion.__getitems__(list(zip(used.tolist(), epochs.tolist())))["images"]
+        if self.companion is not None and beside is not None:
+            batch["condition"] = torch.from_numpy(symmetric(self.companion._transform(beside, epochs, indices)))
         return batch
+
+    def _rows(self, indices: np.ndarray) -> tuple[Images, np.ndarray, Images | None]:
+        """Images, their indices, and the companion's images of the same rows.
+
+        Raises UnreadableImageError when no row is readable in both.
+        """
+        images, used = self._images.read(indices)
+        if self.companion is None:
+            return images, used, None
+        for _ in range(len(self)):
+            beside, rows = self.companion._images.read(used)
+            if np.array_equal(rows, used):
+                return images, used, beside
+            # A row of which one image can't be read is replaced whole, or the two would be of different scenes.
+            images, used = self._images.read(rows)
+        raise UnreadableImageError("no row of the data has readable images in both columns")
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """A name for each class number up to the highest; the numbers themselves where the data have no names."""
+        if self.labels is None:
+            return None
+        return self.class_names or [str(number) for number in range(int(self.labels.max()) + 1)]
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Give classes the numbers that their names have in `names`: a split read alone is numbered by itself.
+
+        Raises ValueError for data without classes, or with one that is not in `names`.
+        """
+        if self.labels is None:
+            raise ValueError(f"{self.description} has no classes, and the training data have.")
+        own, numbers = self.class_names, {name: number for number, name in enumerate(names)}
+        found, places = self.labels.unique(return_inverse=True)
+        called = [str(label) if own is None else own[label] if label >= 0 else str(label) for label in found.tolist()]
+        unknown = [name for name in called if name not in numbers]
+        if unknown:
+            raise ValueError(f"{self.description} has a class '{unknown[0]}' that the training data have not.")
+        self.labels = torch.tensor([numbers[name] for name in called])[places]
+        self.class_names = None if own is None else list(names)
 
     def accompany(self, companion: ImageData) -> None:
         """Let every batch bring the images of `companion`, another column of the same rows, along.

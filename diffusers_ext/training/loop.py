@@ -92,6 +92,8 @@ class Trainer:
         self._check_output_dir()
         self._load_data()
         self.conditioning = make_conditioning(arguments, self.data)
+        if self.validation_data is not None:
+            self.conditioning.adopt(self.validation_data)
         unet = make_model(arguments, self.data.channels, self.resolution, self.conditioning.model_entries)
         self.objective = make_objective(arguments, unet)
         network = self.conditioning.wrap(unet)
