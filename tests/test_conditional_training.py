@@ -283,6 +283,13 @@ def test_a_split_that_says_minus_one_for_its_classes_is_one_sentence(conditional
         Trainer(conditional_run(**settings, resolution=28))
 
 
+def test_a_text_encoder_of_half_precision_is_trained_in_full(tmp_path):
+    tokenizer = train_tokenizer(["a red square"], 16)
+    small_text_encoder(tokenizer).half().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_text_encoder(str(tmp_path), 16)[0].dtype == torch.float32
+
+
 @pytest.mark.parametrize("broken", ["image", "grey"])
 def test_a_row_with_an_unreadable_image_on_disk_is_replaced_whole(conditional_run, captioned, tmp_path, broken):
     """Both images are replaced by those of one row, and cropped and mirrored alike."""

@@ -644,14 +644,22 @@ def _make_accelerator(arguments: TrainingArguments) -> Accelerator:
         mixed_precision=resolve_mixed_precision(arguments.mixed_precision),
         log_with=log_with,
         project_config=ProjectConfiguration(project_dir=arguments.output_dir, logging_dir=logging_dir),
-        # A guided network without labels leaves its class blocks unused.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters="guided" in arguments.model)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_leaves_some_unused(arguments))],
         # torchrun on a machine without accelerators: Accelerate would take every process for a run of its own.
         cpu=True if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available() else None,
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(f"Training under {accelerator.distributed_type.value} is not supported yet; use plain DDP.")
     return accelerator
+
+
+def _leaves_some_unused(arguments: TrainingArguments) -> bool:
+    """Whether a step may use a part of the network only.
+
+    A guided network without labels leaves its class blocks aside, and many text encoders have a pooler that only their
+    own task needs.
+    """
+    return "guided" in arguments.model or getattr(arguments, "train_text_encoder", False)
 
 
 def _require(module: str, flag: str, package: str) -> None:

@@ -80,7 +80,8 @@ def load_text_encoder(name: str, max_tokens: int, token: str | None = None) -> t
         config = AutoConfig.from_pretrained(name, token=token)
         kind = _TEXT_CLASSES.get(config.model_type.removesuffix("_text_model"))
         model_class: Any = AutoModel if kind is None else getattr(transformers, kind)
-        encoder = model_class.from_pretrained(name, token=token, use_safetensors=True)
+        # Weights of half precision would be kept so, which neither AdamW nor a float32 denoiser takes.
+        encoder = model_class.from_pretrained(name, token=token, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"text_encoder '{name}' could not be loaded: {reason}") from error
