@@ -236,6 +236,17 @@ def test_image_conditions_made_from_the_target(conditional_run, captioned, name)
         ({"model": "playground-toy", "model_options": None}, "can't be told a class"),
         ({"label_column": "kind"}, "label_column='kind' is not a column"),
         ({"condition": "text", "caption_column": "label"}, "must hold strings"),
+        ({"guidance_scale": -1.0}, "guidance_scale must be a number of at least 0, got -1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a number of at least 0, got nan"),
+        ({"guidance_scale": 2.0, "condition_dropout": 0.0}, "needs a null condition that is trained"),
+        ({"image_condition": "inpainting"}, "image_condition goes with --condition image, got condition 'class'"),
+        ({"train_text_encoder": True}, "train_text_encoder goes with --condition text"),
+        ({"condition": "image", "image_condition": "image"}, "image_condition must be one of super_resolution_2, "),
+        ({"model_options": json.dumps({**TINY_MODEL, "num_class_embeds": 5})}, "sets num_class_embeds to 5, but .* 10"),
+        (
+            {"condition": "image", "image_condition": "super_resolution_8", "model": "small-adm"},
+            "super_resolution_8 needs a height and width divisible by 8, got 28x28",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(conditional_run, settings, message):
@@ -281,6 +292,22 @@ def test_a_split_that_says_minus_one_for_its_classes_is_one_sentence(conditional
     settings = {"dataset_name": str(tmp_path / "data"), "train_split": "train", "validation_split": "test"}
     with pytest.raises(ValueError, match="has a class '-1' that the training data have not"):
         Trainer(conditional_run(**settings, resolution=28))
+
+
+def test_a_network_of_diffusers_from_a_file_gets_a_null_class(conditional_run, tmp_path):
+    config = {
+        "_class_name": "UNet2DModel",
+        "sample_size": 28,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D"] * 2,
+        "up_block_types": ["UpBlock2D"] * 2,
+        "norm_num_groups": 4,
+    }
+    (tmp_path / "unet.json").write_text(json.dumps(config))
+    trainer = Trainer(conditional_run(model=str(tmp_path / "unet.json"), model_options=None))
+    assert trainer.network.config.num_class_embeds == 11
 
 
 def test_a_text_encoder_of_half_precision_is_trained_in_full(tmp_path):

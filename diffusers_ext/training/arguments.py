@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from ..pipelines.image_conditions import IMAGE_CONDITIONS
+
 LOSSES = ("l2", "l1", "huber")
 LOSS_WEIGHTINGS = ("none", "snr", "min_snr", "snr_over_snr_plus_1")
 TIMESTEP_SAMPLINGS = ("uniform", "stratified")
@@ -20,6 +22,7 @@ LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "cons
 MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
 LOGGERS = ("tensorboard", "wandb", "none")
 CONDITIONS = ("class", "text", "image")
+FROM_TARGET = tuple(name for name in IMAGE_CONDITIONS if name != "image")
 
 
 def option(default: Any, text: str) -> Any:
@@ -283,8 +286,25 @@ class ConditionalTrainingArguments(TrainingArguments):
             raise ValueError("label_free_epochs end the run's num_epochs; leave max_train_seconds and max_train_steps.")
         if self.max_text_tokens < 2:
             raise ValueError(f"max_text_tokens must be at least 2, got {self.max_text_tokens}.")
+        self._check_fits_condition()
+        if not 0 <= self.guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale must be a number of at least 0, got {self.guidance_scale}.")
+        if self.guidance_scale != 1 and not self.condition_dropout and not self.label_free_epochs:
+            raise ValueError(
+                f"guidance_scale {self.guidance_scale:g} of previews needs a null condition that is trained; set "
+                "condition_dropout above 0, or label_free_epochs."
+            )
+
+    def _check_fits_condition(self) -> None:
+        belongs = {"text": ("train_text_encoder",), "image": ("condition_image_column", "image_condition")}
+        for condition, names in belongs.items():
+            for name in names:
+                if getattr(self, name) and self.condition != condition:
+                    raise ValueError(f"{name} goes with --condition {condition}, got condition '{self.condition}'.")
         if self.condition == "image" and (self.condition_image_column is None) == (self.image_condition is None):
             raise ValueError("condition image needs either condition_image_column or image_condition.")
+        if self.image_condition not in (None, *FROM_TARGET):
+            raise ValueError(f"image_condition must be one of {', '.join(FROM_TARGET)}, got '{self.image_condition}'.")
 
 
 class _Parser(HfArgumentParser):

@@ -44,13 +44,13 @@ def make_model(
     """
     torch.manual_seed(arguments.seed)
     condition = condition or {}
-    options = {**condition, **json_option("model_options", arguments.model_options)}
+    options = _combined(condition, json_option("model_options", arguments.model_options))
     shape = {"in_channels": channels, "out_channels": channels, "sample_size": resolution}
     if arguments.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(arguments.model_config_name_or_path)
-        model = _from_config({"_class_name": "UNet2DModel", **config}, _for_unet2d(options))
+        model = _from_config({"_class_name": "UNet2DModel", **config}, options)
     elif arguments.model == "unet2d":
-        model = _from_config({"_class_name": "UNet2DModel", **_UNET2D_CONFIG, **shape}, _for_unet2d(options))
+        model = _from_config({"_class_name": "UNet2DModel", **_UNET2D_CONFIG, **shape}, options)
     elif arguments.model in PRESETS:
         _check_takes(PRESETS[arguments.model].model_class, condition)
         entries = {**_fitting(arguments.model, shape), **options}
@@ -81,9 +81,16 @@ def _check_takes(model_class: type, condition: Mapping[str, Any]) -> None:
             )
 
 
-def _for_unet2d(options: dict[str, Any]) -> dict[str, Any]:
-    """diffusers' UNet2DModel counts the null class among its classes."""
-    _check_takes(UNet2DModel, {name: value for name, value in options.items() if name in _TOLD_BY})
+def _combined(condition: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Both together. Raises ValueError for an option that contradicts what the condition needs."""
+    for name, value in condition.items():
+        if options.get(name, value) != value:
+            raise ValueError(f"model_options sets {name} to {options[name]}, but the data need {value}; leave it out.")
+    return {**condition, **options}
+
+
+def _counting_null(options: dict[str, Any]) -> dict[str, Any]:
+    """The options for a network of diffusers, which counts the null class among its classes."""
     if options.get("num_class_embeds") is None:
         return options
     return {**options, "num_class_embeds": options["num_class_embeds"] + 1}
@@ -111,6 +118,9 @@ def _from_config(config: Any, options: dict[str, Any]) -> Any:
     model_class: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
         raise ValueError(f"A model configuration needs the _class_name of a U-Net, got {name!r}.")
+    _check_takes(model_class, {name: value for name, value in options.items() if name in _TOLD_BY})
+    if model_class.__module__.startswith("diffusers."):
+        options = _counting_null(options)
     unknown = sorted(set(options) - set(inspect.signature(model_class).parameters))
     if unknown:
         raise ValueError(f"{name} takes no {', '.join(unknown)} in model_options.")
