@@ -273,7 +273,8 @@ def _check_names(modules: Iterable[_Module]) -> None:
     """Every name must mean one thing in all modules; definitions that are equal word for word do."""
     meanings: dict[str, tuple[str, str]] = {}
     for module in modules:
-        shadowed = sorted(name for name in module.defined if hasattr(builtins, name))
+        names = {*module.defined, *(item.bound for item in module.imports)}
+        shadowed = sorted(name for name in names if hasattr(builtins, name))
         if shadowed:
             raise BundlingError(f"{module.name} redefines {shadowed[0]}, which other modules may mean as Python does.")
         bound = [(item.bound, f"import {item.module} {item.name}") for item in module.imports]

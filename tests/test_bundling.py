@@ -118,6 +118,7 @@ def test_definitions_that_are_equal_word_for_word_merge(package):
         ({"base": "X = 1\ndef f(): 1\n", "top": "from .base import X\ndef f(): 2\n"}, "both define f, and differently"),
         ({"base": "from json import load as f\nX = 1\n", "top": "from .base import X\ndef f(): 2\n"}, "both define f"),
         ({"base": "X = 1\ndef sum(a): 0\n", "top": "from .base import X\n"}, "redefines sum"),
+        ({"base": "from math import pow\nX = 1\n", "top": "from .base import X\nY = pow(2, 3, 5)\n"}, "redefines pow"),
         ({"top": "import pandas\n"}, "imports pandas, which is not there"),
         ({"top": "def f():\n    from pandas import x\n"}, "line 2: imports pandas"),
         ({"top": "HERE = __file__\n"}, "__file__ means another file"),
