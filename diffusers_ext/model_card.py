@@ -29,7 +29,8 @@ EVALUATION = "evaluation.json"
 # Says that a card was made here and may be made anew; without it, it is its author's.
 MARKER = "<!-- Written by `diffusers-ext card` for"
 
-_CODE_FILE = re.compile(r"\w+_[0-9a-f]{12}")
+# The name, without its ending, of a file of code that `export` wrote.
+CODE_FILE = re.compile(r"\w+_[0-9a-f]{12}")
 TASK = "unconditional-image-generation"
 TASKS = {"text": "text-to-image", "image": "image-to-image"}
 SWAPPABLE_PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -57,6 +58,7 @@ class CardFacts:
     evaluation: dict[str, Any]
     parameters: int = 0
     dtypes: list[str] = field(default_factory=list)
+    variant: str = ""
 
     @classmethod
     def of(cls, folder: str | os.PathLike) -> CardFacts:
@@ -82,7 +84,7 @@ class CardFacts:
         parts = ("measures", "samples", "real_images", "floor")
         if facts.evaluation and not all(isinstance(facts.evaluation.get(part), dict) for part in parts):
             raise ValueError(f"'{folder / EVALUATION}' is not a report of `diffusers-ext evaluate`.")
-        facts.parameters, facts.dtypes = _weights(folder / "unet")
+        facts.parameters, facts.dtypes, facts.variant = _weights(folder / "unet")
         return facts
 
     @property
@@ -99,13 +101,22 @@ class CardFacts:
     @property
     def brings_code(self) -> bool:
         """Whether the pipeline or a component is not of diffusers itself."""
-        names = [value[0] for value in self.index.values() if isinstance(value, list) and value and value[0]]
-        return self.pipeline_code is not None or any(n == LIBRARY or is_code_name(n) for n in names)
+        return self.pipeline_code is not None or any(n == LIBRARY or CODE_FILE.fullmatch(n) for n in self._libraries)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it needs code of somebody else, which this package doesn't replace."""
+        names = [self.pipeline_code or LIBRARY, *self._libraries]
+        return any(CODE_FILE.fullmatch(name) and not is_code_name(name) for name in names)
+
+    @property
+    def _libraries(self) -> list[str]:
+        return [value[0] for value in self.index.values() if isinstance(value, list) and value and value[0]]
 
     @property
     def pipeline_code(self) -> str | None:
         """The name that a loader without this package must be told, to find the pipeline's class."""
-        known = (path.stem for path in sorted(self.folder.glob("*.py")) if _CODE_FILE.fullmatch(path.stem))
+        known = (path.stem for path in sorted(self.folder.glob("*.py")) if CODE_FILE.fullmatch(path.stem))
         return next(known, None)
 
     def last(self, name: str) -> float | None:
@@ -144,11 +155,17 @@ def write_card(
         ValueError: when a file in it can't be read.
     """
     path = Path(folder) / CARD
-    if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
+    if path.is_file() and is_taken_over(path.read_text(encoding="utf-8")):
         return False
     repo_id = repo_id or f"user/{Path(folder).resolve().name}"
     make_card(folder, repo_id, title=title, license=license, tags=tags, limits=limits).save(path)
     return True
+
+
+def is_taken_over(text: str) -> bool:
+    """Whether a card is its author's: it was not made here, and says something below its metadata."""
+    below = re.sub(r"\A\s*---\n.*?^---\s*$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return MARKER not in text and below.strip() != ""
 
 
 def copy_card(folder: str | os.PathLike, file: str | os.PathLike, repo_id: str | None = None, **settings: Any) -> None:
@@ -200,7 +217,9 @@ def make_card(
         title=title or repo_id.rpartition("/")[2],
         summary=_summary(facts),
         plugin=facts.brings_code,
+        foreign=facts.is_foreign,
         code=facts.pipeline_code,
+        variant=f', variant="{facts.variant}"' if facts.variant else "",
         swaps=_swaps(facts),
         picture_import=facts.condition == "image",
         arguments=_arguments(facts, 50),
@@ -305,7 +324,7 @@ def _arguments(facts: CardFacts, steps: int) -> str:
 def _conditions(facts: CardFacts) -> Iterator[str]:
     if facts.condition == "class":
         names = [*(facts.index.get("id2label") or {}).values()] or list(range(facts.network["num_class_embeds"]))
-        yield f"class_labels={json.dumps(names[:4])}"
+        yield f"class_labels={json.dumps(names[:4], ensure_ascii=False)}"
     elif facts.condition == "text":
         yield 'prompt="a red heart"'
     elif facts.condition == "image":
@@ -342,7 +361,7 @@ def _swaps(facts: CardFacts) -> bool:
     scheduler = facts.scheduler
     known = scheduler.get("prediction_type") in SWAPPABLE_PREDICTIONS and "beta_schedule" in scheduler
     discrete = scheduler.get("_class_name") in ("AncestralDDPMScheduler", "SubsequenceDDIMScheduler")
-    return facts.pipeline_code is not None and known and discrete
+    return facts.pipeline_code is not None and not facts.is_foreign and known and discrete
 
 
 def _facts(facts: CardFacts) -> Iterator[tuple[str, str]]:
@@ -492,8 +511,8 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
-def _weights(folder: Path) -> tuple[int, list[str]]:
-    """(number of parameters, kinds of number) in the first variant's files, without reading the weights."""
+def _weights(folder: Path) -> tuple[int, list[str], str]:
+    """(number of parameters, kinds of number, name) of the first variant's files, without reading the weights."""
     files = sorted(folder.glob("*.safetensors"))
     variants = {file.name.split("-0")[0].removesuffix(".safetensors") for file in files}
     first = min(variants, default="", key=len)
@@ -505,7 +524,7 @@ def _weights(folder: Path) -> tuple[int, list[str]]:
                     tensor = weights.get_slice(key)
                     count += math.prod(tensor.get_shape())
                     dtypes.add(tensor.get_dtype())
-    return count, sorted(_DTYPES.get(dtype, dtype) for dtype in dtypes)
+    return count, sorted(_DTYPES.get(dtype, dtype) for dtype in dtypes), first.partition(".")[2]
 
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
