@@ -40,19 +40,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
+import yaml
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from .bundling import bundle
-from .model_card import CARD, card_text
+from .model_card import CARD, CODE_FILE, EVALUATION, card_text, is_taken_over
 from .registration import LIBRARY, code_name, is_code_name
 
 logger = logging.getLogger(__name__)
 
 INDEX = "model_index.json"
 PIPELINE_FILE = "pipeline.py"
+RECIPE = "recipe.yaml"
 # Libraries that a machine which loads a diffusers pipeline has.
 KNOWN_LIBRARIES = ("diffusers", "transformers")
 # What a training run keeps for itself, by name below the folder.
@@ -74,8 +78,8 @@ def export(
     """Save a pipeline with the code of its classes, so that the folder loads where this package is not installed.
 
     Weights are safetensors, in several files above `max_shard_size`. What an earlier export left in the folder is
-    replaced, other files are left alone; with `variant`, weights of other variants stay. The folder holds the old
-    pipeline or the new one, whenever the machine stops.
+    replaced, other files are left alone; with `variant`, weights of other variants stay. The new pipeline is written
+    whole before the first file of an old one is replaced. No configuration says where a part had been loaded from.
 
     Args:
         pipeline: any diffusers pipeline.
@@ -97,11 +101,20 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         pipeline.save_pretrained(partial, variant=variant, max_shard_size=max_shard_size)
+        _forget_places(partial)
         _write_code(pipeline, partial)
         _publish(partial, target, variant)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _forget_places(folder: Path) -> None:
+    """Take out of the configurations where this machine had loaded each part from; it may name people and projects."""
+    for file in (folder / INDEX, *folder.glob("*/*.json")):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_code(pipeline: DiffusionPipeline, folder: Path) -> None:
@@ -163,17 +176,19 @@ from .{library} import {class_name}  # noqa: E402
 
 def _publish(partial: Path, target: Path, variant: str | None) -> None:
     """Move everything into place, `model_index.json` last, and remove what only an earlier export needed."""
-    stale = _exported_entries(target)
+    old = _exported_entries(target)
     entries = sorted(partial.iterdir(), key=lambda path: path.name == INDEX)
     for entry in entries:
         place = target / entry.name
-        if entry.is_dir() and variant is not None and place.is_dir():
+        if entry.is_dir() and place.is_dir() and entry.name not in old:
+            _add_files(entry, place)  # somebody's folder that happens to have a component's name
+        elif entry.is_dir() and variant is not None and place.is_dir():
             _add_variant(entry, place, variant)
         elif entry.is_dir():
             _replace_folder(entry, place)
         else:
             os.replace(entry, place)
-    for name in stale - {entry.name for entry in entries}:
+    for name in old - {entry.name for entry in entries}:
         path = target / name
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -183,8 +198,9 @@ def _exported_entries(folder: Path) -> set[str]:
     if not (folder / INDEX).is_file():
         return set()
     index = json.loads((folder / INDEX).read_text())
-    components = {name for name, value in index.items() if isinstance(value, list) and (folder / name).is_dir()}
-    code = {path.name for path in folder.glob("*.py") if path.name == PIPELINE_FILE or is_code_name(path.stem)}
+    # Only names of folders right here: the index may be somebody else's, and what this returns may be removed.
+    components = {path.name for path in folder.iterdir() if path.is_dir() and isinstance(index.get(path.name), list)}
+    code = {path.name for path in folder.glob("*.py") if path.name == PIPELINE_FILE or CODE_FILE.fullmatch(path.stem)}
     return components | code
 
 
@@ -200,8 +216,12 @@ def _replace_folder(new: Path, place: Path) -> None:
 def _add_variant(new: Path, place: Path, variant: str) -> None:
     """Put files beside those of other variants; replace those of this variant, and old code."""
     for old in place.iterdir():
-        if f".{variant}." in old.name or f".{variant}-" in old.name or is_code_name(old.stem):
+        if f".{variant}." in old.name or f".{variant}-" in old.name or CODE_FILE.fullmatch(old.stem):
             old.unlink()
+    _add_files(new, place)
+
+
+def _add_files(new: Path, place: Path) -> None:
     for file in new.iterdir():
         os.replace(file, place / file.name)
 
@@ -227,7 +247,8 @@ def push_to_hub(
 
     Files that an earlier push of this kind brought and that are no more are deleted; all other files in the repository
     are left alone. Checkpoints, logs, hidden files and half-written ones stay at home (`NOT_PUSHED`). A model card is
-    made where there is none, and the calls on it name this repository.
+    made where there is none, and the calls on it name this repository; one that somebody wrote on the Hub stays, unless
+    the folder has one of its own making, too. Of absolute paths in the recipe and the evaluation, the last part goes.
 
     Args:
         pipeline: a pipeline, which is exported first, or a folder.
@@ -259,6 +280,7 @@ def push_to_hub(
                 revision=revision,
                 create_pr=create_pr,
                 commit_message=commit_message,
+                ignore_patterns=ignore_patterns,
                 attempts=attempts,
             )
     folder = Path(pipeline)
@@ -285,7 +307,7 @@ def files_to_push(folder: Path, ignore_patterns: Sequence[str] = ()) -> list[str
     """
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"There is no pipeline in '{folder}': {INDEX} is missing.")
-    patterns = (*NOT_PUSHED, *(pattern.rstrip("/") for pattern in ignore_patterns))
+    patterns = (*NOT_PUSHED, *(Path(pattern).as_posix() for pattern in ignore_patterns))  # "./logs/" is "logs"
     found = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         parts = path.relative_to(folder).parts
@@ -298,31 +320,58 @@ def files_to_push(folder: Path, ignore_patterns: Sequence[str] = ()) -> list[str
 def _operations(
     api: HfApi, repo_id: str, revision: str | None, folder: Path, files: list[str]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
+    there = set(api.list_repo_files(repo_id, revision=revision))
+
+    def read(path: str) -> str:
+        with tempfile.TemporaryDirectory() as cache:
+            file = api.hf_hub_download(repo_id, path, revision=revision, cache_dir=cache)
+            return Path(file).read_text(encoding="utf-8", errors="replace")
+
+    card = card_text(folder, repo_id)
     files = sorted({*files, CARD, PUSHED})
     written = {
-        CARD: card_text(folder, repo_id).encode(),
+        CARD: card.encode(),
         PUSHED: (json.dumps({"made_by": LIBRARY, "files": files}, indent=2) + "\n").encode(),
+        **_records_without_places(folder, files),
     }
+    kept = {CARD} if CARD in there and not is_taken_over(card) and is_taken_over(read(CARD)) else set()
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(path, written.get(path, str(folder / path))) for path in files
+        CommitOperationAdd(path, written.get(path, str(folder / path))) for path in files if path not in kept
     ]
-    for path in sorted(_pushed_before(api, repo_id, revision) - set(files)):
-        operations.append(CommitOperationDelete(path))
-    return operations
+    stale = _listed(read(PUSHED)) & there - set(files) if PUSHED in there else set()
+    return operations + [CommitOperationDelete(path) for path in sorted(stale)]
 
 
-def _pushed_before(api: HfApi, repo_id: str, revision: str | None) -> set[str]:
-    """The files in the repository that the last push brought."""
-    there = set(api.list_repo_files(repo_id, revision=revision))
-    if PUSHED not in there:
+def _listed(text: str) -> set[str]:
+    """The files that the last push brought, as it wrote them down."""
+    try:
+        return {path for path in json.loads(text)["files"] if isinstance(path, str)}
+    except (ValueError, KeyError, TypeError):
         return set()
-    with tempfile.TemporaryDirectory() as cache:
-        file = api.hf_hub_download(repo_id, PUSHED, revision=revision, cache_dir=cache)
-        try:
-            listed = json.loads(Path(file).read_text())["files"]
-        except (ValueError, KeyError, TypeError):
-            return set()
-    return {path for path in listed if path in there}
+
+
+def _records_without_places(folder: Path, files: list[str]) -> dict[str, bytes]:
+    """The recipe and the evaluation without the places of files on this machine, whose names may tell too much."""
+    written = {}
+    if RECIPE in files:
+        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        written[RECIPE] = yaml.safe_dump(_last_parts(recipe), sort_keys=False).encode()
+    if EVALUATION in files:
+        report = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+        written[EVALUATION] = (json.dumps(_last_parts(report), indent=2) + "\n").encode()
+    return written
+
+
+def _last_parts(value: Any) -> Any:
+    """The value with the last part of each absolute path in it, for the path."""
+    if isinstance(value, dict):
+        return {key: _last_parts(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_last_parts(item) for item in value]
+    for kind in (PurePosixPath, PureWindowsPath):
+        if isinstance(value, str) and kind(value).is_absolute():
+            return f"./{kind(value).name}"
+    return value
 
 
 def _with_patience(push: Callable[[], CommitInfo], attempts: int) -> CommitInfo:
@@ -330,7 +379,7 @@ def _with_patience(push: Callable[[], CommitInfo], attempts: int) -> CommitInfo:
         try:
             return push()
         except Exception as error:
-            if not _may_pass(error):
+            if not may_pass(error):
                 raise
             pause = 4 ** (attempt - 1)
             reason = " ".join(str(error).split())[:200]
@@ -339,8 +388,10 @@ def _with_patience(push: Callable[[], CommitInfo], attempts: int) -> CommitInfo:
     return push()
 
 
-def _may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
     """Whether it is the connection's or the server's fault rather than the caller's."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
     cause: BaseException | None = error
     while cause is not None:
         status = getattr(getattr(cause, "response", None), "status_code", None)

@@ -1,5 +1,6 @@
 """Pushing while training, later by hand, and with a Hub that is out of order, against a Hub on loopback."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,45 @@ def test_trains_on_a_private_data_set_of_the_hub(tiny_run, there, hub):
     _, error = process.communicate()
     assert process.returncode == 0, error
     assert "- user/images\n" in Path(arguments.output_dir, "README.md").read_text()
+
+
+PUSH_OVER_A_CARD = """
+import sys, diffusers_ext
+from huggingface_hub import HfApi
+from conftest import TINY_MODEL
+api, name = HfApi(), "user/cards"
+pipeline = diffusers_ext.GenerationPipeline(
+    diffusers_ext.build_model("small", **TINY_MODEL), diffusers_ext.AncestralDDPMScheduler()
+)
+api.create_repo(name)
+api.upload_file(path_or_fileobj=b"---\\nlicense: mit\\n---\\n", path_in_repo="README.md", repo_id=name)
+for text in (None, b"---\\nlicense: mit\\n---\\n# Written on the Hub\\n"):
+    if text is not None:
+        api.upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id=name)
+    folder = diffusers_ext.export(pipeline, sys.argv[1])
+    (folder / "recipe.yaml").write_text("train_data_dir: /home/somebody/photos\\n")
+    diffusers_ext.push_to_hub(folder, name)
+    print(open(api.hf_hub_download(name, "README.md")).read().partition("# ")[2].splitlines()[0])
+(folder / "README.md").write_text("---\\nlicense: mit\\n---\\n# Written here")
+diffusers_ext.push_to_hub(folder, name)
+print(open(api.hf_hub_download(name, "README.md")).read().partition("# ")[2])
+"""
+
+
+def test_a_card_written_on_the_hub_stays_and_places_are_not_told(there, hub, tmp_path):
+    there["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)
+    result = run(there, "-c", PUSH_OVER_A_CARD, tmp_path, HF_TOKEN=TOKEN)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == ["cards", "Written on the Hub", "Written here"]
+    files = hub.repos["user/cards"].files
+    assert b"somebody" not in b"".join(files.values())
+    assert files["recipe.yaml"] == b"train_data_dir: ./photos\n"
+
+
+def test_a_hub_that_is_not_there_is_one_sentence(there, tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    words = ["push", "--model", str(tmp_path), "--repo_id", "user/name"]
+    result = run(there, "-m", "diffusers_ext.cli", *words, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: The Hub could not be reached")
+    assert "Traceback" not in result.stderr

@@ -79,7 +79,7 @@ def push(arguments: PushArguments) -> None:
     """Push, and say where it is."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    from ..hub import push_to_hub
+    from ..hub import may_pass, push_to_hub
 
     try:
         info = push_to_hub(
@@ -94,6 +94,10 @@ def push(arguments: PushArguments) -> None:
         )
     except HfHubHTTPError as error:
         raise ValueError(f"The Hub refused: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        if isinstance(error, (ValueError, OSError)) or not may_pass(error):
+            raise
+        raise ValueError(f"The Hub could not be reached: {' '.join(str(error).split())}") from None
     print(f"Pushed: {info.pr_url or info.commit_url}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import threading
 from pathlib import Path
@@ -109,14 +110,17 @@ class HubPusher:
         if self.arguments.hub_token:
             reason = reason.replace(self.arguments.hub_token, "***")
         private = " --private" if self.arguments.hub_private_repo else ""
+        logging_dir = self.arguments.logging_dir
+        logs = f" --ignore_patterns {shlex.quote(logging_dir)}" if logging_dir != "logs" else ""
         logger.warning(
             "Pushing to the Hub failed (%s); the files are in '%s', push them later with: "
-            "diffusers-ext push --model %s --repo_id %s%s",
+            "diffusers-ext push --model %s --repo_id %s%s%s",
             reason,
             self.output_dir,
-            self.output_dir,
-            self._repo_id,
+            shlex.quote(str(self.output_dir)),
+            shlex.quote(self._repo_id),
             private,
+            logs,
         )
 
 

@@ -1,0 +1,142 @@
+"""Exported folders: what is replaced, what is left alone, what is said of this machine, and what is pushed of them."""
+
+import json
+import shlex
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import yaml
+from conftest import TINY_MODEL
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from diffusers_ext import AncestralDDPMScheduler, GenerationPipeline, build_model, export, hub
+from diffusers_ext.hub import files_to_push
+from diffusers_ext.model_card import make_card
+from diffusers_ext.training.saving import HubPusher
+
+
+@pytest.fixture
+def pipeline():
+    return GenerationPipeline(build_model("small", **TINY_MODEL), AncestralDDPMScheduler())
+
+
+def test_says_nowhere_where_it_was_loaded_from(pipeline, tmp_path):
+    export(pipeline, tmp_path / "somebody")
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "somebody")
+    assert "somebody" in loaded.unet.config["_name_or_path"]
+    again = export(loaded, tmp_path / "again")
+    assert not [path for path in again.rglob("*.json") if "somebody" in path.read_text()]
+    assert DiffusionPipeline.from_pretrained(again).unet.num_parameters() == pipeline.unet.num_parameters()
+
+
+def test_leaves_folders_alone_that_no_export_made(pipeline, tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "thesis.txt").write_text("mine")
+    export(pipeline, tmp_path)
+    assert (tmp_path / "unet" / "thesis.txt").read_text() == "mine"
+    assert DiffusionPipeline.from_pretrained(tmp_path).unet.num_parameters() == pipeline.unet.num_parameters()
+
+
+def test_a_hostile_index_removes_nothing_outside_of_the_folder(pipeline, tmp_path):
+    """The folder may be a download; what its index calls a component is removed when an export replaces it."""
+    target, outside = tmp_path / "download", tmp_path / "outside"
+    target.mkdir()
+    outside.mkdir()
+    index = {"_class_name": "GenerationPipeline", "../outside": ["a", "B"], str(outside): ["a", "B"], ".": ["a", "B"]}
+    (target / "model_index.json").write_text(json.dumps(index))
+    export(pipeline, target)
+    assert outside.is_dir()
+
+
+def test_refuses_a_file_as_folder(pipeline, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is a file"):
+        export(pipeline, tmp_path / "file")
+
+
+def test_a_card_names_the_variant_that_is_there(pipeline, tmp_path):
+    export(pipeline, tmp_path, variant="fp16")
+    text = make_card(tmp_path, "user/name").text
+    assert text.count("from_pretrained(") == text.count('variant="fp16"') == 3
+    export(pipeline, tmp_path, variant="ema")
+    export(pipeline, tmp_path)
+    assert "variant" not in make_card(tmp_path, "user/name").text
+
+
+FOREIGN = """
+from diffusers import DDPMScheduler
+
+
+class Foreign(DDPMScheduler):
+    pass
+"""
+
+
+def test_a_card_promises_no_loading_without_trust_for_code_of_others(tmp_path, monkeypatch):
+    (tmp_path / "foreign_scheduler.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(tmp_path)
+    from foreign_scheduler import Foreign
+
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    export(diffusers.DDPMPipeline(unet, Foreign()), tmp_path / "out")
+    text = make_card(tmp_path / "out", "user/name").text
+    assert text.count("```python") == text.count("trust_remote_code=True") == 1
+
+
+def test_ignored_folders_may_be_written_in_several_ways(tmp_path):
+    for name in ("model_index.json", "runs/events", "runs/deep/events"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for pattern in ("runs", "runs/", "./runs", "./runs/"):
+        assert files_to_push(tmp_path, [pattern]) == ["model_index.json"]
+
+
+def test_places_on_this_machine_stay_at_home(tmp_path):
+    recipe = {"train_data_dir": "/home/somebody/photos", "output_dir": "C:\\somebody\\run", "learning_rate": 0.1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"samples": {"model": "/home/somebody/run", "seed": 0}}))
+    written = hub._records_without_places(tmp_path, ["recipe.yaml", "evaluation.json"])
+    assert yaml.safe_load(written["recipe.yaml"]) == {
+        "train_data_dir": "./photos",
+        "output_dir": "./run",
+        "learning_rate": 0.1,
+    }
+    assert json.loads(written["evaluation.json"]) == {"samples": {"model": "./run", "seed": 0}}
+
+
+def test_tries_again_only_what_may_pass():
+    assert hub.may_pass(ConnectionError("lost"))
+    assert not hub.may_pass(OfflineModeIsEnabled("asked for"))
+    assert not hub.may_pass(ValueError("repo_id"))
+
+
+def test_a_new_export_takes_old_code_of_others_away(pipeline, tmp_path):
+    """A card, and a caller, find the pipeline's code by its name: there must be one."""
+    export(pipeline, tmp_path)
+    (tmp_path / "theirs_0123456789ab.py").touch()
+    (tmp_path / "mine.py").touch()
+    export(pipeline, tmp_path)
+    assert not (tmp_path / "theirs_0123456789ab.py").exists()
+    assert (tmp_path / "mine.py").exists()
+
+
+def test_the_command_for_later_works_in_a_shell(tmp_path, caplog):
+    """With a folder whose name has a space, and with logs that stay at home then, too."""
+    arguments = SimpleNamespace(
+        push_to_hub=True, hub_model_id="user/name", hub_token="secret", hub_private_repo=True, logging_dir="my runs"
+    )
+    HubPusher(tmp_path / "a run", arguments).push_last("Trained")
+    assert "secret" not in caplog.text
+    words = shlex.split(caplog.messages[-1].partition("with: diffusers-ext ")[2])
+    folder = str(tmp_path / "a run")
+    assert words[:6] == ["push", "--model", folder, "--repo_id", "user/name", "--private"]
+    assert words[6:] == ["--ignore_patterns", "my runs"]
