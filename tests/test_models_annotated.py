@@ -214,6 +214,18 @@ def test_patches_are_channels_of_a_smaller_image():
     torch.testing.assert_close(run(patched, x), expected)
 
 
+def test_the_input_skip_mixes_the_inputs_channels_by_gains_of_the_time():
+    options = {"in_channels": 1, "condition_channels": 1}
+    plain = tiny("ADMUNet2DModel", **options)
+    skipping = tiny("ADMUNet2DModel", **options, input_skip=True)
+    skipping.load_state_dict(plain.state_dict(), strict=False)
+    x, told = torch.randn(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(4)).unbind(0)
+    expected = run(plain, x, image_condition=told)
+    torch.nn.init.zeros_(skipping.input_gains.weight)
+    skipping.input_gains.bias.data = torch.tensor([0.25, -2.0])
+    torch.testing.assert_close(run(skipping, x, image_condition=told), expected + 0.25 * x - 2 * told)
+
+
 def test_raw_time_is_time_times_its_range():
     normalised, raw = tiny("SimpleUNet2DModel", num_train_timesteps=500), tiny("SimpleUNet2DModel", raw_time=True)
     torch.testing.assert_close(run(normalised, images(), 250), run(raw, images(), 0.5))

@@ -203,6 +203,9 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         cross_attention_dim: channels of `encoder_hidden_states`, None for no cross-attention.
         condition_channels: channels of `image_condition`, 0 for none.
         patch_size: the network sees patches of so many pixels a side as channels (space-to-depth), 1 for pixels.
+        input_skip: add to the output the channels of the input, mixed pixel by pixel with gains that the time gives; so
+            what the input shows already (the noise, the condition) need not pass through the network. A learned form of
+            the skip of Karras et al. 2022, arXiv:2206.00364, eq. 7; it starts at zero.
     """
 
     _supports_gradient_checkpointing = True
@@ -236,6 +239,7 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         cross_attention_dim: int | None = None,
         condition_channels: int = 0,
         patch_size: int = 1,
+        input_skip: bool = False,
     ):
         super().__init__()
         factors = [2**i for i in range(len(channel_multipliers))]
@@ -252,6 +256,11 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             nn.Linear(base_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_channels)
+        self.input_gains = None
+        if input_skip:
+            self.input_gains = nn.Linear(time_channels, out_channels * (in_channels + condition_channels))
+            nn.init.zeros_(self.input_gains.weight)
+            nn.init.zeros_(self.input_gains.bias)
         self.conv_in = nn.Conv2d((in_channels + condition_channels) * patch_size**2, base_channels, 3, padding=1)
 
         widths = [base_channels * m for m in channel_multipliers]
@@ -334,7 +343,8 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         self._check_sample(sample)
         context, mask = self._context(sample, encoder_hidden_states, encoder_attention_mask)
         temb = self._embed(sample, timestep, class_labels)
-        x = self.conv_in(F.pixel_unshuffle(self._with_condition(sample, image_condition), self.config.patch_size))
+        given = self._with_condition(sample, image_condition)
+        x = self.conv_in(F.pixel_unshuffle(given, self.config.patch_size))
         skips = [x]
         for i, stages in enumerate(self.down_stages):
             for stage in stages:
@@ -351,6 +361,9 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             if i < len(self.upsamples):
                 x = self.upsamples[i](x)
         x = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.config.patch_size)
+        if self.input_gains is not None:
+            gains = self.input_gains(temb).to(x.dtype).unflatten(1, (self.config.out_channels, given.shape[1]))
+            x = x + (gains @ given.to(x.dtype).flatten(2)).unflatten(2, given.shape[2:])
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
     def _run_stage(
