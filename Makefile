@@ -50,13 +50,13 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python $(PIP_INSTALL) $(shell grep ^torch== constraints.txt)
-	.venv-oldest/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e . pytest werkzeug
+	.venv-oldest/bin/python $(PIP_INSTALL) -c constraints-oldest.txt -e ".[eval]" pytest werkzeug
 	touch $@
 
 .venv-newest/.installed: pyproject.toml
 	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python $(PIP_INSTALL) $(shell grep ^torch== constraints.txt)
-	.venv-newest/bin/python $(PIP_INSTALL) --upgrade -e . pytest werkzeug
+	.venv-newest/bin/python $(PIP_INSTALL) --upgrade -e ".[eval]" pytest werkzeug
 	touch $@
 
 clean:
