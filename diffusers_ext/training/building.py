@@ -18,6 +18,7 @@ from ..models import PRESETS, ToyUNet2DModel, build_model
 from ..pipelines import GenerationPipeline
 from ..schedulers import AncestralDDPMScheduler, MixScheduler, SubsequenceDDIMScheduler
 from .arguments import TrainingArguments, json_option
+from .muon import Muon
 from .objective import DiffusionObjective, MixObjective, Objective
 
 # What diffusers' own DDPMPipeline can run; other predictions need our schedulers.
@@ -186,6 +187,20 @@ def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
         # The walk has to begin where the path ends, at T-1: fewer steps than T would otherwise start too low.
         timestep_spacing="trailing",
     )
+
+
+def make_optimizer(arguments: TrainingArguments, network: torch.nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """The optimizer of the network's parameters."""
+    options: dict[str, Any] = {
+        "lr": arguments.learning_rate,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "weight_decay": arguments.adam_weight_decay,
+        "eps": arguments.adam_epsilon,
+        "fused": fused,
+    }
+    if arguments.optimizer == "muon":
+        return Muon(network, **options)
+    return torch.optim.AdamW(network.parameters(), **options)
 
 
 def make_pipeline(model: Any, scheduler: Any) -> DiffusionPipeline:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from . import checkpoint
 from .arguments import ConditionalTrainingArguments, TrainingArguments
-from .building import make_model, make_objective, make_scheduler
+from .building import make_model, make_objective, make_optimizer, make_scheduler
 from .conditioning import ClassConditioning, Conditioning, make_conditioning
 from .data import Batch, BatchSchedule, ImageData, identity, load_image_data
 from .ema import ExponentialMovingAverage
@@ -191,14 +191,7 @@ class Trainer:
             unet.enable_xformers_memory_efficient_attention()
         if a.channels_last:
             unet.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(
-            network.parameters(),
-            lr=a.learning_rate,
-            betas=(a.adam_beta1, a.adam_beta2),
-            weight_decay=a.adam_weight_decay,
-            eps=a.adam_epsilon,
-            fused=self.accelerator.device.type in ("cpu", "cuda"),
-        )
+        optimizer = make_optimizer(a, network, fused=self.accelerator.device.type in ("cpu", "cuda"))
         self.batches_per_epoch = self._schedule(0).batches_per_epoch
         per_run = math.ceil(a.num_epochs * self.batches_per_epoch / a.gradient_accumulation_steps)
         self.max_steps = min(per_run, a.max_train_steps) if a.max_train_steps else per_run

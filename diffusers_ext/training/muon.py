@@ -1,0 +1,128 @@
+"""The Muon optimizer for networks with convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .precision import cpu_multiplies_bf16
+
+# Newton-Schulz: a quintic steep at zero, whose fixed points lie near 1 (Jordan et al. 2024, "Muon").
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+
+
+class Muon(torch.optim.AdamW):
+    """Momentum made orthogonal for the matrices inside a network, AdamW for everything else.
+
+    The update of a matrix is U V^T of its momentum's U S V^T, times 0.2 sqrt(max(rows, columns)), which gives it the
+    size of an update of AdamW, so that one learning rate and weight decay serve both (Jordan et al. 2024; Liu et al.
+    2025, arXiv:2502.16982, eq. 4). A convolution's filters are the rows of one matrix. `matrices_of` chooses them.
+
+    Args:
+        module: whose parameters are trained.
+        lr, betas, eps, weight_decay: as AdamW has them.
+        momentum: of the matrices, with Nesterov's look-ahead.
+        fused: run AdamW's part in one kernel.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        momentum: float = 0.95,
+        fused: bool = False,
+    ):
+        matrices = matrices_of(module)
+        inside = {id(matrix) for matrix in matrices}
+        others = [parameter for parameter in module.parameters() if id(parameter) not in inside]
+        self.momentum = momentum
+        super().__init__(
+            [{"params": matrices, "orthogonal": True}, {"params": others, "orthogonal": False}],
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=fused,
+        )
+        # A step whose gradients overflowed has to be left out for the matrices too, which only the scaler itself does.
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update. Gradients of the matrices are gone after it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group.get("orthogonal"):
+                for matrix in group["params"]:
+                    if matrix.grad is not None:
+                        self._update(matrix, matrix.grad, group["lr"], group["weight_decay"])
+                        matrix.grad = None
+        super().step()
+        return loss
+
+    def _update(self, matrix: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
+        state = self.state[matrix]
+        if "momentum" not in state:
+            state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(matrix)
+        state["step"] += 1  # AdamW looks for it in every state it loads
+        average = state["momentum"].lerp_(gradient, 1 - self.momentum)
+        ahead = gradient.lerp(average, self.momentum)
+        update = orthogonalized(ahead)
+        matrix.mul_(1 - lr * weight_decay)
+        matrix.add_(update, alpha=-lr * 0.2 * max(ahead.shape[0], ahead[0].numel()) ** 0.5)
+
+
+def matrices_of(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of linear maps and convolutions between features.
+
+    Embeddings are tables, and what touches pixels (few channels on one side) or scalars has no spectrum to even out.
+    """
+    found: dict[int, nn.Parameter] = {}
+    for part in _inner(module):
+        weight = part.weight
+        if weight.requires_grad and min(weight.shape[0], weight[0].numel()) >= 16:
+            found[id(weight)] = weight
+    return list(found.values())
+
+
+def _inner(module: nn.Module) -> Iterable[Any]:
+    return [part for part in module.modules() if isinstance(part, (nn.Linear, nn.modules.conv._ConvNd))]
+
+
+def orthogonalized(update: Tensor) -> Tensor:
+    """The nearest orthogonal matrix, roughly: singular values go to between 0.7 and 1.2.
+
+    Args:
+        update: (rows, ...), the rest taken as columns, in any memory format.
+
+    Returns:
+        The same shape, float32.
+    """
+    # Columns in the order in which memory has them: a spectrum doesn't mind, and nothing is copied.
+    order = sorted(range(1, update.ndim), key=update.stride, reverse=True)
+    permuted = update.permute(0, *order)
+    matrix = permuted.flatten(1).to(_matmul_dtype(update.device))
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / (wide.norm() + 1e-7)
+    a, b, c = _QUINTIC
+    for _ in range(_ITERATIONS):
+        gram = wide @ wide.T
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        wide = torch.addmm(wide, polynomial, wide, beta=a)
+    result = wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    inverse = [0, *(1 + order.index(dim) for dim in range(1, update.ndim))]
+    return result.float().reshape(permuted.shape).permute(inverse)
+
+
+def _matmul_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" and not cpu_multiplies_bf16() else torch.bfloat16
