@@ -16,13 +16,14 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
 .PHONY: train test test-versions lint clean
 
-# The last package is a peer that tests and benchmarks measure against. It comes without its dependencies: torchvision and
-# pytorch-fid serve its image folders and scores only, and stand-ins take their place.
+# The last packages are peers that tests and benchmarks measure against. They come without their dependencies: torchvision
+# and pytorch-fid serve their image folders and scores only, and stand-ins take their place.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps denoising-diffusion-pytorch
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps \
+		denoising-diffusion-pytorch smalldiffusion
 	touch $(STAMP)
 
 # Trains on the digits inside the package for minutes, then saves a pipeline and its pictures in outputs/mnist.

@@ -14,38 +14,23 @@ configuration and weights, at several sizes; diffusers' UNet2DModel and our pres
 from __future__ import annotations
 
 import argparse
-import importlib
 import statistics
-import sys
 import time
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from peers import package_network
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_ext.convert import build_from_weights
 from diffusers_ext.models import build_model
 
 
-def package_unet(**options: Any) -> Any:
-    """A U-Net of denoising-diffusion-pytorch; torchvision, which it imports and a network does not use, is stood in."""
-    try:
-        importlib.import_module("torchvision")
-    except ImportError:
-        vision = types.ModuleType("torchvision")
-        vision.transforms, vision.utils = types.ModuleType("transforms"), types.ModuleType("utils")  # type: ignore[attr-defined]
-        sys.modules["torchvision"] = vision
-    from denoising_diffusion_pytorch import Unet
-
-    return Unet(**options)
-
-
 def package_pair(dim: int, multipliers: tuple[int, ...], channels: int) -> tuple[Any, Any]:
     """(ours, theirs) of the same weights."""
-    theirs = package_unet(dim=dim, dim_mults=multipliers, channels=channels)
+    theirs = package_network(dim, multipliers, channels)
     return build_from_weights("denoising-diffusion-pytorch", theirs.state_dict()), theirs
 
 
