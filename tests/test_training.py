@@ -297,11 +297,13 @@ def test_the_toy_denoiser_trains_and_samples(tiny_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_two_processes_follow_one_of_the_same_global_batch(tiny_run, tmp_path, environment, launcher):
-    one = tiny_run(train_batch_size=16, max_train_steps=10, logging_steps=1)
+@pytest.mark.parametrize(("launcher", "sampling"), [("accelerate", "uniform"), ("torchrun", "importance")])
+def test_two_processes_follow_one_of_the_same_global_batch(tiny_run, tmp_path, environment, launcher, sampling):
+    settings = {"max_train_steps": 10, "logging_steps": 1, "timestep_sampling": sampling}
+    settings["ddpm_num_steps"] = 4 if sampling == "importance" else 1000  # few levels, so that their losses are many
+    one = tiny_run(train_batch_size=16, **settings)
     train(one)
-    two = tiny_run(train_batch_size=8, max_train_steps=10, logging_steps=1, output_dir=str(tmp_path / "two"))
+    two = tiny_run(train_batch_size=8, **settings, output_dir=str(tmp_path / "two"))
     module = {
         "accelerate": [
             "accelerate.commands.launch",

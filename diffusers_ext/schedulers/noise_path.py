@@ -368,6 +368,12 @@ class GaussianPath:
         p, q = self._pair(f"output:{prediction_type}", t, x0)
         return combine(p, x0, q, noise)
 
+    def x0_factors(
+        self, prediction_type: str, t: torch.Tensor, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a, b) of `x0_coefficients`, as `coefficients` gives its pair."""
+        return self._pair(f"x0:{prediction_type}", t, like)
+
     def to_x0_epsilon(
         self, prediction_type: str, output: torch.Tensor, sample: torch.Tensor, t: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

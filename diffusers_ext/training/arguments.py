@@ -13,10 +13,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..pipelines.image_conditions import IMAGE_CONDITIONS
+from .timestep_sampling import TIMESTEP_SAMPLINGS
+from .weighting import WEIGHTINGS
 
 LOSSES = ("l2", "l1", "huber")
-LOSS_WEIGHTINGS = ("none", "snr", "min_snr", "snr_over_snr_plus_1")
-TIMESTEP_SAMPLINGS = ("uniform", "stratified")
 OPTIMIZERS = ("adamw", "muon")
 SAMPLERS = ("ddpm", "ddim")
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
@@ -84,10 +84,20 @@ class TrainingArguments:
     )
     loss: str = option("l2", "l2, l1 or huber.")
     loss_weighting: str | None = option(
-        None, "none, snr, min_snr or snr_over_snr_plus_1; when not given, snr for `sample` and none otherwise."
+        None, f"One of {', '.join(WEIGHTINGS)}; when not given, snr for `sample` and none otherwise."
     )
     min_snr_gamma: float = option(5.0, "Bound of min_snr.")
-    timestep_sampling: str = option("uniform", "uniform, or stratified over each global batch.")
+    p2_gamma: float = option(1.0, "Exponent of p2.")
+    p2_k: float = option(1.0, "What p2 adds to the signal-to-noise ratio.")
+    sigmoid_bias: float = option(0.0, "Log signal-to-noise ratio at which sigmoid counts an error of epsilon half.")
+    edm_sigma_data: float = option(0.5, "Standard deviation of the data, for edm.")
+    timestep_sampling: str = option(
+        "uniform",
+        "uniform, stratified over each global batch, logit_normal, or importance (more often where losses are large, "
+        "and counted less there).",
+    )
+    logit_normal_mean: float = option(0.0, "Mean of logit_normal's normal variable; a positive one prefers noise.")
+    logit_normal_std: float = option(1.0, "Its standard deviation.")
 
     # optimisation
     seed: int = option(0, "Fixes initial weights, data order, noise and augmentation.")
@@ -168,7 +178,7 @@ class TrainingArguments:
     def _check_choices(self) -> None:
         choices = {
             "loss": LOSSES,
-            "loss_weighting": (None, *LOSS_WEIGHTINGS),
+            "loss_weighting": (None, *WEIGHTINGS),
             "timestep_sampling": TIMESTEP_SAMPLINGS,
             "optimizer": OPTIMIZERS,
             "sampler": SAMPLERS,
@@ -200,6 +210,9 @@ class TrainingArguments:
             "resize_scale",
             "max_memory_dataset_gb",
             "min_snr_gamma",
+            "p2_k",
+            "edm_sigma_data",
+            "logit_normal_std",
             "ema_inv_gamma",
         ):
             value = getattr(self, name)
@@ -207,7 +220,7 @@ class TrainingArguments:
                 raise ValueError(f"{name} must be greater than 0, got {value}.")
         at_least_zero = (
             "lr_warmup_steps ema_update_after_step ema_power early_stopping_min_delta adam_epsilon adam_weight_decay "
-            "dataloader_num_workers"
+            "dataloader_num_workers p2_gamma"
         )
         for name in at_least_zero.split():
             if not getattr(self, name) >= 0:

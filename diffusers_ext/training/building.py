@@ -20,6 +20,8 @@ from ..schedulers import AncestralDDPMScheduler, MixScheduler, SubsequenceDDIMSc
 from .arguments import TrainingArguments, json_option
 from .muon import Muon
 from .objective import DiffusionObjective, MixObjective, Objective
+from .timestep_sampling import ImportanceSampler, TimestepSampler
+from .weighting import Weighting
 
 # What diffusers' own DDPMPipeline can run; other predictions need our schedulers.
 DIFFUSERS_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -159,14 +161,28 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
         return MixObjective(arguments.loss)
     weighting = arguments.loss_weighting or ("snr" if arguments.prediction_type == "sample" else "none")
+    path = make_scheduler(arguments, model).path
     return DiffusionObjective(
-        make_scheduler(arguments, model).path,
+        path,
         arguments.prediction_type,
         arguments.loss,
-        weighting,
-        arguments.timestep_sampling,
-        arguments.min_snr_gamma,
+        Weighting(
+            weighting,
+            arguments.min_snr_gamma,
+            arguments.p2_gamma,
+            arguments.p2_k,
+            arguments.sigmoid_bias,
+            arguments.edm_sigma_data,
+        ),
+        _make_sampler(arguments, len(path)),
     )
+
+
+def _make_sampler(arguments: TrainingArguments, num_levels: int) -> TimestepSampler:
+    if arguments.timestep_sampling == "importance":
+        return ImportanceSampler(num_levels)
+    location, scale = arguments.logit_normal_mean, arguments.logit_normal_std
+    return TimestepSampler(arguments.timestep_sampling, num_levels, location, scale)
 
 
 def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 BEST_FILE = "best.safetensors"
+IMPORTANCE_FILE = "importance.safetensors"
 # Off the CPU, reading a loss makes the host wait for the device; so it is read in groups of this many steps.
 STEPS_BETWEEN_READS = 10
 
@@ -285,7 +286,12 @@ class Trainer:
         mine = slice(accelerator.process_index * x0.shape[0], (accelerator.process_index + 1) * x0.shape[0])
         dropped = self.conditioning.dropped(number, number // self.batches_per_epoch, shape[0])[mine]
         condition = self.conditioning.inputs(batch, self.data, dropped, seed_of(seed, "condition", number), mine)
-        return self.objective(self.model, x0, noise[mine], times[mine], **condition).mean()
+        losses = self.objective(self.model, x0, noise[mine], times[mine], **condition)
+        if (importance := self.objective.importance) is not None:
+            factors = importance.factors(times)[mine]
+            importance.update(times, accelerator.gather(losses.detach()))
+            losses = losses * factors
+        return losses.mean()
 
     def learning_rate(self) -> float:
         """Learning rate of the next step. Under a time budget it decays with the larger share of steps and seconds."""
@@ -507,6 +513,8 @@ class Trainer:
             progress.ema_updates = self.ema.updates
         if self.best is not None:
             save_file(_packed(self.best), folder / BEST_FILE)
+        if self.objective.importance is not None:
+            save_file(self.objective.importance.state_dict(), folder / IMPORTANCE_FILE)
         checkpoint.seal(folder, asdict(progress))
         checkpoint.publish(folder, path)
         checkpoint.limit_checkpoints(self.output_dir, self.arguments.checkpoints_total_limit)
@@ -544,6 +552,8 @@ class Trainer:
             self.ema.load(load_file(path / EMA_FILE, device=device), self.progress.ema_updates)
         if (path / BEST_FILE).is_file():
             self.best = load_file(path / BEST_FILE)
+        if self.objective.importance is not None and (path / IMPORTANCE_FILE).is_file():
+            self.objective.importance.load_state_dict(load_file(path / IMPORTANCE_FILE))
         self.recorder.forget_after(self.progress.step)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:

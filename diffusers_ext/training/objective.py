@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..schedulers.noise_path import NoisePath
+from .timestep_sampling import ImportanceSampler, TimestepSampler
+from .weighting import Weighting
 
 _LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
@@ -17,11 +18,15 @@ class Objective(Protocol):
     """A loss for a network: draws what noising needs, then measures the network on it."""
 
     data_range: tuple[float, float]
+    importance: ImportanceSampler | None
 
     def draw(
-        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device
+        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device, learned: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(noise, times) for a batch of data of `shape` (batch, channels, height, width)."""
+        """(noise, times) for a batch of data of `shape` (batch, channels, height, width).
+
+        `learned` False leaves out what was learned from losses (importance sampling), whose draws need its factors.
+        """
 
     def __call__(
         self, model: Any, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor, **condition: Any
@@ -36,12 +41,8 @@ class DiffusionObjective:
         path: the noise path.
         prediction_type: one of `noise_path.PREDICTION_TYPES`.
         loss: `l2` (Ho et al. 2020, eq. 14), `l1`, or `huber` (threshold 1).
-        weighting: factor on each sample's loss: `none`; `snr`, the factor that makes every prediction type count errors
-            as epsilon does; `min_snr`, with the signal-to-noise ratio bounded by `min_snr_gamma` (Hang et al. 2023,
-            arXiv:2303.09556, eq. 8); `snr_over_snr_plus_1`, the literal factor SNR / (SNR + 1), which on v_prediction
-            equals `snr`.
-        timestep_sampling: `uniform`, or `stratified`: one draw from each of batch-size equal parts of 0 ... T-1.
-        min_snr_gamma: bound of `min_snr`.
+        weighting: factor on each sample's loss, defined on squared errors: what it says of x0 holds for `l2`.
+        sampler: the noise levels to train on; uniform when not given.
 
     Raises:
         ValueError: for a prediction type that does not determine x0 on this path.
@@ -54,40 +55,30 @@ class DiffusionObjective:
         path: NoisePath,
         prediction_type: str = "epsilon",
         loss: str = "l2",
-        weighting: str = "none",
-        timestep_sampling: str = "uniform",
-        min_snr_gamma: float = 5.0,
+        weighting: Weighting | None = None,
+        sampler: TimestepSampler | None = None,
     ):
         path.check_prediction_type(prediction_type)
-        self.path, self.prediction_type, self.timestep_sampling = path, prediction_type, timestep_sampling
-        self._loss = _LOSSES[loss]
-        self._weights = torch.from_numpy(self._weight_table(weighting, min_snr_gamma)).float()
+        self.path, self.prediction_type, self._loss = path, prediction_type, _LOSSES[loss]
+        self.weighting = weighting or Weighting()
+        self.sampler = sampler or TimestepSampler("uniform", len(path))
+        self.importance = self.sampler if isinstance(self.sampler, ImportanceSampler) else None
 
-    def _weight_table(self, weighting: str, gamma: float) -> np.ndarray:
-        """float64 weights of shape (T,).
-
-        An error of the output is an error of x0 divided by b (x0 = a * x_t + b * output), so that a weight w on the
-        squared error of x0 is w * b^2 on the output's.
-        """
-        snr = np.array([self.path.snr(t) for t in range(len(self.path))])
-        b = np.array([self.path.x0_coefficients(self.prediction_type, t)[1] for t in range(len(self.path))])
-        if weighting == "snr":
-            return snr * b**2
-        if weighting == "min_snr":
-            return np.minimum(snr, gamma) * b**2
-        if weighting == "snr_over_snr_plus_1":
-            return snr / (snr + 1)
-        return np.ones_like(snr)
+    def weights(self, times: torch.Tensor) -> torch.Tensor:
+        """Factors on the losses at times of shape (batch,), float32."""
+        like = torch.zeros(len(times), device=times.device)
+        alpha, sigma = self.path.coefficients(times, like)
+        _, b = self.path.x0_factors(self.prediction_type, times, like)
+        return self.weighting.on_output((alpha / sigma) ** 2, b)
 
     def draw(
-        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device
+        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device, learned: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(standard normal noise of `shape`, integer times of shape (batch,))."""
         noise = torch.randn(shape, generator=generator, device=device)
-        u = torch.rand(shape[0], generator=generator, device=device)
-        if self.timestep_sampling == "stratified":
-            u = (torch.arange(shape[0], device=device) + u) / shape[0]
-        return noise, (u * len(self.path)).long().clamp_(max=len(self.path) - 1)
+        sampler = self.sampler if learned or self.importance is None else TimestepSampler("uniform", len(self.path))
+        positions = sampler.draw(shape[0], generator, device)
+        return noise, positions.long().clamp_(max=len(self.path) - 1)
 
     def __call__(
         self, model: Any, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor, **condition: Any
@@ -96,8 +87,7 @@ class DiffusionObjective:
         output = model(self.path.add_noise(x0, noise, times), times, **condition).sample
         target = self.path.target(self.prediction_type, x0, noise, times)
         error = self._loss(output.float(), target, reduction="none").flatten(1).mean(1)
-        self._weights = self._weights.to(error.device)
-        return error * self._weights[times]
+        return error * self.weights(times)
 
 
 class MixObjective:
@@ -109,6 +99,7 @@ class MixObjective:
     """
 
     data_range = (0.0, 1.0)
+    importance = None
 
     def __init__(self, loss: str = "l2", amounts: str = "uniform"):
         if amounts not in ("uniform", "normal"):
@@ -116,7 +107,7 @@ class MixObjective:
         self._loss, self.amounts = _LOSSES[loss], amounts
 
     def draw(
-        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device
+        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device, learned: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(uniform noise of `shape`, amounts of corruption of shape (batch,))."""
         noise = torch.rand(shape, generator=generator, device=device)

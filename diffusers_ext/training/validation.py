@@ -40,7 +40,7 @@ def validation_loss(
         batch = {name: values.to(accelerator.device) for name, values in data.__getitems__(keys).items()}
         x0 = to_range(batch["images"], objective.data_range)
         generator = generator_of(seed, "validation", number, device=accelerator.device)
-        noise, times = objective.draw(tuple(x0.shape), generator, accelerator.device)
+        noise, times = objective.draw(tuple(x0.shape), generator, accelerator.device, learned=False)
         total += objective(model, x0, noise, times, **condition(number, batch)).sum().item()
         count += len(keys)
     sums = accelerator.reduce(torch.tensor([total, count], device=accelerator.device, dtype=torch.float32), "sum")

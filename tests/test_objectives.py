@@ -1,0 +1,254 @@
+"""What is asked of the network at which noise level, and how an error counts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections import defaultdict, deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy import stats
+
+from diffusers_ext.schedulers.noise_path import PREDICTION_TYPES, NoisePath
+from diffusers_ext.training import Trainer, train
+from diffusers_ext.training.objective import DiffusionObjective
+from diffusers_ext.training.timestep_sampling import HISTORY, UNIFORM_SHARE, ImportanceSampler, TimestepSampler
+from diffusers_ext.training.weighting import WEIGHTINGS, X0_WEIGHTINGS, Weighting
+
+T = 20
+PATH = NoisePath.from_schedule("linear", T, 0.01, 0.4)
+SNR = PATH.alphas_cumprod / (1 - PATH.alphas_cumprod)
+CPU = torch.device("cpu")
+
+# On the error of epsilon, each in the words of its paper; the options differ from the defaults.
+OPTIONS = {"min_snr_gamma": 3.0, "p2_gamma": 0.5, "p2_k": 2.0, "sigmoid_bias": -1.0, "sigma_data": 0.7}
+SIGMAS = np.sqrt(1 / SNR)
+ON_EPSILON = {
+    "snr": np.ones(T),
+    "min_snr": np.minimum(SNR, 3.0) / SNR,
+    "p2": 1 / (2.0 + SNR) ** 0.5,
+    "sigmoid": 1 / (1 + np.exp(-(-1.0 - np.log(SNR)))),
+    "edm": (SIGMAS**2 + 0.7**2) / (SIGMAS * 0.7) ** 2 / SNR,
+}
+
+
+class Network(torch.nn.Module):
+    """A small network of one prediction type that speaks as one of another."""
+
+    def __init__(self, own: str, spoken: str):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.nn.Parameter(torch.randn(4, 4, generator=generator, dtype=torch.float64) / 2)
+        self.own, self.spoken = own, spoken
+
+    def forward(self, x, times):
+        output = torch.tanh(x @ self.weight) + times[:, None] / T
+        return SimpleNamespace(sample=PATH.convert(output, x, times, self.own, self.spoken))
+
+
+def gradient(own: str, spoken: str, weighting: Weighting) -> torch.Tensor:
+    network, generator = Network(own, spoken), torch.Generator().manual_seed(1)
+    x0 = torch.randn(64, 4, generator=generator, dtype=torch.float64)
+    objective = DiffusionObjective(PATH, spoken, weighting=weighting, sampler=TimestepSampler("stratified", T))
+    noise, times = objective.draw(tuple(x0.shape), generator, CPU)
+    objective(network, x0, noise.double(), times).mean().backward()
+    return network.weight.grad
+
+
+# --- weightings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", X0_WEIGHTINGS)
+def test_equal_x0_weights_give_equal_gradients_whatever_is_predicted(name):
+    """The same network, its output converted exactly, learns the same for every pair of prediction types."""
+    weighting = Weighting(name, **OPTIONS)
+    for own in ("epsilon", "v_prediction"):
+        gradients = {spoken: gradient(own, spoken, weighting) for spoken in PREDICTION_TYPES}
+        for first, second in itertools.combinations(PREDICTION_TYPES, 2):
+            torch.testing.assert_close(gradients[first], gradients[second], rtol=2e-4, atol=1e-6)
+
+
+def test_unequal_x0_weights_give_unequal_gradients():
+    """What the test above would see if a conversion were left out."""
+    plain = [gradient("epsilon", spoken, Weighting("none")) for spoken in PREDICTION_TYPES]
+    for first, second in itertools.combinations(plain, 2):
+        assert (first - second).norm() > 0.05 * first.norm()
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("name", X0_WEIGHTINGS)
+def test_a_weighting_is_its_paper_s_formula_for_every_prediction_type(name, prediction_type):
+    objective = DiffusionObjective(PATH, prediction_type, weighting=Weighting(name, **OPTIONS))
+    weights = objective.weights(torch.arange(T)).double().numpy()
+    b = np.array([PATH.x0_coefficients(prediction_type, t)[1] for t in range(T)])
+    np.testing.assert_allclose(weights / b**2, ON_EPSILON[name] * SNR, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_weightings_of_the_output_are_the_same_factor_for_every_prediction_type(prediction_type):
+    assert set(WEIGHTINGS) == {*X0_WEIGHTINGS, "none", "snr_over_snr_plus_1"}
+    plain, literal = (
+        DiffusionObjective(PATH, prediction_type, weighting=Weighting(name)).weights(torch.arange(T)).double().numpy()
+        for name in ("none", "snr_over_snr_plus_1")
+    )
+    np.testing.assert_array_equal(plain, 1)
+    np.testing.assert_allclose(literal, SNR / (SNR + 1), rtol=1e-5)
+
+
+def test_known_equalities_between_weightings():
+    def weights(prediction_type, name, **options):
+        return DiffusionObjective(PATH, prediction_type, weighting=Weighting(name, **options)).weights(torch.arange(T))
+
+    def same(first, second):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=0)
+
+    same(weights("epsilon", "snr"), torch.ones(T))
+    same(weights("v_prediction", "snr"), weights("v_prediction", "snr_over_snr_plus_1"))
+    same(weights("epsilon", "p2", p2_gamma=0.0), torch.ones(T))
+    # Hang et al., section 3.4: v-prediction's plain loss has the weight snr + 1 on x0, which is EDM's at sigma_data 1.
+    same(weights("v_prediction", "edm", sigma_data=1.0), torch.ones(T))
+    # sigmoid at bias 0 is 1 / (1 + snr) on epsilon, as is p2 with its defaults.
+    same(weights("flow", "sigmoid"), weights("flow", "p2"))
+
+
+def test_zero_terminal_snr_has_finite_weights():
+    path = NoisePath.from_schedule("linear", 50, rescale_betas_zero_snr=True)
+    for name, kind in itertools.product(WEIGHTINGS, ("sample", "v_prediction", "flow")):
+        weights = DiffusionObjective(path, kind, weighting=Weighting(name)).weights(torch.arange(50))
+        assert weights.isfinite().all()
+        assert (weights >= 0).all()
+
+
+def test_a_wrong_name_is_a_sentence():
+    with pytest.raises(ValueError, match="weighting must be one of none, snr, min_snr, p2"):
+        Weighting("p3")
+
+
+# --- samplings --------------------------------------------------------------------------------------------------------
+
+
+def drawn(sampler: TimestepSampler, count: int) -> torch.Tensor:
+    objective = DiffusionObjective(PATH, sampler=sampler)
+    return objective.draw((count, 1), torch.Generator().manual_seed(0), CPU)[1]
+
+
+def p_value(times: torch.Tensor, probabilities: np.ndarray) -> float:
+    return stats.chisquare(np.bincount(times, minlength=T), probabilities * len(times)).pvalue
+
+
+def logit_normal_levels(mean: float, std: float) -> np.ndarray:
+    edges = np.arange(1, T) / T
+    below = stats.norm.cdf((np.log(edges / (1 - edges)) - mean) / std)
+    return np.diff(np.concatenate([[0], below, [1]]))
+
+
+def test_uniform_and_logit_normal_times_follow_their_distributions():
+    n, uniform = 40_000, np.full(T, 1 / T)
+    assert p_value(drawn(TimestepSampler("uniform", T), n), uniform) > 0.01
+    for mean, std in ((0.0, 1.0), (0.8, 0.6)):
+        times = drawn(TimestepSampler("logit_normal", T, mean, std), n)
+        assert p_value(times, logit_normal_levels(mean, std)) > 0.01
+        assert p_value(times, uniform) < 1e-9
+    positions = TimestepSampler("logit_normal", 1, 0.8, 0.6).draw(n, torch.Generator().manual_seed(0), CPU)
+    normal = (positions / (1 - positions)).log().double().numpy()
+    assert stats.kstest(normal, stats.norm(0.8, 0.6).cdf).pvalue > 0.01
+
+
+def test_stratified_times_hold_every_part_once():
+    times = drawn(TimestepSampler("stratified", T), 2 * T)
+    assert np.bincount(times).tolist() == [2] * T
+    offsets = TimestepSampler("stratified", 1).draw(5000, torch.Generator().manual_seed(0), CPU) * 5000 % 1
+    assert stats.kstest(offsets.double().numpy(), "uniform").pvalue > 0.01
+
+
+# --- importance sampling ----------------------------------------------------------------------------------------------
+
+
+def losses_at(times: torch.Tensor, seed: int) -> torch.Tensor:
+    """Losses that fall steeply from the data's end, each with its own spread."""
+    noise = torch.rand(len(times), generator=torch.Generator().manual_seed(seed))
+    return torch.exp(-times / 4.0) * (0.5 + noise)
+
+
+def warmed() -> ImportanceSampler:
+    sampler = ImportanceSampler(T)
+    times = torch.arange(T).repeat(HISTORY)
+    sampler.update(times, losses_at(times, 5))
+    return sampler
+
+
+def test_importance_draws_in_proportion_to_the_second_moments_and_stays_unbiased():
+    sampler, n = warmed(), 200_000
+    kept = losses_at(torch.arange(T).repeat(HISTORY), 5).reshape(HISTORY, T).double().numpy()
+    root = np.sqrt((kept**2).mean(0))
+    expected = (1 - UNIFORM_SHARE) * root / root.sum() + UNIFORM_SHARE / T
+    np.testing.assert_allclose(sampler.probabilities().numpy(), expected, rtol=1e-6)
+    times = drawn(sampler, n)
+    assert p_value(times, expected) > 0.01
+    exact = np.exp(-np.arange(T) / 4.0).mean()  # of the losses under uniform times
+    counted = (losses_at(times, 6) * sampler.factors(times)).double()
+    plain = losses_at(drawn(TimestepSampler("uniform", T), n), 6).double()
+    assert abs(counted.mean() - exact) < 4 * counted.std() / math.sqrt(n)
+    assert counted.std() < plain.std() / 2
+    assert abs(losses_at(times, 6).mean() - exact) > 100 * counted.std() / math.sqrt(n)  # without the factors
+
+
+def test_draws_are_uniform_until_every_level_has_its_losses():
+    sampler = ImportanceSampler(T)
+    times = torch.arange(T).repeat(HISTORY)[:-1]
+    sampler.update(times, losses_at(times, 5))
+    assert torch.equal(sampler.factors(torch.arange(T)), torch.ones(T))
+    sampler.update(torch.tensor([T - 1]), torch.tensor([0.5]))
+    assert sampler.factors(torch.arange(T)).max() > 5
+
+
+def test_the_history_holds_the_last_losses_of_each_level():
+    """Against a queue a level; a batch may hold more losses of one level than are kept."""
+    sampler, queues = ImportanceSampler(3), defaultdict(lambda: deque(maxlen=HISTORY))
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 7, 40, 64, 5):
+        times, losses = torch.randint(3, (count,), generator=generator), torch.rand(count, generator=generator)
+        sampler.update(times, losses)
+        for t, loss in zip(times.tolist(), losses.tolist(), strict=True):
+            queues[t].append(loss)
+    assert sampler.state_dict()["losses"].sort(1).values.tolist() == [sorted(queues[t]) for t in range(3)]
+
+
+def test_losses_that_vanish_leave_the_draws_uniform():
+    sampler = ImportanceSampler(T)
+    sampler.update(torch.arange(T).repeat(HISTORY), torch.zeros(T * HISTORY))
+    torch.testing.assert_close(sampler.factors(torch.arange(T)), torch.ones(T))
+
+
+def test_a_history_of_another_path_is_refused():
+    with pytest.raises(ValueError, match="of 20 levels, not of 30"):
+        ImportanceSampler(30).load_state_dict(warmed().state_dict())
+
+
+def test_validation_does_not_follow_what_importance_sampling_learned():
+    draw = DiffusionObjective(PATH, sampler=warmed()).draw
+    fresh = DiffusionObjective(PATH, sampler=ImportanceSampler(T)).draw
+    times = [f((500, 1), torch.Generator().manual_seed(0), CPU, learned=False)[1] for f in (draw, fresh)]
+    assert torch.equal(*times)
+    assert p_value(times[0], np.full(T, 1 / T)) > 0.01
+
+
+def test_importance_sampling_resumes_bit_for_bit(tiny_run, tmp_path):
+    settings = {"timestep_sampling": "importance", "ddpm_num_steps": 3, "train_batch_size": 16, "max_train_steps": 6}
+    train(whole := tiny_run(**settings))
+    half = tiny_run(**settings, output_dir=str(tmp_path / "half"))
+    trainer = Trainer(half)
+    trainer.max_steps = 4
+    trainer.train()
+    # The draws had left the uniform ones before the run was broken off, so the history matters to what follows.
+    assert not torch.allclose(trainer.objective.importance.factors(torch.arange(3)), torch.ones(3), rtol=0.01)
+    half.resume_from_checkpoint = "latest"
+    train(half)
+    for name in ("importance.safetensors", "model.safetensors", "ema.safetensors"):
+        first, second = (load_file(os.path.join(a.output_dir, "checkpoint-6", name)) for a in (whole, half))
+        assert all(torch.equal(first[key], second[key]) for key in first), name
