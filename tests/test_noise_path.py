@@ -19,6 +19,7 @@ from diffusers_ext.schedulers.noise_path import (
     SCHEDULES,
     DiscretePath,
     NoisePath,
+    RectifiedFlowPath,
     SubVariancePreservingPath,
     VarianceExplodingPath,
     VariancePreservingPath,
@@ -30,6 +31,7 @@ CONTINUOUS_PATHS = {
     "vp": VariancePreservingPath(),
     "sub-vp": SubVariancePreservingPath(),
     "ve": VarianceExplodingPath(),
+    "rectified flow": RectifiedFlowPath(),
 }
 
 
@@ -237,6 +239,20 @@ def test_continuous_paths_solve_their_equation(name):
         assert (f, g2) == pytest.approx((path.drift(t) * h, path.diffusion_squared(t) * h))
 
 
+def test_a_rectified_flow_goes_straight_from_the_data_to_the_noise_at_the_speed_that_flow_says():
+    path = RectifiedFlowPath()
+    assert (path.alpha(1.0), path.sigma(1.0)) == (0.0, 1.0)
+    x0, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double().unbind()
+    t = torch.tensor([0.1, 0.5, 0.9]).double()
+    x, later = path.add_noise(x0, noise, t), path.add_noise(x0, noise, t + 0.05)
+    torch.testing.assert_close((later - x) / 0.05, path.target("flow", x0, noise, t))
+    for kind in ("flow", "sample", "v_prediction"):
+        path.check_prediction_type(kind)
+    for kind in ("epsilon", "score"):
+        with pytest.raises(ValueError, match=f"'{kind}' does not determine x0 at timestep 1.0"):
+            path.check_prediction_type(kind)
+
+
 def test_continuous_ends():
     assert VariancePreservingPath().alpha(1.0) == pytest.approx(math.exp(-0.25 * 19.9 - 0.5 * 0.1), rel=1e-12)
     assert SubVariancePreservingPath().sigma(1.0) == pytest.approx(1 - math.exp(-10.05), rel=1e-12)
@@ -260,7 +276,10 @@ def types_of(path) -> list[str]:
 
 
 def times_of(path) -> torch.Tensor:
-    return torch.tensor([0, 20, 48]) if isinstance(path, DiscretePath) else torch.tensor([0.05, 0.5, 1.0]).double()
+    if isinstance(path, DiscretePath):
+        return torch.tensor([0, 20, 48])
+    # At its end a rectified flow has no data left, from which epsilon could tell them.
+    return torch.tensor([0.05, 0.5, 0.95 if isinstance(path, RectifiedFlowPath) else 1.0]).double()
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -146,6 +146,33 @@ def test_learned_variance_is_theirs(variance_type):
         ours.step(output[:, :3], 500, x)
 
 
+def flow_scheduler(**settings):
+    at_rest = {"continuous": True, "prediction_type": "flow", "timestep_scale": 1000.0, "sampling_eps": 1e-3}
+    return ScoreSDEScheduler(**{"sde": "rectified_flow", "predictor": "ode_euler", **at_rest, **settings})
+
+
+@pytest.mark.parametrize("steps", [4, 50])
+def test_euler_on_a_rectified_flow_is_their_flow_matching(steps):
+    ours = flow_scheduler()
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler.from_config(ours.config)
+    model = ExactModel(MIXTURES["ellipses"], ours.path, "flow", time=lambda t: t / 1000)
+    noise = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours.set_timesteps(steps)
+    theirs.set_timesteps(steps)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps)
+    x = noise
+    for t in theirs.timesteps:
+        x = theirs.step(model(x, t), t, x).prev_sample
+    torch.testing.assert_close(walk(ours, model, noise), x, rtol=1e-4, atol=1e-5)
+
+
+def test_schedulers_of_other_paths_refuse_a_rectified_flow():
+    config = flow_scheduler().config
+    for scheduler_class in (diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler):
+        with pytest.raises(NotImplementedError, match="rectified_flow"):
+            scheduler_class.from_config(config)
+
+
 def test_score_sde_ve_is_theirs():
     """On their geometric levels, with the paper's corrector, from one seed; their predictor is reverse diffusion."""
     settings = {"sigma_min": 0.05, "sigma_max": 20.0, "snr": 0.15}
@@ -461,6 +488,12 @@ def test_impossible_exponential_lengths(name, length):
         (lambda: ScoreSDEScheduler(sampling_eps=0.0), "sampling_eps must lie between 0 and 1"),
         (lambda: ScoreSDEScheduler(continuous=True, prediction_type="mean"), "'mean' needs a discrete noise path"),
         (lambda: ScoreSDEScheduler(continuous=True).set_timesteps(timesteps=[0.5, 0.7]), "decrease strictly"),
+        (lambda: ScoreSDEScheduler(sde="rectified_flow"), "'rectified_flow' takes continuous=True"),
+        (
+            lambda: ScoreSDEScheduler(sde="rectified_flow", continuous=True),
+            "takes a predictor among ancestral, ode_euler",
+        ),
+        (lambda: SubsequenceDDIMScheduler.from_config(flow_scheduler().config), "Unknown schedule 'rectified_flow'"),
         (lambda: MixScheduler(low=1.0, high=0.0), "low must be below high"),
         (lambda: MixScheduler().set_timesteps(timesteps=[5, 2]), "counts its steps down by one"),
     ],

@@ -117,6 +117,17 @@ def test_probability_flow_converges_with_its_declared_order(name, sde, predictor
     prove_continuous_flow(partial(score_sde, sde=sde, predictor=predictor), MIXTURES[name], prediction_type)
 
 
+rectified_flow = partial(score_sde, sde="rectified_flow")
+
+
+@pytest.mark.parametrize("predictor", ["ode_euler", "ode_heun"])
+@pytest.mark.parametrize(
+    ("name", "prediction_type"), with_predictions(MIXTURES, kinds=("flow", "sample", "v_prediction"))
+)
+def test_rectified_flow_converges_with_its_declared_order(name, prediction_type, predictor):
+    prove_continuous_flow(partial(rectified_flow, predictor=predictor), MIXTURES[name], prediction_type)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_discrete_ode_euler_is_ddim(schedule):
     mixture, settings = MIXTURES["ellipses"], {"num_train_timesteps": 200, "beta_schedule": schedule}
@@ -262,6 +273,12 @@ def test_weak_order_one(kind, name, schedule, prediction_type):
 )
 def test_weak_order_one_in_continuous_time(kind, name, prediction_type):
     prove_weak_order(CONTINUOUS_STOCHASTIC[kind], LINE_MIXTURES[name], (40, 80, 200, 400), prediction_type)
+
+
+def test_weak_order_one_on_a_rectified_flow():
+    # An early end keeps the last steps' noise wide enough for the quadrature.
+    make = partial(rectified_flow, predictor="ancestral", continuous=True, sampling_eps=0.02)
+    prove_weak_order(make, LINE_MIXTURES["two modes"], (20, 40, 80, 160), "flow")
 
 
 # --- stochastic samplers at T steps: within four standard errors of 20,000 draws --------------------------------------

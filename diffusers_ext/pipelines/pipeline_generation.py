@@ -195,9 +195,11 @@ class GenerationPipeline(DiffusionPipeline):
         sample = self._prepare_latents(batch_size, size, generator, latents, device)
         step_arguments = self._accepted(self.scheduler.step, generator=generator, eta=eta)
         self._num_timesteps = len(self.scheduler.timesteps)
+        # diffusers' flow-matching schedulers have no such method: on their path the input is the sample itself.
+        scale = getattr(self.scheduler, "scale_model_input", lambda sample, t: sample)
         with self.progress_bar(total=self._num_timesteps) as progress_bar:
             for i, t in enumerate(self.scheduler.timesteps):
-                model_output = network(self.scheduler.scale_model_input(sample, t), t, i / self._num_timesteps)
+                model_output = network(scale(sample, t), t, i / self._num_timesteps)
                 sample = self.scheduler.step(model_output, t, sample, **step_arguments).prev_sample
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, i, t, {"latents": sample}) or {}

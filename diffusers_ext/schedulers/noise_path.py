@@ -37,6 +37,9 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "score", "mean", "scale
 # Above this alphas_cumprod[-1], a start from N(0, I) visibly differs from the path's own end.
 TERMINAL_ALPHAS_CUMPROD = 0.01
 
+# The path that is chosen like a schedule but has no betas, for it does not preserve variance (`RectifiedFlowPath`).
+RECTIFIED_FLOW = "rectified_flow"
+
 
 # --- schedules: name -> betas, float64 of shape (T,) ------------------------------------------------------------------
 
@@ -562,6 +565,10 @@ class ContinuousPath(GaussianPath):
         shape, dtype = (-1, *(1,) * (like.ndim - 1)), working_dtype(like.dtype)
         return first.reshape(shape).to(dtype), second.reshape(shape).to(dtype)
 
+    def check_prediction_type(self, prediction_type: str) -> None:
+        """Raise ValueError unless outputs of this type determine x0 up to the path's end."""
+        self.x0_coefficients(prediction_type, 1.0)
+
     def sde_increment(self, t: float, s: float) -> tuple[float, float]:
         """(drift(t) * (t - s), g(t)^2 * (t - s)): one Euler-Maruyama increment."""
         return self.drift(t) * (t - s), self.diffusion_squared(t) * (t - s)
@@ -638,6 +645,25 @@ class VarianceExplodingPath(ContinuousPath):
     def diffusion_squared(self, t: float) -> float:
         """The derivative of sigma_t^2."""
         return 2 * math.log(self.sigma_max / self.sigma_min) * self.sigma(t) ** 2
+
+
+class RectifiedFlowPath(ContinuousPath):
+    """Straight lines from the data to the noise, alpha = 1 - t and sigma = t: x_t = (1 - t) * x0 + t * epsilon.
+
+    Liu et al. 2023 (arXiv:2209.03003), eq. 1, and Lipman et al. 2023 (arXiv:2210.02747), eq. 20-22 without a smallest
+    sigma, both with time running the other way. The velocity dx_t / dt is what the prediction type `flow` says.
+    """
+
+    def _formula(self, t: Any, module: Any) -> tuple[Any, Any]:
+        return 1 - t, t
+
+    def drift(self, t: float) -> float:
+        """-1 / (1 - t), infinite at the noise."""
+        return -1 / (1 - t)
+
+    def diffusion_squared(self, t: float) -> float:
+        """2 t / (1 - t), infinite at the noise."""
+        return 2 * t / (1 - t)
 
 
 def _check_sigma_range(sigma_min: float, sigma_max: float) -> None:

@@ -145,8 +145,12 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
             or config.rescale_betas_zero_snr  # some of diffusers' schedulers ignore that key; twice changes nothing
         ):
             derived["trained_betas"] = self.path.betas.tolist()
-        if "_use_default_values" in config:
-            derived["_use_default_values"] = sorted(set(config["_use_default_values"]) - set(derived))
+        self._register_derived(**derived)
+
+    def _register_derived(self, **derived: Any) -> None:
+        """Put values into the configuration as if they had been given."""
+        if "_use_default_values" in self.config:
+            derived["_use_default_values"] = sorted(set(self.config["_use_default_values"]) - set(derived))
         self.register_to_config(**derived)
 
     def __len__(self) -> int:

@@ -12,7 +12,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
 from .noise_path import (
+    RECTIFIED_FLOW,
     DiscretePath,
+    RectifiedFlowPath,
     SubVariancePreservingPath,
     VarianceExplodingPath,
     VariancePreservingPath,
@@ -20,8 +22,10 @@ from .noise_path import (
 )
 from .scheduling_base import Generators, Move, RepeatedWalkScheduler, split_learned_variance
 
-SDES = ("vp", "sub-vp", "ve")
+SDES = ("vp", "sub-vp", "ve", RECTIFIED_FLOW)
 PREDICTORS = ("euler_maruyama", "reverse_diffusion", "ancestral", "ode_euler", "ode_heun")
+# Those that never ask for the drift, which is infinite at the noise's end of a rectified flow.
+FLOW_PREDICTORS = ("ancestral", "ode_euler", "ode_heun")
 TIMESTEP_TYPES = ("time", "sigma")
 
 
@@ -40,15 +44,19 @@ class ScoreSDEScheduler(RepeatedWalkScheduler):
     x + h * score + sqrt(2 h) * z with h = 2 * alpha^2_{t|s} * (snr * |z| / |score|)^2 (algorithms 4 and 5).
 
     `self.timesteps` repeats a time once for each corrector step, and for the second evaluation of `ode_heun`.
-    In discrete time with sde = "vp" the configuration means the same to diffusers' schedulers; otherwise it does not.
+    In discrete time with sde = "vp" the configuration means the same to diffusers' schedulers; otherwise it does not,
+    except that with `rectified_flow` and the prediction type `flow`, `ode_euler` is Euler's method on the velocity, and
+    with timestep_scale = num_train_timesteps and sampling_eps = 1 / num_train_timesteps it is what diffusers'
+    `FlowMatchEulerDiscreteScheduler.from_config` makes of the configuration.
 
     Args:
         num_train_timesteps: T levels of a discrete path; ignored in continuous time.
         beta_start, beta_end, beta_schedule, trained_betas, clip_sample, prediction_type, thresholding,
         dynamic_thresholding_ratio, clip_sample_range, sample_max_value, timestep_spacing, steps_offset,
         rescale_betas_zero_snr, schedule_options: as in `AncestralDDPMScheduler`, except that clip_sample is off.
-        sde: `vp`, `sub-vp` or `ve`. In discrete time vp and sub-vp take alpha from the betas; ve has T sigmas in a
-            geometric sequence.
+        sde: `vp`, `sub-vp`, `ve` or `rectified_flow`. In discrete time vp and sub-vp take alpha from the betas; ve has
+            T sigmas in a geometric sequence. rectified_flow (`RectifiedFlowPath`) is continuous only, takes one of
+            `FLOW_PREDICTORS`, and sets beta_schedule to its name.
         continuous: times are numbers in (0, 1], evenly spaced from 1 to `sampling_eps`; else 0 ... T-1.
         beta_min, beta_max: of vp and sub-vp in continuous time.
         sigma_min, sigma_max: of ve.
@@ -100,6 +108,10 @@ class ScoreSDEScheduler(RepeatedWalkScheduler):
         _check_name("sde", sde, SDES)
         _check_name("predictor", predictor, PREDICTORS)
         _check_name("timestep_type", timestep_type, TIMESTEP_TYPES)
+        if sde == RECTIFIED_FLOW:
+            _check_flow(continuous, predictor)
+            # Schedulers of other paths refuse this name, where "linear" would mean another path to them.
+            self._register_derived(beta_schedule=RECTIFIED_FLOW)
         if corrector_steps < 0:
             raise ValueError(f"corrector_steps must be at least 0, got {corrector_steps}.")
         if not snr > 0:
@@ -113,6 +125,8 @@ class ScoreSDEScheduler(RepeatedWalkScheduler):
         if config.continuous:
             if config.sde == "ve":
                 return VarianceExplodingPath(config.sigma_min, config.sigma_max)
+            if config.sde == RECTIFIED_FLOW:
+                return RectifiedFlowPath()
             kind = VariancePreservingPath if config.sde == "vp" else SubVariancePreservingPath
             return kind(config.beta_min, config.beta_max)
         if config.sde == "ve":
@@ -292,6 +306,15 @@ class ScoreSDEScheduler(RepeatedWalkScheduler):
 def _check_name(argument: str, name: str, names: Sequence[str]) -> None:
     if name not in names:
         raise ValueError(f"Unknown {argument} '{name}'; choose one of {', '.join(names)}.")
+
+
+def _check_flow(continuous: bool, predictor: str) -> None:
+    if not continuous:
+        raise ValueError(f"sde '{RECTIFIED_FLOW}' takes continuous=True, got {continuous}.")
+    if predictor not in FLOW_PREDICTORS:
+        raise ValueError(
+            f"sde '{RECTIFIED_FLOW}' takes a predictor among {', '.join(FLOW_PREDICTORS)}, got '{predictor}'."
+        )
 
 
 def _checked_continuous_times(timesteps: Sequence[float]) -> np.ndarray:

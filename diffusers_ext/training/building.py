@@ -10,13 +10,21 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from ..models import PRESETS, ToyUNet2DModel, build_model
 from ..pipelines import GenerationPipeline
-from ..schedulers import AncestralDDPMScheduler, MixScheduler, SubsequenceDDIMScheduler
+from ..schedulers import AncestralDDPMScheduler, MixScheduler, ScoreSDEScheduler, SubsequenceDDIMScheduler
+from ..schedulers.noise_path import RECTIFIED_FLOW
 from .arguments import TrainingArguments, json_option
 from .muon import Muon
 from .objective import DiffusionObjective, MixObjective, Objective
@@ -161,9 +169,8 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
         return MixObjective(arguments.loss)
     weighting = arguments.loss_weighting or ("snr" if arguments.prediction_type == "sample" else "none")
-    path = make_scheduler(arguments, model).path
     return DiffusionObjective(
-        path,
+        make_scheduler(arguments, model).path,
         arguments.prediction_type,
         arguments.loss,
         Weighting(
@@ -174,7 +181,7 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
             arguments.sigmoid_bias,
             arguments.edm_sigma_data,
         ),
-        _make_sampler(arguments, len(path)),
+        _make_sampler(arguments, arguments.ddpm_num_steps),
     )
 
 
@@ -189,19 +196,41 @@ def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
     """The scheduler of previews and of the saved pipeline."""
     if isinstance(model, ToyUNet2DModel):
         return MixScheduler()
+    schedule = arguments.schedule or arguments.ddpm_beta_schedule
+    options = json_option("schedule_options", arguments.schedule_options) or None
+    if schedule == RECTIFIED_FLOW:
+        if options is not None or arguments.rescale_betas_zero_snr:
+            raise ValueError(f"schedule '{schedule}' takes no schedule_options and no rescale_betas_zero_snr.")
+        return _make_flow_scheduler(arguments)
     scheduler_class = SubsequenceDDIMScheduler if arguments.sampler == "ddim" else AncestralDDPMScheduler
     return scheduler_class(
         num_train_timesteps=arguments.ddpm_num_steps,
         beta_start=arguments.beta_start,
         beta_end=arguments.beta_end,
-        beta_schedule=arguments.schedule or arguments.ddpm_beta_schedule,
-        schedule_options=json_option("schedule_options", arguments.schedule_options) or None,
+        beta_schedule=schedule,
+        schedule_options=options,
         rescale_betas_zero_snr=arguments.rescale_betas_zero_snr,
         prediction_type=arguments.prediction_type,
         # A clamped x0 beside an unclamped epsilon leaves the probability flow, so that more steps change the image.
         clip_sample=arguments.sampler != "ddim",
         # The walk has to begin where the path ends, at T-1: fewer steps than T would otherwise start too low.
         timestep_spacing="trailing",
+    )
+
+
+def _make_flow_scheduler(arguments: TrainingArguments) -> ScoreSDEScheduler:
+    """On the rectified flow, `ddim` is Euler's method on the velocity, and `ddpm` draws from the posterior as ever."""
+    deterministic = arguments.sampler == "ddim"
+    return ScoreSDEScheduler(
+        num_train_timesteps=arguments.ddpm_num_steps,
+        sde=RECTIFIED_FLOW,
+        continuous=True,
+        prediction_type=arguments.prediction_type,
+        clip_sample=not deterministic,
+        predictor="ode_euler" if deterministic else "ancestral",
+        # The times of diffusers' FlowMatchEulerDiscreteScheduler, and what it tells the network.
+        sampling_eps=1 / arguments.ddpm_num_steps,
+        timestep_scale=arguments.ddpm_num_steps,
     )
 
 
@@ -227,14 +256,18 @@ def make_pipeline(model: Any, scheduler: Any) -> DiffusionPipeline:
     """
     if not isinstance(model, UNet2DModel):
         return GenerationPipeline(model, scheduler)
-    if scheduler.config.prediction_type not in DIFFUSERS_PREDICTION_TYPES:
+    is_flow = scheduler.config.beta_schedule == RECTIFIED_FLOW
+    able = ("flow",) if is_flow else DIFFUSERS_PREDICTION_TYPES
+    if scheduler.config.prediction_type not in able:
         raise ValueError(
-            f"diffusers' own pipeline can't sample prediction_type '{scheduler.config.prediction_type}'; with a "
-            f"UNet2DModel choose one of {', '.join(DIFFUSERS_PREDICTION_TYPES)}."
+            f"diffusers' own pipeline can't sample prediction_type '{scheduler.config.prediction_type}' on schedule "
+            f"'{scheduler.config.beta_schedule}'; with a UNet2DModel choose {' or '.join(able)}."
         )
+    pipeline_class: Any = DDIMPipeline if isinstance(scheduler, SubsequenceDDIMScheduler) else DDPMPipeline
+    if is_flow:
+        return pipeline_class(model, FlowMatchEulerDiscreteScheduler(scheduler.config.num_train_timesteps))
     # Its schedulers compute the time a step goes to from a stride, which is right with "leading" spacing only.
-    theirs = DDIMScheduler if isinstance(scheduler, SubsequenceDDIMScheduler) else DDPMScheduler
-    pipeline_class: Any = DDIMPipeline if theirs is DDIMScheduler else DDPMPipeline
+    theirs = DDIMScheduler if pipeline_class is DDIMPipeline else DDPMScheduler
     known = inspect.signature(theirs).parameters
     config = {key: value for key, value in scheduler.config.items() if key in known}
     return pipeline_class(model, theirs(**{**config, "timestep_spacing": "leading"}))

@@ -13,6 +13,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from .. import figures
+from ..schedulers import NoisePath
 from .arguments import TrainingArguments
 from .randomness import seed_of
 
@@ -92,11 +93,12 @@ def _write_figures(
     steps = min(arguments.ddpm_num_inference_steps, 100)
     preview_grid(pipeline, steps, generator, folder / "samples.png", **samples)
     path = getattr(pipeline.scheduler, "path", None)
-    if path is not None:
+    if isinstance(path, NoisePath):
         name = arguments.schedule or arguments.ddpm_beta_schedule
         figures.plot_schedule(
             {name: {"betas": path.betas, "alphas_cumprod": path.alphas_cumprod}}, folder / "schedule.png"
         )
+    if path is not None:
         generator = torch.Generator().manual_seed(seed_of(arguments.seed, "reverse"))
         steps = min(arguments.ddpm_num_inference_steps, GIF_STEPS)
         _write_reverse(pipeline, folder / "reverse.gif", steps, generator, reverse)
