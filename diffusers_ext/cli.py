@@ -108,6 +108,7 @@ COMMANDS: dict[str, Command | str] = {
     "compare": "compare compare CompareArguments",
     "schedules": (schedules, ScheduleArguments),
     "convert": (convert, ConvertArguments),
+    "ema": "ema ema EmaArguments",
     "judge train": "judge judge_train JudgeTrainArguments",
     "evaluate": "evaluate evaluate EvaluateArguments",
     "sweep": "sweep sweep SweepArguments",

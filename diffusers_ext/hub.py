@@ -60,7 +60,17 @@ RECIPE = "recipe.yaml"
 # Libraries that a machine which loads a diffusers pipeline has.
 KNOWN_LIBRARIES = ("diffusers", "transformers")
 # What a training run keeps for itself, by name below the folder.
-NOT_PUSHED = ("checkpoint-*", "logs", ".*", "*/.*", "*.partial", "__pycache__", "*/__pycache__", "*.pyc")
+NOT_PUSHED = (
+    "checkpoint-*",
+    "ema-snapshots",
+    "logs",
+    ".*",
+    "*/.*",
+    "*.partial",
+    "__pycache__",
+    "*/__pycache__",
+    "*.pyc",
+)
 # Lists what the last push brought, so that the next one knows what is stale.
 PUSHED = "pushed_files.json"
 

@@ -91,6 +91,13 @@ def test_every_recipe_is_valid_and_names_what_exists(recipe):
         path.check_prediction_type(arguments.prediction_type)
 
 
+def test_a_list_in_yaml_is_a_list(tmp_path):
+    arguments = TrainingArguments(ema_sigma_rel=[0.06, 0.12, 0.2])
+    (tmp_path / "r.yaml").write_text(arguments.to_yaml())
+    assert TrainingArguments.from_recipe(tmp_path / "r.yaml") == arguments
+    assert parse_arguments(["--ema_sigma_rel", "0.06", "0.12", "0.2"]) == arguments
+
+
 def test_a_bare_no_in_yaml_is_the_precision(tmp_path):
     (tmp_path / "r.yaml").write_text("mixed_precision: no\n")
     assert TrainingArguments.from_recipe(tmp_path / "r.yaml").mixed_precision == "no"
@@ -108,6 +115,7 @@ def test_a_recipe_written_out_is_the_same_and_holds_no_token():
         model_options='{"a": 1}', hub_token="secret", random_resized_crop=0.5, use_ema=True, schedule="cosine"
     )
     text = arguments.to_yaml()
+    assert "ema_sigma_rel" not in text
     assert "secret" not in text
     assert "use_ema: true" in text
     assert "overwrite" not in TrainingArguments(overwrite_output_dir=True).to_yaml()
@@ -135,6 +143,8 @@ def test_every_prediction_type_is_a_setting(prediction_type):
         (["--recipe"], "recipe takes a YAML file, got nothing"),
         (["--loss", "l3"], "loss must be one of l2, l1, huber, got 'l3'"),
         (["--loss_weighting", "p3"], "loss_weighting must be one of none, snr"),
+        (["--ema_sigma_rel", "0.05", "0.3"], "ema_sigma_rel takes numbers between 0 and 0.289, got 0.3"),
+        (["--ema_snapshots", "9", "--ema_sigma_rel", "0.1"], "ema_snapshots needs two lengths in ema_sigma_rel"),
         (["--p2_k", "0"], "p2_k must be greater than 0, got 0.0"),
         (["--p2_gamma", "-1"], "p2_gamma must be at least 0, got -1.0"),
         (["--timestep_sampling", "normal"], "timestep_sampling must be one of uniform, stratified, logit_normal"),

@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..pipelines.image_conditions import IMAGE_CONDITIONS
+from .ema import EMA_KINDS, LONGEST_SIGMA_REL
 from .timestep_sampling import TIMESTEP_SAMPLINGS
 from .weighting import WEIGHTINGS
 
@@ -72,7 +73,11 @@ class TrainingArguments:
     channels_last: bool = option(False, "Keep images and weights in channels-last memory format.")
 
     # noise path and objective
-    schedule: str | None = option(None, "Noise schedule by name; takes the place of --ddpm_beta_schedule.")
+    schedule: str | None = option(
+        None,
+        "Noise schedule by name, or rectified_flow (straight lines, for prediction_type flow); takes the place of "
+        "--ddpm_beta_schedule.",
+    )
     ddpm_beta_schedule: str = option("linear", "Noise schedule by name, as diffusers' example calls the flag.")
     schedule_options: str | None = option(None, 'JSON with the schedule\'s options, {"s": 0.008}, say.')
     beta_start: float = option(1e-4, "First beta of schedules between two betas.")
@@ -126,6 +131,22 @@ class TrainingArguments:
 
     # exponential moving average
     use_ema: bool = option(False, "Keep an exponential moving average of the weights, and save and sample that.")
+    ema_kind: str = option(
+        "warmup",
+        "warmup: a decay that grows to ema_max_decay; power: an average over the same share of the run at any time.",
+    )
+    ema_sigma_rel: list[float] = field(
+        default_factory=lambda: [0.05, 0.1],
+        metadata={
+            "help": "Lengths of power-function averages, as the standard deviation's share of the training so far; "
+            "`--ema_kind power` samples and saves the first."
+        },
+    )
+    ema_snapshots: int | None = option(
+        None,
+        "Keep the averages of all ema_sigma_rel every so many optimizer steps, of which `diffusers-ext ema` makes one "
+        "of any length after training.",
+    )
     ema_inv_gamma: float = option(1.0, "Inverse multiplicative factor of the EMA warm-up.")
     ema_power: float = option(0.75, "Exponent of the EMA warm-up.")
     ema_max_decay: float = option(0.9999, "Largest EMA decay.")
@@ -178,6 +199,7 @@ class TrainingArguments:
     def _check_choices(self) -> None:
         choices = {
             "loss": LOSSES,
+            "ema_kind": EMA_KINDS,
             "loss_weighting": (None, *WEIGHTINGS),
             "timestep_sampling": TIMESTEP_SAMPLINGS,
             "optimizer": OPTIMIZERS,
@@ -197,7 +219,7 @@ class TrainingArguments:
             "train_batch_size num_epochs max_train_steps gradient_accumulation_steps validation_steps "
             "validation_size evaluation_steps evaluation_size early_stopping_patience eval_batch_size "
             "ddpm_num_inference_steps save_images_epochs save_model_epochs checkpointing_steps "
-            "checkpoints_total_limit logging_steps resolution"
+            "checkpoints_total_limit logging_steps resolution ema_snapshots"
         )
         for name in at_least_one.split():
             value = getattr(self, name)
@@ -230,6 +252,11 @@ class TrainingArguments:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
         if not 0 <= self.ema_max_decay <= 1:
             raise ValueError(f"ema_max_decay must lie between 0 and 1, got {self.ema_max_decay}.")
+        for sigma_rel in self.ema_sigma_rel:
+            if not 0 < sigma_rel < LONGEST_SIGMA_REL:
+                raise ValueError(f"ema_sigma_rel takes numbers between 0 and {LONGEST_SIGMA_REL:.3f}, got {sigma_rel}.")
+        if self.ema_snapshots is not None and len(set(self.ema_sigma_rel)) < 2:
+            raise ValueError(f"ema_snapshots needs two lengths in ema_sigma_rel, got {self.ema_sigma_rel}.")
         if Path(self.logging_dir).is_absolute() or ".." in Path(self.logging_dir).parts:
             raise ValueError(f"logging_dir names a folder inside output_dir, got '{self.logging_dir}'.")
 
@@ -249,7 +276,10 @@ class TrainingArguments:
 
     def to_yaml(self) -> str:
         """The settings that differ from their defaults, as a recipe; the Hub's token is left out."""
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        defaults = {
+            f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+            for f in dataclasses.fields(self)
+        }
         # A recipe says what is trained, not whether to overwrite, resume or log in.
         left_out = ("hub_token", "overwrite_output_dir", "resume_from_checkpoint", "local_rank", "debug")
         changed = {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k] and k not in left_out}
@@ -379,8 +409,10 @@ def recipe_as_flags(path: str | Path) -> list[str]:
     for name, value in settings.items():
         if name == "mixed_precision" and value is False:
             value = "no"  # YAML reads a bare `no` as false
-        if value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, (dict, list)) else value}")
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return flags
 
 

@@ -28,7 +28,14 @@ from .arguments import ConditionalTrainingArguments, TrainingArguments
 from .building import make_model, make_objective, make_optimizer, make_scheduler
 from .conditioning import ClassConditioning, Conditioning, make_conditioning
 from .data import Batch, BatchSchedule, ImageData, identity, load_image_data
-from .ema import ExponentialMovingAverage
+from .ema import (
+    ExponentialMovingAverage,
+    PowerFunctionAverage,
+    WeightAverage,
+    list_snapshots,
+    retire_snapshots_after,
+    save_snapshot,
+)
 from .interruption import Interruption, TrainingInterrupted
 from .precision import resolve_mixed_precision
 from .randomness import generator_of, seed_of
@@ -102,6 +109,7 @@ class Trainer:
         self._prepare_model(unet, network)
         self.sample_evaluation = self._make_sample_evaluation() if arguments.judge is not None else None
         self._clear_output_dir()
+        self.power_averages = self._make_power_averages()
         self.ema = self._make_ema() if arguments.use_ema else None
         self.stopping = EarlyStopping(arguments.early_stopping_patience, arguments.early_stopping_min_delta)
         self.best: dict[str, torch.Tensor] | None = None
@@ -134,6 +142,8 @@ class Trainer:
                 for old in checkpoint.list_checkpoints(self.output_dir):
                     shutil.rmtree(old)
                 for old in (self.output_dir / "samples").glob("step-*.png"):
+                    old.unlink()
+                for old in list_snapshots(self.output_dir):
                     old.unlink()
                 (self.output_dir / METRICS_FILE).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
@@ -201,8 +211,17 @@ class Trainer:
         self.recorder.say(self.data.description)
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
 
-    def _make_ema(self) -> ExponentialMovingAverage:
+    def _make_power_averages(self) -> list[PowerFunctionAverage]:
         a = self.arguments
+        if a.ema_snapshots is None and not (a.use_ema and a.ema_kind == "power"):
+            return []
+        return [PowerFunctionAverage(self.network.named_parameters(), sigma_rel) for sigma_rel in a.ema_sigma_rel]
+
+    def _make_ema(self) -> WeightAverage:
+        """The average that is sampled and saved."""
+        a = self.arguments
+        if a.ema_kind == "power":
+            return self.power_averages[0]
         return ExponentialMovingAverage(
             self.network.named_parameters(), a.ema_inv_gamma, a.ema_power, a.ema_max_decay, a.ema_update_after_step
         )
@@ -268,9 +287,16 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append(loss.detach())
-        if self.ema is not None:
-            self.ema.update(self.network.named_parameters())
+        for average in self._averages().values():
+            average.update(self.network.named_parameters())
         return torch.stack(losses).mean(), norm
+
+    def _averages(self) -> dict[str, WeightAverage]:
+        """All averages that follow the weights, by the name of their file in a checkpoint."""
+        averages: dict[str, WeightAverage] = {f"ema-{a.sigma_rel:g}.safetensors": a for a in self.power_averages}
+        if self.ema is not None and self.arguments.ema_kind == "warmup":
+            averages[EMA_FILE] = self.ema
+        return averages
 
     def _loss(self, number: int, batch: Batch) -> torch.Tensor:
         """Loss of batch `number`. Noise is drawn for the global batch, so it is the same on any number of processes."""
@@ -404,6 +430,8 @@ class Trainer:
             self._evaluate_samples()
         if epoch is not None and epoch % a.save_model_epochs == 0 and not self._finished():
             self._save_pipeline(self._current_pipeline(), last=False)
+        if a.ema_snapshots is not None and step % a.ema_snapshots == 0:
+            self._save_snapshot()
         if step % a.checkpointing_steps == 0:
             self._save_checkpoint()
         self.model.train()
@@ -505,11 +533,19 @@ class Trainer:
         failed = torch.tensor([float(bool(problem))], device=self.accelerator.device)
         return self.accelerator.reduce(failed, "sum").item() == 0
 
+    def _save_snapshot(self) -> None:
+        """Keep the power-function averages of this step; a failure is reported and the run goes on."""
+        if self.accelerator.is_main_process:
+            problem = _attempt(lambda: save_snapshot(self.output_dir, self.progress.step, self.power_averages))
+            if problem:
+                logger.warning("The snapshot of step %d could not be saved (%s).", self.progress.step, problem)
+
     def _complete_checkpoint(self, folder: Path, path: Path) -> None:
         progress = self.progress
         progress.best_loss, progress.validations_without_better = self.stopping.best, self.stopping.waited
+        for name, average in self._averages().items():
+            save_file(_packed(average.averages), folder / name)
         if self.ema is not None:
-            save_file(_packed(self.ema.averages), folder / EMA_FILE)
             progress.ema_updates = self.ema.updates
         if self.best is not None:
             save_file(_packed(self.best), folder / BEST_FILE)
@@ -548,8 +584,16 @@ class Trainer:
         self._validated_at = self._evaluated_at = self.progress.step
         self.stopping.best, self.stopping.waited = self.progress.best_loss, self.progress.validations_without_better
         device = str(self.accelerator.device)
-        if self.ema is not None and (path / EMA_FILE).is_file():
-            self.ema.load(load_file(path / EMA_FILE, device=device), self.progress.ema_updates)
+        for name, average in self._averages().items():
+            if (path / name).is_file():
+                # A power-function average has followed every step.
+                updates = self.progress.ema_updates if name == EMA_FILE else self.progress.step
+                average.load(load_file(path / name, device=device), updates)
+            elif name != EMA_FILE:
+                raise checkpoint.CheckpointError(
+                    f"Checkpoint '{path}' has no {name}: a power-function average can't begin in the middle of a run; "
+                    "resume with the ema_kind, ema_sigma_rel and ema_snapshots that it was begun with."
+                )
         if (path / BEST_FILE).is_file():
             self.best = load_file(path / BEST_FILE)
         if self.objective.importance is not None and (path / IMPORTANCE_FILE).is_file():
@@ -558,6 +602,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             checkpoint.retire_after(self.output_dir, self.progress.step)
+            retire_snapshots_after(self.output_dir, self.progress.step)
         self.recorder.say(f"Going on from '{path}' at step {self.progress.step}.")
 
     def _save_and_raise(self, signal_number: int) -> None:
@@ -603,6 +648,8 @@ class Trainer:
         signal_number = int(self.accelerator.gather(received).max())
         if signal_number:
             self._save_and_raise(signal_number)
+        if self.arguments.ema_snapshots is not None and self.progress.step % self.arguments.ema_snapshots != 0:
+            self._save_snapshot()
         if self.progress.step % self.arguments.checkpointing_steps != 0:
             self._save_checkpoint()
 
