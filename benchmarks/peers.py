@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -167,12 +168,13 @@ def diffusers_example(
         progress_bar.close()
 
 
-def package_trainer(diffusion: Any, images: torch.Tensor, folder: str, **options: Any) -> Any:
+def package_trainer(diffusion: Any, images: Any, folder: str, **options: Any) -> Any:
     """denoising-diffusion-pytorch's `Trainer` around its diffusion, without scores and samples on the way.
 
-    Its `dl` gives `images` (number, channels, height, width) in [0, 1] to its diffusion, instead of image files.
+    Its loader takes `images`, (channels, height, width) in [0, 1] each, where it would read image files.
     """
     package = load("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+    AcceleratorState._reset_state()  # another loop of this process may have chosen another precision
     own, package.Dataset = package.Dataset, lambda *arguments, **keywords: images
     try:
         return package.Trainer(

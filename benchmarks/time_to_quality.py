@@ -1,0 +1,401 @@
+"""Seconds of training, from nothing, to a good class-conditional model of digits: ours against its peers'.
+
+Good means: of 2,000 samples the judge finds at least 97 % to be the digit asked for, and their Frechet distance from as
+many test images, by the judge's features, is under three times that of as many other real images. One judge and one
+code measure all, each with the sampler and guidance that it uses itself. Measuring is told, and not counted.
+
+    python benchmarks/time_to_quality.py --judge DIR [--dataset_name DIR] [--seeds 0 1 2] [--budgets 60 90 120 180]
+
+Ours is trained as a user would: `--max_train_seconds` for each of the budgets in turn, every time from nothing, until
+one of them is enough; its learning rate knows its budget, and no run goes on from another. Peers, whose learning rates
+are constant, are trained in one run each that is measured at `--peer_points` moments between our time and
+`--peer_factor` times that, where they are stopped.
+
+- course: unit 2 of Hugging Face's diffusion course: UNet2DModel with an embedding of the class beside the image, Adam
+  at 1e-3, batches of 128, no average, no guidance.
+- denoising-diffusion-pytorch: its U-Net for classifier-free guidance (`--package_dim`) under its `Trainer` with the
+  defaults: Adam at 1e-4, batches of 16, an average of decay 0.995; guidance 6.
+
+Their 1,000 steps of sampling would take hours: `--peer_sampling_steps 50` has them take DDIM steps (the second by its
+own `sampling_timesteps`); 1000 has each walk its own ancestral way. Where 200 samples are under 94 % no more are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import peers
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+from diffusers_ext.commands.evaluate import cycled
+from diffusers_ext.commands.real_images import RealDataArguments, real_and_floor
+from diffusers_ext.commands.shared import DTYPES, load_judge
+from diffusers_ext.evaluation.features import extract
+from diffusers_ext.evaluation.metrics import frechet_distance
+from diffusers_ext.pipelines.batched_generation import generate_images
+from diffusers_ext.samplers import SamplerChoice
+from diffusers_ext.training import loop
+from diffusers_ext.training.arguments import ConditionalTrainingArguments
+from diffusers_ext.training.data import load_image_data
+
+ACCURACY, FLOORS = 0.97, 3.0
+SCREENING_SAMPLES, SCREENING_ACCURACY = 200, 0.94
+TARGET_SECONDS, TARGET_FACTOR = 240.0, 10.0
+RESOLUTION, CLASSES, BATCH_SIZE = 28, 10, 250
+Sample = Callable[[torch.Tensor], torch.Tensor]  # classes (number,) -> images (number, 1, 28, 28) in [-1, 1]
+
+
+# --- the measure -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Grade:
+    """What the judge says of samples; `seconds` is the time of sampling and judging."""
+
+    samples: int
+    accuracy: float
+    frechet: float
+    seconds: float
+
+
+class Exam:
+    """One judge, one list of classes, one set of real images for all."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.judge = load_judge(arguments.judge, "cpu")
+        self.dtype = DTYPES[arguments.sampling_dtype]
+        self.samples, data = arguments.num_samples, RealDataArguments(dataset_name=arguments.dataset_name)
+        sets = real_and_floor(data, self.samples, 1, RESOLUTION, list(range(CLASSES)))
+        self.real, floor = (extract(s.batches(), self.judge, self.judge, s.labels) for s in sets)
+        assert self.real.labels is not None
+        self.labels = cycled(self.real.labels, self.samples)
+        self.floor = frechet_distance(floor.features, self.real.features)
+        right = 100 * (self.real.accuracy() or 0)
+        print(f"judge: {self.judge.description()}, {right:.2f} % right on {len(self.real):,} ({sets[0].split})")
+        print(f"Frechet distance of {len(floor):,} other real images ({sets[1].split}): {self.floor:.3f}", flush=True)
+
+    def grade(self, sample: Sample) -> Grade:
+        """Of all samples; of the first few, where these leave no hope."""
+        began = time.perf_counter()
+        grade = self._grade(sample, min(SCREENING_SAMPLES, self.samples), began)
+        return grade if grade.accuracy < SCREENING_ACCURACY else self._grade(sample, self.samples, began)
+
+    def _grade(self, sample: Sample, number: int, began: float) -> Grade:
+        labels = self.labels[:number]
+        with torch.random.fork_rng(), torch.no_grad(), torch.autocast("cpu", self.dtype, self.dtype != torch.float32):
+            torch.manual_seed(0)
+            images = torch.cat([sample(part).float() for part in labels.split(BATCH_SIZE)])
+        images = images.nan_to_num().clamp(-1, 1)  # a young network may give what is no number, and fails for it
+        found = extract(images.split(BATCH_SIZE), self.judge, self.judge, labels)
+        distance = frechet_distance(found.features, self.real.features)
+        return Grade(number, found.accuracy() or 0.0, distance, time.perf_counter() - began)
+
+    def passed(self, grade: Grade) -> bool:
+        enough = grade.samples == self.samples and grade.accuracy >= ACCURACY
+        return enough and grade.frechet < FLOORS * self.floor
+
+    def tell(self, who: str, seed: int, steps: int, seconds: float, grade: Grade) -> None:
+        print(
+            f"{who}, seed {seed}, {seconds:.0f} s of training, {steps:,} steps: "
+            f"accuracy {100 * grade.accuracy:.2f} % of {grade.samples:,}, Frechet {grade.frechet:.3f}, "
+            f"{grade.frechet / self.floor:.2f} times the floor{': reached' if self.passed(grade) else ''} "
+            f"(measured in {grade.seconds:.0f} s)",
+            flush=True,
+        )
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+class PlainTrainer(loop.Trainer):
+    """Without pictures on the way."""
+
+    def _preview(self) -> None:
+        pass
+
+
+def train_ours(arguments: argparse.Namespace, exam: Exam, seed: int) -> float | None:
+    """The smallest of the budgets that is enough, or None."""
+    loop.write_figures = lambda *_: None
+    for budget in sorted(arguments.budgets):
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = PlainTrainer(_settings(arguments, seed, budget, folder))
+            pipeline: Any = trainer.train()
+        grade = exam.grade(_sampler(pipeline, trainer.arguments, arguments))
+        exam.tell("ours", seed, trainer.progress.step, trainer.progress.seconds, grade)
+        if exam.passed(grade):
+            return trainer.progress.seconds
+    return None
+
+
+def _settings(arguments: argparse.Namespace, seed: int, budget: float, folder: str) -> Any:
+    changes = {} if arguments.model is None else {"model": arguments.model}
+    never = dict.fromkeys(
+        ("validation_steps", "save_images_epochs", "save_model_epochs", "checkpointing_steps"), peers.FOREVER
+    )
+    return ConditionalTrainingArguments.from_recipe(
+        arguments.recipe,
+        dataset_name=arguments.dataset_name,
+        seed=seed,
+        max_train_seconds=budget,
+        num_epochs=10**4,
+        logger="none",
+        output_dir=folder,
+        **never,
+        **changes,
+    )
+
+
+def _sampler(pipeline: Any, settings: Any, arguments: argparse.Namespace) -> Sample:
+    """The recipe's sampler, but for what the flags say."""
+    pipeline.set_progress_bar_config(disable=True)
+    if arguments.sampler is not None:
+        choice = SamplerChoice.parse(arguments.sampler)
+        pipeline.scheduler = choice.build(pipeline.scheduler.config, arguments.subsequence)
+    scale = settings.guidance_scale if arguments.guidance_scale is None else arguments.guidance_scale
+    options = {
+        "num_inference_steps": arguments.num_inference_steps or settings.ddpm_num_inference_steps,
+        "guidance_scale": scale,
+    }
+    numbers = itertools.count()
+    return lambda labels: generate_images(pipeline, len(labels), labels, len(labels), next(numbers), **options)
+
+
+# --- peers -----------------------------------------------------------------------------------------------------------
+
+
+class ClassConditionedUnet(torch.nn.Module):
+    """Of the course's notebook."""
+
+    def __init__(self, num_classes: int = CLASSES, class_emb_size: int = 4):
+        super().__init__()
+        self.class_emb = torch.nn.Embedding(num_classes, class_emb_size)
+        self.model = UNet2DModel(in_channels=1 + class_emb_size, out_channels=1, **peers.COURSE_NETWORK)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        bs, _, w, h = x.shape
+        class_cond = self.class_emb(class_labels)
+        class_cond = class_cond.view(bs, class_cond.shape[1], 1, 1).expand(bs, class_cond.shape[1], w, h)
+        return self.model(torch.cat((x, class_cond), 1), t).sample
+
+
+class Course:
+    """The course's notebook: its loop and its way to sample."""
+
+    name = "course"
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, arguments: argparse.Namespace, folder: str):
+        self.net, self.sampling_steps, self.steps = ClassConditionedUnet(), arguments.peer_sampling_steps, 0
+        self.noise_scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2")
+        self._loop = self._train((images + 1) / 2, labels)
+
+    def _train(self, images: torch.Tensor, labels: torch.Tensor) -> Iterator[None]:
+        dataset = torch.utils.data.TensorDataset(images, labels)
+        train_dataloader = torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True)
+        loss_fn = torch.nn.MSELoss()
+        opt = torch.optim.Adam(self.net.parameters(), lr=1e-3)
+        losses = []
+        while True:
+            for x, y in train_dataloader:
+                x = x * 2 - 1
+                noise = torch.randn_like(x)
+                timesteps = torch.randint(0, 999, (x.shape[0],)).long()
+                noisy_x = self.noise_scheduler.add_noise(x, noise, timesteps)
+                pred = self.net(noisy_x, timesteps, y)
+                loss = loss_fn(pred, noise)
+                opt.zero_grad()
+                loss.backward()
+                opt.step()
+                losses.append(loss.item())
+                yield
+
+    def train(self, seconds: float) -> float:
+        """At least so many seconds more; how many it were."""
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            next(self._loop)
+            self.steps += 1
+        return time.perf_counter() - began
+
+    def sample(self, labels: torch.Tensor) -> torch.Tensor:
+        scheduler: Any = self.noise_scheduler
+        if self.sampling_steps < len(scheduler):
+            scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+        scheduler.set_timesteps(self.sampling_steps)
+        x = torch.randn(len(labels), 1, RESOLUTION, RESOLUTION)
+        for t in scheduler.timesteps:
+            x = scheduler.step(self.net(x, t, labels).float(), t, x).prev_sample
+        return x
+
+
+class LabelledDiffusion(torch.nn.Module):
+    """denoising-diffusion-pytorch's guided diffusion for its `Trainer`, which knows of no classes: they come as a
+    second channel."""
+
+    channels, image_size, is_ddim_sampling = 1, RESOLUTION, False
+
+    def __init__(self, diffusion: Any):
+        super().__init__()
+        self.diffusion = diffusion
+
+    def forward(self, packed: torch.Tensor) -> torch.Tensor:
+        return self.diffusion(packed[:, :1], classes=packed[:, 1, 0, 0].long())
+
+
+class PackedImages(torch.utils.data.Dataset):
+    """Images in [0, 1], each with a second channel that is its class."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = self.images[index]
+        return torch.cat([image, torch.full_like(image, float(self.labels[index]))])
+
+
+class Package:
+    """denoising-diffusion-pytorch: `Trainer` and `sample` as they are."""
+
+    name = "denoising-diffusion-pytorch"
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, arguments: argparse.Namespace, folder: str):
+        guided = peers.load("denoising_diffusion_pytorch.classifier_free_guidance")
+        net = guided.Unet(dim=arguments.package_dim, num_classes=CLASSES, dim_mults=(1, 2, 4), channels=1)
+        steps = arguments.peer_sampling_steps
+        diffusion = guided.GaussianDiffusion(net, image_size=RESOLUTION, timesteps=1000, sampling_timesteps=steps)
+        packed = PackedImages((images + 1) / 2, labels)
+        self.trainer = peers.package_trainer(LabelledDiffusion(diffusion), packed, folder)
+
+    @property
+    def steps(self) -> int:
+        return self.trainer.step
+
+    def train(self, seconds: float) -> float:
+        """At least so many seconds more; how many it were."""
+        began = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):  # it says "training complete" every time
+            while time.perf_counter() - began < seconds:
+                self.trainer.train_num_steps = self.trainer.step + 10
+                self.trainer.train()
+        return time.perf_counter() - began
+
+    def sample(self, labels: torch.Tensor) -> torch.Tensor:
+        return self.trainer.ema.ema_model.diffusion.sample(classes=labels) * 2 - 1
+
+
+PEERS: dict[str, Any] = {peer.name: peer for peer in (Course, Package)}
+
+
+def train_peer(
+    name: str, arguments: argparse.Namespace, exam: Exam, seed: int, first: float, bound: float
+) -> float | None:
+    """Seconds of training at the first of the moments at which the peer passes, or None."""
+    torch.manual_seed(seed)
+    data = load_image_data(arguments.dataset_name, None, None, "train", resolution=RESOLUTION)
+    assert data.labels is not None
+    images, trained = data.__getitems__(range(len(data)))["images"], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        peer = PEERS[name](images, data.labels, arguments, folder)
+        for moment in moments(first, bound, arguments.peer_points):
+            if moment <= trained:  # steps take longer than the moments are apart
+                continue
+            trained += peer.train(moment - trained)
+            grade = exam.grade(peer.sample)
+            exam.tell(name, seed, peer.steps, trained, grade)
+            if exam.passed(grade):
+                return trained
+    return None
+
+
+def moments(first: float, last: float, number: int) -> list[float]:
+    """`number` times from `first` to `last`, each the same factor after the one before."""
+    if number == 1 or last <= first:
+        return [last]
+    return [first * (last / first) ** (k / (number - 1)) for k in range(number)]
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Result:
+    """Seconds of training that were enough, or that were not."""
+
+    seconds: float
+    reached: bool
+
+    def __str__(self) -> str:
+        return f"{'' if self.reached else '> '}{self.seconds:.0f}"
+
+
+def report(results: dict[str, list[Result]]) -> None:
+    """A row a contestant: seconds by seed, and how many times ours."""
+    print(f"\n{'':28s} {'seconds of training by seed':>30s}   times ours")
+    ours = results["ours"]
+    for name, column in results.items():
+        print(f"{name:28s} {', '.join(map(str, column)):>30s}   ", end="")
+        if name == "ours":
+            median, reached = statistics.median(r.seconds for r in column), all(r.reached for r in column)
+            print(f"median {'meets' if reached and median < TARGET_SECONDS else 'misses'} {TARGET_SECONDS:.0f} s")
+        elif all(own.reached for own in ours):
+            factor = round(statistics.median(r.seconds / own.seconds for r, own in zip(column, ours)), 2)
+            least = "" if all(r.reached for r in column) else "at least "
+            print(f"{least}{factor:g}, {'meets' if factor >= TARGET_FACTOR else 'misses'} {TARGET_FACTOR:g}")
+        else:
+            print("not known, since ours was not good in time")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--judge", required=True, help="folder of a judge (`diffusers-ext judge train`)")
+    parser.add_argument("--dataset_name", default="embedded")
+    parser.add_argument("--recipe", default="train/recipes/mnist-classes.yaml")
+    parser.add_argument("--model", help="of ours; the recipe's if not given")
+    parser.add_argument("--sampler", help="of ours: ddim, dpmsolver++, ...; the recipe's if not given")
+    parser.add_argument("--subsequence", default="uniform", help="of --sampler ddim")
+    parser.add_argument("--num_inference_steps", type=int, help="of ours; the recipe's if not given")
+    parser.add_argument("--guidance_scale", type=float, help="of ours; the recipe's if not given")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[60, 90, 120, 180, 240])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--peer_factor", type=float, default=10.0)
+    parser.add_argument("--peer_seconds", type=float, help="stop peers after so many seconds, whatever our time was")
+    parser.add_argument("--peer_points", type=int, default=8)
+    parser.add_argument("--peer_sampling_steps", type=int, default=50)
+    parser.add_argument("--package_dim", type=int, default=28)
+    parser.add_argument("--num_samples", type=int, default=2000)
+    parser.add_argument("--sampling_dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {arguments.threads} threads")
+    exam = Exam(arguments)
+    results: dict[str, list[Result]] = {name: [] for name in ("ours", *arguments.peers)}
+    for seed in arguments.seeds:
+        own = train_ours(arguments, exam, seed)
+        first = own or max(arguments.budgets)
+        results["ours"].append(Result(first, own is not None))
+        bound = min(arguments.peer_factor * first, arguments.peer_seconds or math.inf)
+        for name in arguments.peers:
+            found = train_peer(name, arguments, exam, seed, first, bound)
+            results[name].append(Result(found or bound, found is not None))
+    report(results)
+
+
+if __name__ == "__main__":
+    main()
