@@ -240,6 +240,13 @@ class Course:
         return x
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the bars of ten steps each."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
 class LabelledDiffusion(torch.nn.Module):
     """denoising-diffusion-pytorch's guided diffusion for its `Trainer`, which knows of no classes: they come as a
     second channel."""
@@ -288,14 +295,15 @@ class Package:
     def train(self, seconds: float) -> float:
         """At least so many seconds more; how many it were."""
         began = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):  # it says "training complete" every time
+        with quietly():
             while time.perf_counter() - began < seconds:
                 self.trainer.train_num_steps = self.trainer.step + 10
                 self.trainer.train()
         return time.perf_counter() - began
 
     def sample(self, labels: torch.Tensor) -> torch.Tensor:
-        return self.trainer.ema.ema_model.diffusion.sample(classes=labels) * 2 - 1
+        with quietly():
+            return self.trainer.ema.ema_model.diffusion.sample(classes=labels) * 2 - 1
 
 
 PEERS: dict[str, Any] = {peer.name: peer for peer in (Course, Package)}

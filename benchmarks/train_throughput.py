@@ -123,7 +123,7 @@ def train_ours(network: Any, batch_size: int, precision: str, folder: str, asked
             super()._after_step(norm)
             self.left -= 1
             if self.left == 0:
-                self.left = next(asked)
+                self.left = next(asked, None) or sys.exit()
 
     ours.make_model = lambda *_: network
     arguments = TrainingArguments(
@@ -154,6 +154,7 @@ def work(arguments: argparse.Namespace) -> None:
             train_ours(network, arguments.batch_size, arguments.precision, folder, asked)
         else:
             train_peer(arguments, inner, network, folder, asked)
+    os._exit(0)  # without waiting for processes that make batches
 
 
 def train_peer(arguments: argparse.Namespace, inner: Any, network: Any, folder: str, asked: Iterator[int]) -> None:
