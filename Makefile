@@ -14,7 +14,7 @@ VERSION_TESTS ?= tests/test_package.py tests/test_pipelines.py tests/test_pipeli
 	tests/test_schedulers_diffusers.py tests/test_hub.py
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-.PHONY: train test test-versions lint clean
+.PHONY: train test test-versions bench lint clean
 
 # The last packages are peers that tests and benchmarks measure against. They come without their dependencies: torchvision
 # and pytorch-fid serve their image folders and scores only, and stand-ins take their place.
@@ -59,6 +59,26 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed
 	.venv-newest/bin/python $(PIP_INSTALL) $(shell grep ^torch== constraints.txt)
 	.venv-newest/bin/python $(PIP_INSTALL) --upgrade -e ".[eval]" pytest werkzeug
 	touch $@
+
+# Every benchmark, each stopped after so many seconds at most: 39 minutes in all. What a longer run would say more
+# exactly (three seeds, peers up to ten times our time, more samples) is in each file's first lines.
+BENCH_DATA ?= embedded
+BENCH_JUDGE ?= outputs/bench-judge
+TIMEOUT := $(shell command -v timeout)
+part = $(if $(TIMEOUT),$(TIMEOUT) $(1)) $(BIN)/python benchmarks/$(2)
+
+bench: $(STAMP) $(BENCH_JUDGE)/config.json
+	-$(call part,120,scheduler_step.py)
+	-$(call part,120,model_speed.py --threads $(THREADS) --repeats 3)
+	-$(call part,120,model_table.py --threads $(THREADS) --repeats 1)
+	-$(call part,570,train_throughput.py --threads $(THREADS) --turns 3 --turn_seconds 3)
+	-$(call part,780,time_to_quality.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
+		--seeds 0 --budgets 120 240 --peer_seconds 120 --peer_points 1)
+	-$(call part,540,sampling_steps.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
+		--train_seconds 120 --num_samples 200)
+
+$(BENCH_JUDGE)/config.json: $(STAMP)
+	$(BIN)/diffusers-ext judge train --dataset_name $(BENCH_DATA) --max_train_seconds 60 --output_dir $(BENCH_JUDGE)
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest outputs
