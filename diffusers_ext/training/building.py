@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -203,19 +204,21 @@ def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
             raise ValueError(f"schedule '{schedule}' takes no schedule_options and no rescale_betas_zero_snr.")
         return _make_flow_scheduler(arguments)
     scheduler_class = SubsequenceDDIMScheduler if arguments.sampler == "ddim" else AncestralDDPMScheduler
-    return scheduler_class(
-        num_train_timesteps=arguments.ddpm_num_steps,
-        beta_start=arguments.beta_start,
-        beta_end=arguments.beta_end,
-        beta_schedule=schedule,
-        schedule_options=options,
-        rescale_betas_zero_snr=arguments.rescale_betas_zero_snr,
-        prediction_type=arguments.prediction_type,
-        # A clamped x0 beside an unclamped epsilon leaves the probability flow, so that more steps change the image.
-        clip_sample=arguments.sampler != "ddim",
-        # The walk has to begin where the path ends, at T-1: fewer steps than T would otherwise start too low.
-        timestep_spacing="trailing",
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This noise path ends")  # the doctor says it
+        return scheduler_class(
+            num_train_timesteps=arguments.ddpm_num_steps,
+            beta_start=arguments.beta_start,
+            beta_end=arguments.beta_end,
+            beta_schedule=schedule,
+            schedule_options=options,
+            rescale_betas_zero_snr=arguments.rescale_betas_zero_snr,
+            prediction_type=arguments.prediction_type,
+            # A clamped x0 beside an unclamped epsilon leaves the probability flow, so that more steps change the image.
+            clip_sample=arguments.sampler != "ddim",
+            # The walk has to begin where the path ends, at T-1: fewer steps than T would otherwise start too low.
+            timestep_spacing="trailing",
+        )
 
 
 def _make_flow_scheduler(arguments: TrainingArguments) -> ScoreSDEScheduler:

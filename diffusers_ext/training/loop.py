@@ -28,6 +28,7 @@ from .arguments import ConditionalTrainingArguments, TrainingArguments
 from .building import make_model, make_objective, make_optimizer, make_scheduler
 from .conditioning import ClassConditioning, Conditioning, make_conditioning
 from .data import Batch, BatchSchedule, ImageData, identity, load_image_data
+from .doctor import Doctor
 from .ema import (
     ExponentialMovingAverage,
     PowerFunctionAverage,
@@ -115,6 +116,7 @@ class Trainer:
         self.best: dict[str, torch.Tensor] | None = None
         self.progress = Progress()
         self.pusher = HubPusher(self.output_dir, arguments)
+        self.doctor = Doctor(self.objective, self.accelerator.device, self._warn)
         self._unread: list[tuple[int, torch.Tensor]] = []
         self._validated_at = self._evaluated_at = 0
 
@@ -313,6 +315,7 @@ class Trainer:
         dropped = self.conditioning.dropped(number, number // self.batches_per_epoch, shape[0])[mine]
         condition = self.conditioning.inputs(batch, self.data, dropped, seed_of(seed, "condition", number), mine)
         losses = self.objective(self.model, x0, noise[mine], times[mine], **condition)
+        self.doctor.watch(images, times[mine], losses)
         if (importance := self.objective.importance) is not None:
             factors = importance.factors(times)[mine]
             importance.update(times, accelerator.gather(losses.detach()))
@@ -343,6 +346,7 @@ class Trainer:
         """
         self._resume()
         self.recorder.start(self.progress.step)
+        self.doctor.check_path()
         batches = self._batches()
         began = time.monotonic() - self.progress.seconds
         self.model.train()
@@ -421,6 +425,8 @@ class Trainer:
             if self.ema is not None:
                 values["ema_decay"] = self.ema.decay()
             self.recorder.log_training(step, self.progress.seconds, **values)
+            self.doctor.check(step)
+            self.doctor.check_ema_early(self.ema, step, self.max_steps, self.progress.seconds, a.max_train_seconds)
         # Epochs count from 0, as in diffusers' example: previews and saves come after epochs 0, N, 2N, ...
         by_epoch = epoch is not None and epoch % a.save_images_epochs == 0
         if by_epoch if a.validation_steps is None else step % a.validation_steps == 0:
@@ -441,9 +447,11 @@ class Trainer:
     def _validate(self) -> None:
         a = self.arguments
         self._validated_at = self.progress.step
+        self.model.eval()
+        data = self.validation_data or self.data
+        self.doctor.check_condition(self.model, data, lambda b: self._fixed_condition(0, b, data), self.progress.step)
         if self.validation_data is None:
             return
-        self.model.eval()
         with self._evaluated_weights():
             loss = validation_loss(
                 self.accelerator,
@@ -453,7 +461,7 @@ class Trainer:
                 a.validation_size,
                 a.train_batch_size,
                 a.seed,
-                self._validation_condition,
+                lambda number, batch: self._fixed_condition(number, batch, data),
             )
         if not math.isfinite(loss):
             raise TrainingDiverged(self._divergence(self.progress.step, loss))
@@ -472,12 +480,17 @@ class Trainer:
             measures = self.sample_evaluation(self._current_pipeline())
         self.recorder.log(self.progress.step, self.progress.seconds, **measures)
 
-    def _validation_condition(self, number: int, batch: Batch) -> dict[str, Any]:
+    def _fixed_condition(self, number: int, batch: Batch, data: ImageData) -> dict[str, Any]:
         count = len(batch["images"])
         seed = seed_of(self.arguments.seed, "validation condition", number)
         kept = torch.zeros(count, dtype=torch.bool)
-        assert self.validation_data is not None
-        return self.conditioning.inputs(batch, self.validation_data, kept, seed, slice(0, count))
+        return self.conditioning.inputs(batch, data, kept, seed, slice(0, count))
+
+    def _warn(self, sentence: str) -> None:
+        """Say on the main process what looks wrong, and write it among the metrics."""
+        if self.accelerator.is_main_process:
+            logger.warning(sentence)
+        self.recorder.log(self.progress.step, self.progress.seconds, warning=sentence)
 
     def _request(self, count: int) -> dict[str, Any]:
         """What the pipeline is asked for in previews and figures."""
@@ -644,6 +657,8 @@ class Trainer:
             self._evaluate_samples()
         if self.recorder.has_unlogged:
             self.recorder.log_training(self.progress.step, self.progress.seconds)
+        self.doctor.check(self.progress.step)
+        self.doctor.check_ema(self.ema, self.progress.step)
         received = torch.tensor([interruption.received], device=self.accelerator.device)
         signal_number = int(self.accelerator.gather(received).max())
         if signal_number:

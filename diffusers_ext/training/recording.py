@@ -88,7 +88,7 @@ class Recorder:
         self._mark, self._paused = (step, time.monotonic()), 0.0
         self.log(step, seconds, loss=sum(losses) / len(losses), **values, images_per_second=speed)
 
-    def log(self, step: int, seconds: float, **values: float) -> None:
+    def log(self, step: int, seconds: float, **values: float | str) -> None:
         """Write values to the trackers and as one line of metrics.jsonl."""
         with self._surviving_a_full_disk():
             self.accelerator.log(values, step=step)

@@ -1,0 +1,128 @@
+"""The doctor: silent on a healthy run, one sentence on a run broken on purpose, and no weight changed by it."""
+
+import json
+import os
+
+import pytest
+import torch
+from conftest import TINY_MODEL
+from safetensors.torch import load_file
+
+from diffusers_ext.training import ConditionalTrainingArguments, Trainer, loop
+from diffusers_ext.training.doctor import Doctor, early_share
+from diffusers_ext.training.ema import ExponentialMovingAverage
+
+STEPS = 120
+
+
+@pytest.fixture
+def warnings_of(tiny_run, corners_data, monkeypatch, caplog, tmp_path):
+    """Trains on four classes of 8x8 images, after `broken` had its way with the trainer; gives what the doctor said."""
+    monkeypatch.setattr(loop, "write_figures", lambda *_: None)
+
+    def run(broken=lambda trainer: None, **overrides):
+        caplog.clear()
+        settings = {
+            **vars(tiny_run()),
+            "train_data_dir": corners_data,
+            "train_split": "train",
+            "validation_split": "test",
+            "resolution": 8,
+            "model_options": json.dumps(TINY_MODEL),
+            "train_batch_size": 16,
+            "max_train_steps": STEPS,
+            "learning_rate": 2e-3,
+            "lr_warmup_steps": 10,
+            "validation_steps": STEPS // 2,
+            "checkpointing_steps": STEPS,
+            "logging_steps": 5,
+            "overwrite_output_dir": True,
+        }
+        trainer = Trainer(ConditionalTrainingArguments(**{**settings, **overrides}))
+        broken(trainer)
+        trainer.train()
+        with open(trainer.output_dir / "metrics.jsonl") as file:
+            told = [record["warning"] for record in map(json.loads, file) if "warning" in record]
+        assert told == [record.getMessage() for record in caplog.records if record.name.endswith("loop")]
+        return told
+
+    return run
+
+
+def weights(folder, steps=STEPS):
+    return [load_file(os.path.join(folder, f"checkpoint-{steps}", f"{name}.safetensors")) for name in ("model", "ema")]
+
+
+def test_a_healthy_run_is_silent_and_the_same_without_a_doctor(warnings_of, tmp_path, monkeypatch):
+    assert warnings_of() == []
+    for name in ("watch", "check", "check_path", "check_ema", "check_ema_early", "check_condition"):
+        monkeypatch.setattr(Doctor, name, lambda *_: None)
+    assert warnings_of(output_dir=str(tmp_path / "alone")) == []
+    for watched, alone in zip(weights(tmp_path / "run"), weights(tmp_path / "alone"), strict=True):
+        assert watched.keys() == alone.keys() and all(torch.equal(watched[name], alone[name]) for name in alone)
+
+
+def test_a_path_that_ends_with_signal_left(warnings_of):
+    (told,) = warnings_of(schedule="linear", ddpm_num_steps=100, max_train_steps=2)
+    assert "ends at alphas_cumprod = 0.364 after 100 steps" in told
+
+
+def test_an_ema_near_its_start(warnings_of):
+    (told,) = warnings_of(ema_power=100.0, ema_max_decay=0.9999, max_train_steps=10)
+    assert "100% of the EMA's weight is on the first 10%" in told
+    assert "--ema_max_decay 0" in told
+
+
+def test_a_condition_that_never_reaches_the_network(warnings_of):
+    def deafen(trainer):
+        trainer.network.class_embedding.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
+
+    (told,) = warnings_of(deafen)
+    assert told.startswith("The model ignores its condition: told another one, its prediction changes by 0 of its size")
+
+
+@pytest.mark.parametrize(("factor", "sentence"), [(2.0, "outside [-1, 1]"), (0.25, "a small part of [-1, 1]")])
+def test_data_out_of_range(warnings_of, factor, sentence):
+    def rescale(trainer):
+        read = trainer.data.__getitems__
+        trainer.data.__getitems__ = lambda keys: {k: v * factor if k == "images" else v for k, v in read(keys).items()}
+
+    (told,) = warnings_of(rescale, max_train_steps=20)
+    assert told.startswith("The training images reach from -") and sentence in told
+
+
+class Ascending:
+    """Unlearns the noise levels from t = 900 on, as a wrong sign would."""
+
+    def __init__(self, objective):
+        self._objective = objective
+
+    def __getattr__(self, name):
+        return getattr(self._objective, name)
+
+    def __call__(self, model, x0, noise, times, **condition):
+        losses = self._objective(model, x0, noise, times, **condition)
+        return torch.where(times >= 900, 6 * losses.detach() - 5 * losses, losses)
+
+
+def test_a_noise_level_whose_loss_diverges(warnings_of):
+    def ascend(trainer):
+        trainer.objective = Ascending(trainer.objective)
+
+    (told,) = warnings_of(ascend, train_batch_size=64, learning_rate=5e-3)
+    assert "noise levels from t = 9" in told or "noise levels from t = 89" in told
+    assert "diverges" in told and "times its lowest" in told
+
+
+@pytest.mark.parametrize("steps", [1, 7, 400, 30_000])
+@pytest.mark.parametrize(("power", "max_decay"), [(0.75, 0.9999), (0.75, 0.99), (100.0, 0.999), (1.0, 1.0)])
+def test_the_early_share_is_the_weight_of_the_early_part(steps, power, max_decay):
+    if steps > 400 and max_decay == 1.0:
+        pytest.skip("the average of all weights needs no long run")
+    weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    ema = ExponentialMovingAverage([("weight", weight)], power=power, max_decay=max_decay)
+    early = int(0.1 * steps)
+    for step in range(steps):
+        weight.data.fill_(1.0 if step < early else 0.0)
+        ema.update([("weight", weight)])
+    assert early_share(ema, steps) == pytest.approx(ema.averages["weight"].item(), rel=0.02, abs=1e-6)
