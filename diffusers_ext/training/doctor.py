@@ -77,9 +77,8 @@ class Doctor:
         self._check_range(*self._range.tolist())
         sums, counts = self._losses.tolist()
         judged = [count >= LEAST_LOSSES for count in counts]
-        for level, (total, count) in enumerate(zip(sums, counts, strict=True)):
-            if judged[level]:
-                self._check_level(step, level, total / count)
+        means = {level: sums[level] / counts[level] for level in range(LEVELS) if judged[level]}
+        self._check_levels(step, means)
         self._losses.masked_fill_(torch.tensor(judged, device=self._losses.device), 0)
 
     def _check_range(self, low: float, high: float) -> None:
@@ -91,19 +90,21 @@ class Doctor:
                 "range", f"{told} and use a small part of [-1, 1], which the noise drowns early; stretch their range."
             )
 
-    def _check_level(self, step: int, level: int, mean: float) -> None:
-        """A level that is above `RISEN` times its lowest mean once may be unlucky; twice in a row, it diverges."""
-        rises = mean > RISEN * self._lowest[level]
-        self._risen[level] = self._risen[level] + 1 if rises else 0
-        if self._risen[level] > 1:
-            first, last = self._edges[level].item(), self._edges[level + 1].item()
+    def _check_levels(self, step: int, means: dict[int, float]) -> None:
+        """Warn of the level that rose the most: once may be bad luck, but twice in a row, it diverges."""
+        rises = {level: mean / self._lowest[level] for level, mean in means.items()}
+        for level, mean in means.items():
+            self._risen[level] = self._risen[level] + 1 if rises[level] > RISEN else 0
+            self._lowest[level] = min(self._lowest[level], mean)
+        worst = max((level for level in means if self._risen[level] > 1), key=lambda level: rises[level], default=None)
+        if worst is not None:
+            first, last = self._edges[worst].item(), self._edges[worst + 1].item()
             self._warn(
                 "level",
-                f"The loss of the noise levels from t = {first:.4g} to {last:.4g} diverges: {mean:.3g} at step {step}, "
-                f"{mean / self._lowest[level]:.1f} times its lowest, {self._lowest[level]:.3g}; lower the learning "
-                "rate, or weight these levels less.",
+                f"The loss of the noise levels from t = {first:.4g} to {last:.4g} diverges: {means[worst]:.3g} at step "
+                f"{step}, {rises[worst]:.1f} times its lowest, {self._lowest[worst]:.3g}; lower the learning rate, or "
+                "weight these levels less.",
             )
-        self._lowest[level] = min(self._lowest[level], mean)
 
     def check_path(self) -> None:
         """Warn of a noise path that ends with signal left, where samplers start from pure noise."""
