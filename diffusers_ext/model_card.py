@@ -402,6 +402,14 @@ def _training(facts: CardFacts) -> str:
     text += f"through the data, in {last['seconds'] / 60:.1f} minutes"
     speeds = sorted(record["images_per_second"] for record in facts.records if "images_per_second" in record)
     text += f" ({speeds[len(speeds) // 2]:.0f} images/s)." if speeds else "."
+    used = next((record for record in reversed(facts.records) if "flops_over_peak" in record), None)
+    if used:
+        text += (
+            f" In {used['mode']}, the steps reached {used['flops_over_peak']:.0%} of the "
+            f"{used['peak_flops'] / 1e9:,.0f} GFLOP/s that a product of matrices reached on that machine, and "
+            f"{used['time_outside_steps']:.1%} of their time was "
+            f"outside forward, backward and optimizer; they took at most {used['peak_memory_bytes'] / 2**30:.2f} GiB."
+        )
     shown = ("learning_rate", "lr_scheduler", "mixed_precision", "loss", "loss_weighting", "timestep_sampling", "seed")
     settings = [f"{name} {recipe[name]}" for name in shown if name in recipe]
     if settings:

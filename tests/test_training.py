@@ -379,7 +379,7 @@ def test_a_short_run_on_a_folder_without_validation_leaves_its_pictures(tiny_run
     )
     train(arguments)
     assert (tmp_path / "run" / "figures" / "losses.png").exists()
-    assert [r["step"] for r in metrics(arguments)] == [1]
+    assert [r["step"] for r in metrics(arguments) if "loss" in r] == [1]
 
 
 @pytest.mark.slow

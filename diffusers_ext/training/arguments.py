@@ -70,7 +70,10 @@ class TrainingArguments:
     model_config_name_or_path: str | None = option(None, "Configuration of a diffusers UNet2DModel to train.")
     model_options: str | None = option(None, 'JSON with entries of the model\'s configuration, {"dropout": 0.1}, say.')
     gradient_checkpointing: bool = option(False, "Recompute activations in the backward pass, to save memory.")
-    channels_last: bool = option(False, "Keep images and weights in channels-last memory format.")
+    channels_last: bool | None = option(
+        None,
+        "Keep images and weights in channels-last memory format; measured under --mixed_precision auto if not given.",
+    )
 
     # noise path and objective
     schedule: str | None = option(
@@ -124,7 +127,7 @@ class TrainingArguments:
     adam_epsilon: float = option(1e-8, "Adam's epsilon.")
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.")
     mixed_precision: str | None = option(
-        None, "no, fp16, bf16, or auto (bf16 where the machine multiplies it natively); the launcher's when not given."
+        None, "no, fp16, bf16, or auto (what a few timed steps show to be the fastest); the launcher's when not given."
     )
     local_rank: int = option(-1, "Set by launchers.")
     enable_xformers_memory_efficient_attention: bool = option(False, "Use xformers' attention.")

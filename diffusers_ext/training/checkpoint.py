@@ -98,6 +98,14 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"Checkpoint '{path}' has no readable {MANIFEST} and {STATE}.") from None
 
 
+def read_state(path: Path) -> dict[str, Any] | None:
+    """The trainer state of a checkpoint, unverified; None when it can't be read."""
+    try:
+        return dict(json.loads((path / STATE).read_text()))
+    except (OSError, json.JSONDecodeError, TypeError, ValueError):
+        return None
+
+
 def newest_usable(output_dir: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint that verifies, with its state; damaged ones are skipped and reported to `warn`."""
     for path in reversed(list_checkpoints(output_dir)):

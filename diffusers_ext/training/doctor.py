@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .data import Batch
-from .ema import ExponentialMovingAverage
+from .ema import WeightAverage
 from .objective import Objective
 from .randomness import generator_of
 from .validation import to_range
@@ -108,7 +108,7 @@ class Doctor:
 
     def check_path(self) -> None:
         """Warn of a noise path that ends with signal left, where samplers start from pure noise."""
-        path = getattr(self.objective, "path", None)
+        path: Any = getattr(self.objective, "path", None)
         if hasattr(path, "warn_if_not_noise"):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -116,7 +116,7 @@ class Doctor:
             for warning in caught:
                 self._warn("path", str(warning.message))
 
-    def check_ema(self, ema: ExponentialMovingAverage | None, steps: int) -> None:
+    def check_ema(self, ema: WeightAverage | None, steps: int) -> None:
         """Warn of an average that after `steps` updates still lies on the weights of a run's first part."""
         share = early_share(ema, steps) if ema is not None else 0.0
         if ema is not None and share > EARLY_SHARE:
@@ -128,7 +128,7 @@ class Doctor:
             )
 
     def check_ema_early(
-        self, ema: ExponentialMovingAverage | None, step: int, max_steps: int, seconds: float, limit: float | None
+        self, ema: WeightAverage | None, step: int, max_steps: int, seconds: float, limit: float | None
     ) -> None:
         """`check_ema` as soon as the run's number of steps can be foreseen from `step` and the time it took."""
         if limit is None:
@@ -164,7 +164,7 @@ class Doctor:
             )
 
 
-def early_share(ema: ExponentialMovingAverage, steps: int) -> float:
+def early_share(ema: WeightAverage, steps: int) -> float:
     """The part of the EMA's weight that after `steps` updates is on the initial weights and the run's first `EARLY`.
 
     It is the product of the later decays, reckoned from the mean of their logarithms on a grid.

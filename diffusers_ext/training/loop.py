@@ -17,7 +17,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    ProjectConfiguration,
+    broadcast_object_list,
+)
 from diffusers.optimization import get_scheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors import SafetensorError
@@ -29,6 +34,7 @@ from .building import make_model, make_objective, make_optimizer, make_scheduler
 from .conditioning import ClassConditioning, Conditioning, make_conditioning
 from .data import Batch, BatchSchedule, ImageData, identity, load_image_data
 from .doctor import Doctor
+from .efficiency import Efficiency, StepClock, flops_of, peak_flops, peak_memory
 from .ema import (
     ExponentialMovingAverage,
     PowerFunctionAverage,
@@ -38,7 +44,8 @@ from .ema import (
     save_snapshot,
 )
 from .interruption import Interruption, TrainingInterrupted
-from .precision import resolve_mixed_precision
+from .precision import Mode, as_loaded, resolve_mixed_precision, set_attention
+from .probe import ModeProbe
 from .randomness import generator_of, seed_of
 from .recording import METRICS_FILE, Recorder
 from .report import GIF_IMAGES, preview_grid, write_figures
@@ -68,6 +75,7 @@ class Progress:
     best_loss: float = float("inf")
     validations_without_better: int = 0
     ema_updates: int = 0
+    mode: dict[str, Any] | None = None
 
 
 def train(arguments: TrainingArguments) -> DiffusionPipeline:
@@ -117,6 +125,7 @@ class Trainer:
         self.progress = Progress()
         self.pusher = HubPusher(self.output_dir, arguments)
         self.doctor = Doctor(self.objective, self.accelerator.device, self._warn)
+        self.clock = StepClock(self.accelerator.device)
         self._unread: list[tuple[int, torch.Tensor]] = []
         self._validated_at = self._evaluated_at = 0
 
@@ -202,16 +211,60 @@ class Trainer:
             unet.enable_gradient_checkpointing()
         if a.enable_xformers_memory_efficient_attention:
             unet.enable_xformers_memory_efficient_attention()
-        if a.channels_last:
-            unet.to(memory_format=torch.channels_last)
-        optimizer = make_optimizer(a, network, fused=self.accelerator.device.type in ("cpu", "cuda"))
         self.batches_per_epoch = self._schedule(0).batches_per_epoch
         per_run = math.ceil(a.num_epochs * self.batches_per_epoch / a.gradient_accumulation_steps)
         self.max_steps = min(per_run, a.max_train_steps) if a.max_train_steps else per_run
         self._lr_factor = _lr_factor(a, self.max_steps)
+        self.mode, chosen = self._choose_mode(network)
+        if a.mixed_precision == "auto":
+            self.accelerator = _make_accelerator(a, self.mode.precision)
+        self.mode.apply(network)
+        optimizer = self._make_optimizer(network)
         self.recorder = Recorder(self.accelerator, a, self.max_steps, self.batches_per_epoch)
         self.recorder.say(self.data.description)
+        if chosen:
+            self.recorder.say(chosen)
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
+
+    def _make_optimizer(self, network: torch.nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(self.arguments, network, fused=self.accelerator.device.type in ("cpu", "cuda"))
+
+    def _choose_mode(self, network: torch.nn.Module) -> tuple[Mode, str]:
+        """How steps are computed, the same on every process, and a line on why; measured where settings leave it."""
+        a, accelerator = self.arguments, self.accelerator
+        batches, limit = self.max_steps * a.gradient_accumulation_steps, a.max_train_seconds or math.inf
+        if a.mixed_precision != "auto":
+            return Mode(accelerator.mixed_precision, bool(a.channels_last)), ""
+        began, mode, chosen = time.monotonic(), self._stored_mode(), ""
+        if mode is None:
+            data = self.data
+            keys = [(index % len(data), 0) for index in range(a.train_batch_size)]
+            probe = ModeProbe(
+                network.to(accelerator.device),
+                self.objective,
+                self._loss_inputs(0, self._on_device(data.__getitems__(keys))),
+                self._make_optimizer,
+                lambda seconds: min(batches * seconds, limit),
+            )
+            mode = probe.choose(a.channels_last)
+            chosen = f"Images/s of training steps: {probe}. Probed in {time.monotonic() - began:.1f} s."
+        (mode,) = broadcast_object_list([mode])
+        return mode, f"Steps are computed in {mode}. {chosen}".strip()
+
+    def _stored_mode(self) -> Mode | None:
+        """The mode of the checkpoint that the run will go on from: in another one it would end with other weights."""
+        a = self.arguments
+        if a.resume_from_checkpoint is None:
+            return None
+        named = Path(a.resume_from_checkpoint)
+        folders = [named if named.is_dir() else self.output_dir / named.name]
+        if a.resume_from_checkpoint == "latest":
+            folders = checkpoint.list_checkpoints(self.output_dir)[::-1]
+        for state in map(checkpoint.read_state, folders):
+            if state is not None:
+                stored = state.get("mode")  # none in checkpoints from before there was a choice
+                return Mode(**stored) if stored else Mode(resolve_mixed_precision("auto"), bool(a.channels_last))
+        return None
 
     def _make_power_averages(self) -> list[PowerFunctionAverage]:
         a = self.arguments
@@ -283,11 +336,12 @@ class Trainer:
             number, batch = next(batches)
             with self.accelerator.accumulate(self.model):
                 loss = self._loss(number, batch)
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                with self.clock.working():
+                    self.accelerator.backward(loss)
+                    if self.accelerator.sync_gradients:
+                        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.arguments.max_grad_norm)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
             losses.append(loss.detach())
         for average in self._averages().values():
             average.update(self.network.named_parameters())
@@ -301,26 +355,33 @@ class Trainer:
         return averages
 
     def _loss(self, number: int, batch: Batch) -> torch.Tensor:
-        """Loss of batch `number`. Noise is drawn for the global batch, so it is the same on any number of processes."""
+        """Mean loss of batch `number` of this process."""
+        x0, noise, times, condition = self._loss_inputs(number, batch)
+        if self.mode.channels_last:
+            x0 = x0.contiguous(memory_format=torch.channels_last)
+        with self.clock.working():
+            losses = self.objective(self.model, x0, noise, times, **condition)
+        self.doctor.watch(batch["images"], times, losses)
+        if (importance := self.objective.importance) is not None:
+            factors = importance.factors(times)
+            importance.update(self.accelerator.gather(times), self.accelerator.gather(losses.detach()))
+            losses = losses * factors
+        return losses.mean()
+
+    def _loss_inputs(
+        self, number: int, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """(data, noise, times, condition); noise is drawn for the global batch, the same on any number of processes."""
         accelerator, seed = self.accelerator, self.arguments.seed
         torch.manual_seed(seed_of(seed, "dropout", number, accelerator.process_index))
-        images = batch["images"]
-        if self.arguments.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        x0 = to_range(images, self.objective.data_range)
+        x0 = to_range(batch["images"], self.objective.data_range)
         shape = (x0.shape[0] * accelerator.num_processes, *x0.shape[1:])
         generator = generator_of(seed, "noise", number, device=accelerator.device)
         noise, times = self.objective.draw(shape, generator, accelerator.device)
         mine = slice(accelerator.process_index * x0.shape[0], (accelerator.process_index + 1) * x0.shape[0])
         dropped = self.conditioning.dropped(number, number // self.batches_per_epoch, shape[0])[mine]
         condition = self.conditioning.inputs(batch, self.data, dropped, seed_of(seed, "condition", number), mine)
-        losses = self.objective(self.model, x0, noise[mine], times[mine], **condition)
-        self.doctor.watch(images, times[mine], losses)
-        if (importance := self.objective.importance) is not None:
-            factors = importance.factors(times)[mine]
-            importance.update(times, accelerator.gather(losses.detach()))
-            losses = losses * factors
-        return losses.mean()
+        return x0, noise[mine], times[mine], condition
 
     def learning_rate(self) -> float:
         """Learning rate of the next step. Under a time budget it decays with the larger share of steps and seconds."""
@@ -345,10 +406,12 @@ class Trainer:
             CheckpointError: when `resume_from_checkpoint` names a damaged checkpoint.
         """
         self._resume()
+        set_attention(self.network, self.mode.attention)  # another Trainer in this process may have had its own
         self.recorder.start(self.progress.step)
         self.doctor.check_path()
         batches = self._batches()
         began = time.monotonic() - self.progress.seconds
+        first_step, first_second = self.progress.step, time.monotonic()
         self.model.train()
         with Interruption() as interruption, self.recorder.progress_bar(self.progress.step) as bar:
             while not self._finished():
@@ -360,11 +423,14 @@ class Trainer:
                     self.progress.seconds = time.monotonic() - began
                     signal_number = self._read(interruption.received)
                     self.recorder.show(bar, self.progress.step, self.progress.seconds)
-                with self.recorder.not_training():
+                with self.recorder.not_training(), self._eager():
                     self._after_step(norm)
                 if signal_number:
                     self._save_and_raise(signal_number)
-            self._judge_and_keep(interruption)
+            seconds = time.monotonic() - first_second - self.recorder.seconds_not_training
+            with self._eager():
+                self._judge_and_keep(interruption)
+        self._report_efficiency(self.progress.step - first_step, seconds)
         return self._finish()
 
     def _finished(self) -> bool:
@@ -516,12 +582,44 @@ class Trainer:
         """Context in which the network carries the weights that are judged and saved: the EMA's if there is one."""
         return self.ema.applied_to(self.network) if self.ema is not None else nullcontext()
 
+    def _eager(self) -> Any:
+        """Context without compiled blocks, which would be compiled anew for each other batch size."""
+        return torch.compiler.set_stance("force_eager") if self.mode.compiled else nullcontext()
+
     def _current_pipeline(self) -> DiffusionPipeline:
         return self._pipeline_of(self.network)
 
     def _pipeline_of(self, network: Any) -> DiffusionPipeline:
         scheduler = make_scheduler(self.arguments, self.conditioning.unet(network))
         return self.conditioning.pipeline(network, scheduler)
+
+    def _report_efficiency(self, steps: int, seconds: float) -> None:
+        """Say how well the steps of this launch used the machine, and write it among the metrics."""
+        if steps == 0:
+            return
+        device, mode = self.accelerator.device, self.accelerator.mixed_precision
+        images_per_second = steps * self.recorder.images_per_step / seconds
+        try:
+            with self._eager():  # compiled operations are not seen
+                flops = flops_of(self._loss_of_one, list(self.network.parameters()))
+        except (RuntimeError, NotImplementedError) as error:  # sharded weights, say; the run itself is well
+            logger.warning("The operations of a step could not be counted (%s).", " ".join(str(error).split())[:200])
+            return
+        figures = Efficiency(
+            images_per_second,
+            flops,
+            flops * images_per_second / self.accelerator.num_processes,
+            peak_flops(device, mode, seconds),
+            1 - self.clock.seconds() / seconds,
+            peak_memory(device),
+        )
+        self.recorder.log(self.progress.step, self.progress.seconds, mode=str(self.mode), **figures.metrics())
+        self.recorder.say(f"In {self.mode}: {figures}.")
+
+    def _loss_of_one(self) -> torch.Tensor:
+        batch = self._on_device(self.data.__getitems__([(0, 0)]))
+        x0, noise, times, condition = self._loss_inputs(0, batch)
+        return self.objective(self.network, x0, noise, times, **condition).mean()
 
     # --- saving and resuming ------------------------------------------------------------------------------------------
 
@@ -564,6 +662,7 @@ class Trainer:
             save_file(_packed(self.best), folder / BEST_FILE)
         if self.objective.importance is not None:
             save_file(self.objective.importance.state_dict(), folder / IMPORTANCE_FILE)
+        progress.mode = asdict(self.mode)
         checkpoint.seal(folder, asdict(progress))
         checkpoint.publish(folder, path)
         checkpoint.limit_checkpoints(self.output_dir, self.arguments.checkpoints_total_limit)
@@ -678,7 +777,7 @@ class Trainer:
             self.ema.copy_to(network)
             self.ema = None
         # As it will be loaded: another memory format gives other roundings.
-        network.eval().to(memory_format=torch.contiguous_format)
+        as_loaded(network.eval())
         pipeline = self._pipeline_of(network)
         self._save_pipeline(pipeline, last=True)
         self._preview()
@@ -695,7 +794,7 @@ class Trainer:
         return pipeline
 
 
-def _make_accelerator(arguments: TrainingArguments) -> Accelerator:
+def _make_accelerator(arguments: TrainingArguments, mixed_precision: str | None = None) -> Accelerator:
     # A notebook may train twice with different precisions; Accelerate's process-wide state would refuse the second.
     AcceleratorState._reset_state()
     log_with = None if arguments.logger == "none" else arguments.logger
@@ -706,7 +805,7 @@ def _make_accelerator(arguments: TrainingArguments) -> Accelerator:
     logging_dir = str(Path(arguments.output_dir) / arguments.logging_dir)
     accelerator = Accelerator(
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
-        mixed_precision=resolve_mixed_precision(arguments.mixed_precision),
+        mixed_precision=mixed_precision or resolve_mixed_precision(arguments.mixed_precision),
         log_with=log_with,
         project_config=ProjectConfiguration(project_dir=arguments.output_dir, logging_dir=logging_dir),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_leaves_some_unused(arguments))],

@@ -43,6 +43,7 @@ class Recorder:
         self._shown: deque[float] = deque(maxlen=50)
         self._mark = (0, 0.0)
         self._paused = 0.0
+        self.seconds_not_training = 0.0
         self._told_of_failure = False
 
     def start(self, step: int) -> None:
@@ -74,6 +75,7 @@ class Recorder:
             yield
         finally:
             self._paused += time.monotonic() - began
+            self.seconds_not_training += time.monotonic() - began
 
     def _speed(self, step: int) -> float:
         """Images per second since the last mark."""

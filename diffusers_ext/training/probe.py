@@ -1,0 +1,201 @@
+"""Times a few real training steps in every mode that a machine offers, and chooses the fastest."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .efficiency import DTYPES, wait_for
+from .objective import Objective
+from .precision import (
+    ATTENTIONS,
+    Mode,
+    compile_blocks,
+    has_attention_switch,
+    repeated_blocks,
+    resolve_mixed_precision,
+    set_attention,
+)
+
+SHARE = 0.05  # of the run, for the probe,
+LEAST_SECONDS, MOST_SECONDS = 1.0, {"cpu": 20.0}  # within these bounds; and
+OTHER_SECONDS = 60.0  # where a device has none of its own
+MOST_STEPS = 10  # timed in a mode at once
+LEAST_STEPS = 3  # as many images of the batch are left out as it takes to time so many
+NEARLY = 0.97  # another mode has to take less than this part of a simpler one's time
+COMPILING = {"cpu": 120.0}  # seconds that compiling may take at the most, and OTHER_SECONDS elsewhere
+
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]
+
+
+class ModeProbe:
+    """Times training steps on copies, so that the network itself stays as it is; no generator's state is changed.
+
+    Args:
+        network: on its device, without wrappers.
+        objective: of the run.
+        inputs: (data, noise, times, condition) of a batch of the run.
+        make_optimizer: from a network.
+        run_seconds: how long the run will be, from the seconds of one step in float32.
+
+    Attributes:
+        seconds: what a step took in each mode, the least of all times.
+        batch_size: of the steps, that of the run unless so few would not fit into the time.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        objective: Objective,
+        inputs: Inputs,
+        make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
+        run_seconds: Callable[[float], float],
+    ):
+        self.network, self.objective, self.inputs, self.make_optimizer = network, objective, inputs, make_optimizer
+        self.device = inputs[0].device
+        self._run_seconds = run_seconds
+        self.batch_size = len(inputs[0])
+        self.seconds: dict[Mode, float] = {}
+
+    def choose(self, channels_last: bool | None = None) -> Mode:
+        """The fastest mode, of those with this memory format when one is given; plain float32 when none is faster."""
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            return self._choose([False, True] if channels_last is None else [channels_last])
+
+    def _choose(self, formats: Sequence[bool]) -> Mode:
+        precisions = dict.fromkeys(["no", resolve_mixed_precision("auto"), *(["fp16"] if self._on_cuda else [])])
+        grid = [Mode(precision, channels_last) for precision in precisions for channels_last in formats]
+        attentions = [name for name in ATTENTIONS if name] if self.device.type == "cpu" else []
+        attentions = attentions if has_attention_switch(self.network) else []
+        self._plan(grid[0], len(grid) + len(attentions) + 2)
+        for mode in grid:
+            self._measure(mode)
+        fastest = self.fastest()
+        for attention in attentions:
+            self._measure(replace(fastest, attention=attention))
+        fastest = self._with_compiled_blocks(self.fastest())
+        # Once more, since a burst of other work on the machine may have hit one of the two.
+        for mode in (grid[0], fastest):
+            if not fastest.compiled:
+                self._measure(mode)
+        return self.fastest()
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def fastest(self) -> Mode:
+        """The mode of the least time so far; the earlier one of two that are nearly alike."""
+        best, *others = self.seconds
+        for mode in others:
+            if self.seconds[mode] < NEARLY * self.seconds[best]:
+                best = mode
+        return best
+
+    def _plan(self, plain: Mode, measurements: int) -> None:
+        """Decide from two steps in float32 how many steps, of how many images, fit into the time for the probe."""
+        began = time.monotonic()
+        self._time(plain, 1)
+        step = self.seconds.pop(plain)
+        self.run_seconds = self._run_seconds(step)
+        limit = min(max(SHARE * self.run_seconds, LEAST_SECONDS), MOST_SECONDS.get(self.device.type, OTHER_SECONDS))
+        self._deadline = began + limit
+        each = max(0.0, limit - (time.monotonic() - began)) / measurements
+        if each < (LEAST_STEPS + 1) * step:
+            self.batch_size = max(1, int(self.batch_size * each / ((LEAST_STEPS + 1) * step)))
+            step *= self.batch_size / len(self.inputs[0])
+        self._steps = max(1, min(MOST_STEPS, int(each / step) - 1))
+
+    def _measure(self, mode: Mode) -> None:
+        """Time a mode unless the time is up, which it never is for the first one; one that fails is left out."""
+        if self.seconds and time.monotonic() > self._deadline:
+            return
+        try:
+            self._time(mode, self._steps)
+        except (RuntimeError, NotImplementedError):
+            if not self.seconds:
+                raise
+
+    def _time(self, mode: Mode, steps: int) -> None:
+        network = copy.deepcopy(self.network)
+        try:
+            replace(mode, compiled=False).apply(network)
+            step = self._step(network, mode)
+            if mode.compiled:
+                self._compile(network, step)
+            step()  # the first one allocates and prepares
+            least = min(self._seconds(step) for _ in range(steps))
+            self.seconds[mode] = min(least, self.seconds.get(mode, math.inf))
+        finally:
+            set_attention(network, "")
+            if self._on_cuda:
+                torch.cuda.empty_cache()
+
+    def _step(self, network: torch.nn.Module, mode: Mode) -> Callable[[], None]:
+        """One step of training: forward, backward, optimizer."""
+        optimizer = self.make_optimizer(network)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=mode.precision == "fp16")
+        x0, noise, times = (values[: self.batch_size] for values in self.inputs[:3])
+        if mode.channels_last:
+            x0 = x0.contiguous(memory_format=torch.channels_last)
+        condition = {name: values[: self.batch_size] for name, values in self.inputs[3].items()}
+        dtype = DTYPES.get(mode.precision or "no")
+        network.train()
+
+        def step() -> None:
+            with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                loss = self.objective(network, x0, noise, times, **condition).mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+
+        return step
+
+    def _seconds(self, step: Callable[[], None]) -> float:
+        wait_for(self.device)
+        began = time.perf_counter()
+        step()
+        wait_for(self.device)
+        return time.perf_counter() - began
+
+    def _with_compiled_blocks(self, fastest: Mode) -> Mode:
+        """The mode with compiled blocks, where the run is long enough to try that and to get the time back."""
+        blocks, compiled = repeated_blocks(self.network), replace(fastest, compiled=True)
+        self._compile_limit = COMPILING.get(self.device.type, OTHER_SECONDS)
+        if not blocks or self.device.type not in ("cpu", "cuda") or SHARE * self.run_seconds < self._compile_limit:
+            return fastest
+        self._deadline, began = math.inf, time.monotonic()
+        self._measure(compiled)
+        cost = time.monotonic() - began
+        saved = self.run_seconds * (1 - self.seconds.get(compiled, math.inf) / self.seconds[fastest])
+        if saved < cost:
+            self.seconds.pop(compiled, None)
+        torch.compiler.reset()
+        return self.fastest()
+
+    def _compile(self, network: torch.nn.Module, step: Callable[[], None]) -> None:
+        """Compile the blocks, after one alone has shown that all of them will not take too long.
+
+        Raises:
+            RuntimeError: when they would.
+        """
+        blocks = repeated_blocks(network)
+        blocks[0].compile(dynamic=False)
+        one = self._seconds(step)
+        kinds = {(type(block), tuple(p.shape for p in block.parameters())) for block in blocks}
+        if one * len(kinds) > self._compile_limit:
+            raise RuntimeError(f"Compiling {len(kinds)} kinds of blocks would take {one * len(kinds):.0f} s.")
+        compile_blocks(network)
+
+    def __str__(self) -> str:
+        """Images per second in each mode that was measured, as one line."""
+        rates = {mode: self.batch_size / seconds for mode, seconds in self.seconds.items()}
+        return "; ".join(f"{mode} {rate:,.{0 if rate >= 100 else 1}f}" for mode, rate in rates.items())

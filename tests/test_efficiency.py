@@ -1,0 +1,63 @@
+"""What a run says of how it used the machine."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from diffusers_ext.training import Trainer
+from diffusers_ext.training.efficiency import StepClock, flops_of, peak_flops
+
+CPU = torch.device("cpu")
+
+
+def test_operations_of_a_product_and_its_gradients():
+    layer = torch.nn.Linear(8, 4, bias=False)
+    x = torch.ones(3, 8, requires_grad=True)
+    layer.weight.register_post_accumulate_grad_hook(lambda *_: pytest.fail("a hook of the run was called"))
+    assert flops_of(lambda: layer(x * 1).sum(), [*layer.parameters(), x]) == 3 * 2 * 3 * 8 * 4
+    assert layer.weight.grad is None
+
+
+def test_attention_counts_as_its_products():
+    q = torch.ones(1, 2, 16, 8, requires_grad=True)
+    flops = flops_of(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q).sum(), [q])
+    assert flops == 3 * 2 * (2 * 2 * 16 * 16 * 8)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_peak_is_above_what_a_thin_product_reaches(precision):
+    x = torch.ones(1, 512, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    matrix = torch.ones(512, 512, dtype=x.dtype)
+    began = time.perf_counter()
+    for _ in range(20):
+        x @ matrix
+    thin = 20 * 2 * 512**2 / (time.perf_counter() - began)
+    assert peak_flops(CPU, precision, 1.0) > thin
+
+
+def test_the_clock_counts_time_within_only():
+    clock = StepClock(CPU)
+    with clock.working():
+        torch.ones(200, 200) @ torch.ones(200, 200)
+    seconds = clock.seconds()
+    torch.ones(2000, 2000) @ torch.ones(2000, 2000)
+    assert clock.seconds() == seconds > 0
+
+
+def test_a_run_says_how_it_used_the_machine(tiny_run, capsys):
+    trainer = Trainer(tiny_run(validation_steps=2))
+    trainer.train()
+    with open(trainer.output_dir / "metrics.jsonl") as file:
+        (told,) = [record for record in map(json.loads, file) if "flops_over_peak" in record]
+    assert 0 < told["flops_over_peak"] < 1
+    assert 0 < told["time_outside_steps"] < 0.9
+    assert told["peak_memory_bytes"] > 1e8
+    rate = told["flops_per_image"] * told["mean_images_per_second"]
+    assert rate == pytest.approx(told["flops_over_peak"] * told["peak_flops"])
+    # Nearly all of it is the network's: forward once, and twice as much backward.
+    network, batch = trainer.network, torch.zeros(1, 1, 28, 28, requires_grad=True)
+    forward = flops_of(lambda: network(batch * 1, 0).sample.sum(), [batch])
+    assert told["flops_per_image"] == pytest.approx(1.5 * forward, rel=0.15)
+    assert "of the time outside forward, backward and optimizer" in capsys.readouterr().out

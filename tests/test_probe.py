@@ -1,0 +1,164 @@
+"""`--mixed_precision auto`: what is measured, what is chosen, and that a resumed run keeps to it."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY_MODEL
+
+from diffusers_ext.models import build_model
+from diffusers_ext.models import unet_annotated as annotated
+from diffusers_ext.schedulers.noise_path import NoisePath
+from diffusers_ext.training import Trainer, loop, probe
+from diffusers_ext.training.objective import DiffusionObjective
+from diffusers_ext.training.precision import Mode, as_loaded, set_attention
+
+
+@pytest.fixture
+def tiny():
+    """A network, an objective, and a batch for it."""
+    torch.manual_seed(0)
+    network = build_model("small", **{**TINY_MODEL, "dropout": 0.1})
+    batch = torch.randn(8, 1, 28, 28), torch.randn(8, 1, 28, 28), torch.randint(1000, (8,)), {}
+    return network, DiffusionObjective(NoisePath.from_schedule("cosine")), batch
+
+
+def make_probe(tiny, run_seconds=60.0):
+    network, objective, batch = tiny
+    return probe.ModeProbe(
+        network, objective, batch, lambda n: torch.optim.AdamW(n.parameters(), fused=True), lambda step: run_seconds
+    )
+
+
+class Clock:
+    """Time in which a step takes `costs(mode)` seconds for the whole batch, and nothing else takes any."""
+
+    def __init__(self, monkeypatch, costs):
+        self.now, self.more, self.costs, self.modes = 0.0, 0.0, costs, []
+        monkeypatch.setattr(probe, "time", SimpleNamespace(monotonic=lambda: self.now, perf_counter=lambda: self.now))
+        monkeypatch.setattr(probe.ModeProbe, "_step", lambda measured, network, mode: self._step(measured, mode))
+        monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+        monkeypatch.setattr(probe, "resolve_mixed_precision", lambda wanted: "bf16")
+
+    def _step(self, measured, mode):
+        self.modes.append(mode)
+
+        def step():
+            self.now += self.more + self.costs(mode) * measured.batch_size / len(measured.inputs[0])
+
+        return step
+
+
+def cost(bf16=1.0, channels_last=1.0, plain=1.0, fused=1.0, compiled=1.0, step=0.02):
+    """Seconds of a step as a product of what each choice multiplies them by."""
+
+    def of(mode):
+        factors = {"bf16": bf16 if mode.precision == "bf16" else 1, "last": channels_last if mode.channels_last else 1}
+        attention = {"": 1, "plain": plain, "fused": fused}[mode.attention]
+        return step * factors["bf16"] * factors["last"] * attention * (compiled if mode.compiled else 1)
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("costs", "chosen"),
+    [
+        (cost(bf16=0.5, channels_last=0.8, plain=0.9), Mode("bf16", True, "plain")),
+        (cost(bf16=2.0, channels_last=2.0, plain=2.0, fused=2.0), Mode()),
+        (cost(bf16=0.99, channels_last=0.99, fused=0.99), Mode()),  # too little to leave float32 for
+        (cost(bf16=1.5, channels_last=0.7), Mode("no", True)),
+        (lambda mode: 0.01 if mode == Mode("bf16", True) else 0.02, Mode("bf16", True)),  # only both together help
+    ],
+)
+def test_the_fastest_mode_is_chosen_and_plain_float32_when_none_is_faster(tiny, monkeypatch, costs, chosen):
+    Clock(monkeypatch, costs)
+    assert make_probe(tiny).choose() == chosen
+
+
+def test_a_memory_format_that_was_asked_for_is_kept(tiny, monkeypatch):
+    clock = Clock(monkeypatch, cost(channels_last=3.0))
+    assert make_probe(tiny).choose(channels_last=True).channels_last
+    assert all(mode.channels_last for mode in clock.modes)
+
+
+@pytest.mark.parametrize(("step", "run_seconds"), [(0.02, 60), (5.0, 600), (0.001, 2), (100.0, 1e6)])
+def test_the_probe_keeps_to_its_share_of_the_run(tiny, monkeypatch, step, run_seconds):
+    clock = Clock(monkeypatch, cost(bf16=0.5, step=step))
+    measured = make_probe(tiny, run_seconds)
+    assert measured.choose().precision == ("bf16" if step < 100 else "no")
+    # Two steps of the whole batch tell how long the others may be; they and the last one begun may run over.
+    assert clock.now <= min(max(0.05 * run_seconds, 1.0), 20.0) + 3 * step
+    assert measured.batch_size <= 8
+
+
+@pytest.mark.parametrize(
+    ("run_seconds", "compiled", "chosen"),
+    [(1e5, 0.5, True), (1e5, 1.0, False), (600.0, 0.5, False), (3000.0, 0.9, False)],
+)
+def test_blocks_are_compiled_only_where_the_run_gets_the_time_back(tiny, monkeypatch, run_seconds, compiled, chosen):
+    clock = Clock(monkeypatch, cost(compiled=compiled))
+
+    def compile_slowly(measured, network, step):
+        clock.now += 400.0
+
+    monkeypatch.setattr(probe.ModeProbe, "_compile", compile_slowly)
+    assert make_probe(tiny, run_seconds).choose().compiled == chosen
+
+
+def test_blocks_that_would_take_too_long_are_not_compiled(tiny, monkeypatch):
+    clock = Clock(monkeypatch, cost())
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: setattr(clock, "more", 30.0))
+    monkeypatch.setattr(probe, "compile_blocks", lambda network: pytest.fail("all blocks were compiled"))
+    assert not make_probe(tiny, 1e5).choose().compiled
+
+
+def test_probing_leaves_the_network_and_the_generator_as_they_were(tiny, monkeypatch):
+    monkeypatch.setattr(probe, "MOST_STEPS", 1)
+    network = tiny[0]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = torch.get_rng_state()
+    measured = make_probe(tiny, 400.0)
+    measured.choose()
+    assert len(measured.seconds) >= 4
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None and parameter.is_contiguous() for parameter in network.parameters())
+    assert annotated.PLAIN_ATTENTION_TOKENS == 128
+
+
+def test_attention_paths_agree_and_are_undone(tiny):
+    network, _, (x, _, times, _) = tiny
+    network.eval()
+    with torch.no_grad():
+        expected = network(x, times).sample
+        for attention, tokens in (("plain", 1024), ("fused", 0)):
+            set_attention(network, attention)
+            assert tokens == annotated.PLAIN_ATTENTION_TOKENS
+            torch.testing.assert_close(network(x, times).sample, expected, rtol=1e-4, atol=1e-5)
+    as_loaded(network)
+    assert annotated.PLAIN_ATTENTION_TOKENS == 128
+
+
+def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_to_it(tiny_run, monkeypatch, capsys):
+    Clock(monkeypatch, cost(bf16=0.5, channels_last=0.5))
+    arguments = tiny_run(mixed_precision="auto", max_train_steps=4)
+    Trainer(arguments).train()
+    told = capsys.readouterr().out
+    assert "Steps are computed in bf16, channels-last" in told
+    assert "fp32, contiguous 400; fp32, channels-last 800; bf16, contiguous 800; bf16, channels-last 1,600" in told
+    assert "In bf16, channels-last: " in told
+    monkeypatch.setattr(loop, "ModeProbe", lambda *_: pytest.fail("a resumed run was probed"))
+    arguments.resume_from_checkpoint, arguments.max_train_steps = "latest", 6
+    trainer = Trainer(arguments)
+    assert trainer.mode == Mode("bf16", True)
+    assert trainer.accelerator.mixed_precision == "bf16"
+    trainer.train()
+    with open(trainer.output_dir / "metrics.jsonl") as file:
+        assert [r["mode"] for r in map(json.loads, file) if "mode" in r] == ["bf16, channels-last"] * 2
+
+
+def test_settings_that_say_it_are_not_probed(tiny_run, monkeypatch):
+    monkeypatch.setattr(loop, "ModeProbe", lambda *_: pytest.fail("probed"))
+    assert Trainer(tiny_run(mixed_precision="bf16", channels_last=True)).mode == Mode("bf16", True)
+    assert Trainer(tiny_run(mixed_precision="no")).mode == Mode()
