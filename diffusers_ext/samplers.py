@@ -9,7 +9,13 @@ from typing import Any
 
 import diffusers
 
-from .schedulers import AncestralDDPMScheduler, GuidedLangevinScheduler, SubsequenceDDIMScheduler
+from .schedulers import (
+    AncestralDDPMScheduler,
+    GuidedLangevinScheduler,
+    ScoreSDEScheduler,
+    SubsequenceDDIMScheduler,
+)
+from .schedulers.noise_path import RECTIFIED_FLOW
 
 Build = Callable[..., Any]
 
@@ -35,6 +41,32 @@ def _plain(scheduler: Any) -> Build:
     return lambda config, subsequence="uniform", inner_steps=None: scheduler.from_config(config)
 
 
+def _flow(predictor: str) -> Callable[[Any], Any]:
+    def build(config: Any) -> Any:
+        steps = config["num_train_timesteps"]
+        return ScoreSDEScheduler.from_config(
+            config,
+            sde=RECTIFIED_FLOW,
+            continuous=True,
+            predictor=predictor,
+            prediction_type=config.get("prediction_type", "flow"),
+            timestep_scale=steps,
+            sampling_eps=1 / steps,
+        )
+
+    return build
+
+
+def _flow_of_diffusers(scheduler: Any) -> Callable[[Any], Any]:
+    def build(config: Any) -> Any:
+        if config.get("prediction_type", "flow") != "flow":
+            raise ValueError(f"{scheduler.__name__} takes prediction_type 'flow', got '{config['prediction_type']}'.")
+        steps = config["num_train_timesteps"]
+        return scheduler(num_train_timesteps=steps, use_flow_sigmas=True, prediction_type="flow_prediction")
+
+    return build
+
+
 # name -> scheduler for (configuration, subsequence, inner steps); the latter two matter to those that have them.
 SAMPLERS: dict[str, Build] = {
     "ddim": _ddim(),
@@ -47,8 +79,32 @@ SAMPLERS: dict[str, Build] = {
     "langevin-original": _langevin("original", 1),
     "reverse-sde": _langevin("reverse_sde", 1),
 }
+# What of these there is on a rectified flow.
+FLOW_SAMPLERS: dict[str, Callable[[Any], Any]] = {
+    "ddim": _flow("ode_euler"),
+    "ddpm": _flow("ancestral"),
+    "heun": _flow("ode_heun"),
+    "dpmsolver++": _flow_of_diffusers(diffusers.DPMSolverMultistepScheduler),
+    "unipc": _flow_of_diffusers(diffusers.UniPCMultistepScheduler),
+}
 TAKES_SUBSEQUENCE = ("ddim", "ddim-original")
 TAKES_INNER_STEPS = ("langevin", "langevin-original", "reverse-sde")
+
+
+def build_sampler(name: str, config: Any, subsequence: str = "uniform", inner_steps: int | None = None) -> Any:
+    """The scheduler of a name in `SAMPLERS`, on the noise path of the scheduler whose configuration this is.
+
+    Raises:
+        ValueError: for a name, a subsequence or a prediction type that there is not on a rectified flow.
+    """
+    # diffusers' flow-matching schedulers know one path, and name none.
+    if config.get("beta_schedule") != RECTIFIED_FLOW and not ("shift" in config and "beta_schedule" not in config):
+        return SAMPLERS[name](config, subsequence, inner_steps)
+    if name not in FLOW_SAMPLERS:
+        raise ValueError(f"On a rectified flow the sampler must be one of {', '.join(FLOW_SAMPLERS)}, got '{name}'.")
+    if subsequence != "uniform":
+        raise ValueError(f"On a rectified flow the subsequence must be uniform, got '{subsequence}'.")
+    return FLOW_SAMPLERS[name](config)
 
 
 @dataclass(frozen=True)
@@ -90,4 +146,4 @@ class SamplerChoice:
 
     def build(self, config: Any, subsequence: str = "uniform") -> Any:
         """The scheduler, on the noise path of the scheduler whose configuration this is."""
-        return SAMPLERS[self.name](config, subsequence, self.inner_steps)
+        return build_sampler(self.name, config, subsequence, self.inner_steps)

@@ -119,8 +119,8 @@ def test_an_average_from_snapshots_is_the_one_that_was_tracked(tiny_run, tmp_pat
     for sigma, average in tracked.items():
         averages = {name: value.detach() for name, value in average.averages.items()}
         rebuilt = reconstruct(tmp_path / "run", sigma)
-        assert distance(averages, rebuilt) < 0.02 * distance(averages, last), sigma
-        assert distance(averages, rebuilt) < 5e-4 * distance(averages, {k: 0 * v for k, v in averages.items()})
+        assert distance(averages, rebuilt) < 5e-3 * distance(averages, last), sigma
+        assert distance(averages, rebuilt) < 2e-4 * distance(averages, {k: 0 * v for k, v in averages.items()})
     folder = str(tmp_path / "averaged")
     flags = ["--run", arguments.output_dir, "--sigma_rel", "0.15", "--output_dir", folder]
     assert main(["ema", *flags]) == 0

@@ -17,6 +17,7 @@ import pytest
 import torch
 from analytic import MIXTURES, ExactModel, walk
 
+from diffusers_ext.samplers import FLOW_SAMPLERS, build_sampler
 from diffusers_ext.schedulers import (
     SCHEDULES,
     AncestralDDPMScheduler,
@@ -171,6 +172,38 @@ def test_schedulers_of_other_paths_refuse_a_rectified_flow():
     for scheduler_class in (diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler):
         with pytest.raises(NotImplementedError, match="rectified_flow"):
             scheduler_class.from_config(config)
+
+
+@pytest.mark.parametrize("name", FLOW_SAMPLERS)
+def test_samplers_by_name_on_a_rectified_flow_end_where_the_exact_flow_does(name):
+    """From our configuration and from diffusers'; ddpm, which draws noise, ends on the data's moments."""
+    ours, mixture = flow_scheduler(), MIXTURES["ellipses"]
+    noise = torch.randn(4000 if name == "ddpm" else 64, 2, generator=torch.Generator().manual_seed(0)).double()
+    ends = []
+    for config in (ours.config, diffusers.FlowMatchEulerDiscreteScheduler().config):
+        scheduler = build_sampler(name, config)
+        scheduler.set_timesteps(40)
+        model = ExactModel(mixture, ours.path, "flow", time=lambda t: t / 1000)
+        draws = {"generator": torch.Generator().manual_seed(1)} if name == "ddpm" else {}
+        ends.append(walk(scheduler, model, noise, **draws))
+    torch.testing.assert_close(*ends)
+    if name == "ddpm":
+        mean, covariance = mixture.moments()
+        assert (ends[0].mean(0) - mean).abs().max() < 0.05
+        assert (torch.cov(ends[0].T) - covariance).abs().max() < 0.05
+    else:
+        error = (ends[0] - mixture.flow(noise, (0.0, 1.0), (1.0, 0.0))).square().mean().sqrt()
+        assert error < (0.05 if name == "ddim" else 0.005)
+
+
+def test_what_there_is_not_on_a_rectified_flow_is_a_sentence():
+    config = flow_scheduler().config
+    with pytest.raises(ValueError, match=r"sampler must be one of ddim, ddpm, heun.*got 'langevin'"):
+        build_sampler("langevin", config)
+    with pytest.raises(ValueError, match="subsequence must be uniform, got 'exp'"):
+        build_sampler("ddim", config, "exp")
+    with pytest.raises(ValueError, match="takes prediction_type 'flow', got 'sample'"):
+        build_sampler("unipc", flow_scheduler(prediction_type="sample").config)
 
 
 def test_score_sde_ve_is_theirs():

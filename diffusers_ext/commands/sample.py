@@ -42,14 +42,14 @@ class SampleArguments:
 def sample(arguments: SampleArguments) -> None:
     """Write a grid of samples, and a GIF of how they came about when asked."""
     from .. import figures
-    from ..samplers import SAMPLERS
+    from ..samplers import SAMPLERS, build_sampler
 
     at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     if arguments.sampler is not None:
         if arguments.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got '{arguments.sampler}'.")
-        pipeline.scheduler = SAMPLERS[arguments.sampler](pipeline.scheduler.config, arguments.subsequence)
+        pipeline.scheduler = build_sampler(arguments.sampler, pipeline.scheduler.config, arguments.subsequence)
     conditions, shared, columns = _conditions(arguments, pipeline)
     generator = torch.Generator().manual_seed(arguments.seed)
     images: list[torch.Tensor] = []
