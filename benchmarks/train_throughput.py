@@ -55,6 +55,7 @@ class Turn:
         seconds, processor_seconds: of the whole turn.
         inside: seconds in forward pass, backward pass and optimizer.
         peak_bytes: largest resident memory of the process so far.
+        mode: how ours computes its steps.
     """
 
     images: int
@@ -62,16 +63,20 @@ class Turn:
     processor_seconds: float
     inside: float
     peak_bytes: int
+    mode: str
 
 
 # --- the process of one loop -----------------------------------------------------------------------------------------
 
 
 class InsideClock:
-    """Adds up the time in a network's forward pass, in backward passes and in optimizers' steps of this process."""
+    """Adds up the time in a network's forward pass, in backward passes and in optimizers' steps of this process.
+
+    `mode` is what a loop says of how it computes them.
+    """
 
     def __init__(self) -> None:
-        self.seconds, self._began = 0.0, 0.0
+        self.seconds, self.mode, self._began = 0.0, "", 0.0
 
     def start(self, *_: Any) -> None:
         self._began = time.perf_counter()
@@ -103,7 +108,7 @@ def turns(clock: InsideClock, batch_size: int, answers: Any) -> Iterator[int]:
         yield steps
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         seconds, processor = time.perf_counter() - began, time.process_time() - processor
-        answer = Turn(steps * batch_size, seconds, processor, clock.seconds, peak)
+        answer = Turn(steps * batch_size, seconds, processor, clock.seconds, peak, clock.mode)
         print(json.dumps(vars(answer)), file=answers, flush=True)
 
 
@@ -112,7 +117,9 @@ def advance(loop: Iterator[Any], asked: Iterator[int]) -> None:
         collections.deque(itertools.islice(loop, steps), maxlen=0)
 
 
-def train_ours(network: Any, batch_size: int, precision: str, folder: str, asked: Iterator[int]) -> None:
+def train_ours(
+    network: Any, batch_size: int, precision: str, folder: str, clock: InsideClock, asked: Iterator[int]
+) -> None:
     from diffusers_ext.training import TrainingArguments
     from diffusers_ext.training import loop as ours
 
@@ -131,11 +138,11 @@ def train_ours(network: Any, batch_size: int, precision: str, folder: str, asked
         train_batch_size=batch_size,
         num_epochs=10**4,
         use_ema=True,
-        channels_last=precision == "auto",
         output_dir=folder,
         **dict.fromkeys(("save_images_epochs", "save_model_epochs", "checkpointing_steps"), peers.FOREVER),
     )
     trainer = TakingTurns(arguments)
+    clock.mode = str(trainer.mode)
     trainer.left = next(asked)
     trainer.train()
 
@@ -151,7 +158,7 @@ def work(arguments: argparse.Namespace) -> None:
     network = inner if arguments.network == "course" else peers.ForeignNetwork.around(inner)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.loop == "ours":
-            train_ours(network, arguments.batch_size, arguments.precision, folder, asked)
+            train_ours(network, arguments.batch_size, arguments.precision, folder, clock, asked)
         else:
             train_peer(arguments, inner, network, folder, asked)
     os._exit(0)  # without waiting for processes that make batches
@@ -246,7 +253,8 @@ def report(network: str, group: str, workers: list[Worker]) -> None:
         peak = max(turn.peak_bytes for turn in worker.turns) / 1e6
         line = f"{worker.name:36s} {speed:9.1f} {outside:8.1%} {peak:8.0f}"
         if worker is ours:
-            line += f"   outside {'meets' if outside <= OUTSIDE_TARGET else 'misses'} {OUTSIDE_TARGET:.0%}"
+            verdict = "meets" if outside <= OUTSIDE_TARGET else "misses"
+            line += f"   in {ours.turns[0].mode}; outside {verdict} {OUTSIDE_TARGET:.0%}"
         else:
             wall, processor = (ratio(ours, worker, clock) for clock in ("seconds", "processor_seconds"))
             line += f" {wall:18.2f} {processor:10.2f} {'meets' if wall >= target else 'misses'} {target:g}"
