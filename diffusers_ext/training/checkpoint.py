@@ -32,7 +32,11 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def remove_partial(output_dir: Path) -> None:
-    """Delete what a killed run left half written."""
+    """Delete what a killed run left half written; a checkpoint that it was about to replace is put back."""
+    for retired in output_dir.glob(".checkpoint-*.old.partial"):
+        path = output_dir / retired.name[1:].removesuffix(".old.partial")
+        if not path.exists():
+            os.replace(retired, path)
     for leftover in output_dir.glob(".*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
 

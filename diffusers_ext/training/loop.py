@@ -695,12 +695,11 @@ class Trainer:
         self.progress = Progress(**state)
         self._validated_at = self._evaluated_at = self.progress.step
         self.stopping.best, self.stopping.waited = self.progress.best_loss, self.progress.validations_without_better
-        device = str(self.accelerator.device)
         for name, average in self._averages().items():
             if (path / name).is_file():
                 # A power-function average has followed every step.
                 updates = self.progress.ema_updates if name == EMA_FILE else self.progress.step
-                average.load(load_file(path / name, device=device), updates)
+                average.load(load_file(path / name), updates)
             elif name != EMA_FILE:
                 raise checkpoint.CheckpointError(
                     f"Checkpoint '{path}' has no {name}: a power-function average can't begin in the middle of a run; "

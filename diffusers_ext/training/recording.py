@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from .arguments import TrainingArguments
+from .checkpoint import partial_path
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,9 @@ class Recorder:
         """Drop what a killed run wrote after its last checkpoint: those steps come again."""
         if self.accelerator.is_main_process and self.file.is_file():
             lines = [line for line in self.file.read_text().splitlines() if _step_of(line) <= step]
-            self.file.write_text("".join(line + "\n" for line in lines))
+            partial = partial_path(self.file)
+            partial.write_text("".join(line + "\n" for line in lines))
+            os.replace(partial, self.file)
 
     def say(self, message: str) -> None:
         """Print a line above the progress bar."""

@@ -1,0 +1,210 @@
+"""A run is a function of its settings: killed anywhere, watched in any way, shared by processes, it learns the same."""
+
+import json
+import os
+import random
+import signal
+import sys
+
+import pytest
+import torch
+from conftest import TINY_MODEL
+from local_processes import run_processes
+from safetensors.torch import load_file
+
+from diffusers_ext import ImageClassifier
+from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
+from diffusers_ext.training.checkpoint import list_checkpoints, remove_partial
+
+# Parts of a run that a kill may hit; `_step` holds all the batches that an optimizer step accumulates.
+LEARNING = ("_step", "_save_checkpoint", "_after_step")
+PARTS = (*LEARNING, "_finish")
+
+
+class KillSwitch:
+    """Counts what Python calls and returns from in parts of a run, and kills its process at one such event.
+
+    Args:
+        event: number of the fatal event, from 1; with 0 there is none.
+        parts: methods of `Trainer`.
+    """
+
+    def __init__(self, event, *parts):
+        self.event, self.counts, self._entered = event, dict.fromkeys(parts, 0), []
+        for name in parts:
+            setattr(Trainer, name, self._watching(name, getattr(Trainer, name)))
+
+    def _watching(self, name, method):
+        def watched(trainer, *arguments):
+            self._entered.append(name)
+            sys.setprofile(self)
+            try:
+                return method(trainer, *arguments)
+            finally:
+                self._entered.remove(name)
+                sys.setprofile(self if self._entered else None)
+
+        return watched
+
+    def __call__(self, *_):
+        for name in self._entered:
+            self.counts[name] += 1
+            if self.counts[name] == self.event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_alone(rank, arguments):
+    torch.set_num_threads(1)
+    train(arguments)
+
+
+def train_and_count(rank, arguments, folder):
+    switch = KillSwitch(0, *PARTS)
+    train_alone(rank, arguments)
+    (folder / f"counts-{rank}.json").write_text(json.dumps(switch.counts))
+
+
+def train_until_killed(rank, arguments, victim, part, event):
+    if rank == victim:
+        KillSwitch(event, part)
+    train_alone(rank, arguments)
+
+
+def states(folder):
+    """Every tensor of a checkpoint, and its counters but the clock's."""
+    found = {}
+    for file in sorted(os.listdir(folder)):
+        path = os.path.join(folder, file)
+        if file.endswith(".safetensors"):
+            found[file] = load_file(path)
+        elif file.startswith("optimizer"):
+            found[file] = torch.load(path, weights_only=True)
+        elif file == "trainer_state.json":
+            with open(path) as stream:
+                found[file] = {name: value for name, value in json.load(stream).items() if name != "seconds"}
+    assert {"model.safetensors", "ema.safetensors", "optimizer.bin", "trainer_state.json"} <= found.keys()
+    return found
+
+
+def differences(first, second, where=""):
+    """Where two nested states differ by a bit."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = {*first, *second}
+        return [d for k in keys for d in differences(first.get(k), second.get(k), f"{where}/{k}")]
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        return [d for k, pair in enumerate(zip(first, second)) for d in differences(*pair, f"{where}/{k}")]
+    equal = torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+    return [] if equal else [where]
+
+
+def metrics(arguments):
+    with open(os.path.join(arguments.output_dir, "metrics.jsonl")) as file:
+        return [json.loads(line) for line in file]
+
+
+def last_checkpoint(arguments):
+    return os.path.join(arguments.output_dir, f"checkpoint-{arguments.max_train_steps}")
+
+
+@pytest.fixture
+def random_run(tiny_run):
+    """As `tiny_run`, told classes, with everything that a run can draw: order, flips, noise, times, dropout."""
+
+    def make(**overrides):
+        options = json.dumps({**TINY_MODEL, "dropout": 0.1})
+        drawn = {"random_flip": True, "timestep_sampling": "stratified", "model_options": options}
+        return ConditionalTrainingArguments(**{**vars(tiny_run()), **drawn, **overrides})
+
+    return make
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 3), (2, 2)])
+def test_killed_anywhere_and_resumed_ends_bit_for_bit_as_unbroken(random_run, tmp_path, processes, accumulation):
+    seed = int(os.environ.get("KILL_SEED", random.randrange(10**6)))
+    print(f"to repeat: KILL_SEED={seed}")
+    draws = random.Random(seed)
+    settings = {
+        "train_split": "train[:52]",  # at 4 images a batch, epochs end within the batches of a step
+        "train_batch_size": 4 // processes,
+        "gradient_accumulation_steps": accumulation,
+        "max_train_steps": 9,
+        "logging_steps": 1,
+        "validation_steps": 5,
+    }
+    whole = random_run(**settings)
+    assert run_processes(processes, train_and_count, whole, tmp_path) == 0
+    counts = [json.loads((tmp_path / f"counts-{rank}.json").read_text()) for rank in range(processes)]
+    broken = random_run(**settings, output_dir=str(tmp_path / "broken"), resume_from_checkpoint="latest")
+    codes = []
+    for part in (*draws.sample(LEARNING[:2], k=2), draws.choice(LEARNING), "_resume", "_finish"):
+        victim = draws.randrange(processes)
+        # Early enough that a resumed run, too, gets as far.
+        most = 3000 if part == "_resume" else counts[victim][part] // (3 if part in LEARNING else 1)
+        event = draws.randint(1, most)
+        codes.append(run_processes(processes, train_until_killed, broken, victim, part, event))
+        print(f"process {victim}: event {event} in {part}, exit code {codes[-1]}")
+    assert set(codes) <= {0, -signal.SIGKILL}
+    assert codes.count(-signal.SIGKILL) >= 3
+    assert run_processes(processes, train_alone, broken) == 0
+    assert not differences(states(last_checkpoint(whole)), states(last_checkpoint(broken)))
+    saved = (os.path.join(a.output_dir, "unet", "diffusion_pytorch_model.safetensors") for a in (whole, broken))
+    assert not differences(*map(load_file, saved))
+
+
+def test_a_checkpoint_that_a_kill_left_half_replaced_is_put_back(tiny_run, tmp_path):
+    train(arguments := tiny_run(max_train_steps=2))
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    checkpoint.rename(tmp_path / "run" / ".checkpoint-2.old.partial")
+    remove_partial(tmp_path / "run")
+    assert list_checkpoints(tmp_path / "run") == [checkpoint]
+    assert not list((tmp_path / "run").glob(".*.partial"))
+    assert states(last_checkpoint(arguments))["trainer_state.json"]["step"] == 2
+
+
+def test_what_only_watches_the_training_changes_no_bit(random_run, tmp_path):
+    ImageClassifier(in_channels=1, num_classes=10, block_channels=[4, 8]).save_pretrained(tmp_path / "judge")
+    train(plain := random_run(logging_steps=100, validation_steps=100, checkpointing_steps=100))
+    watched = random_run(
+        logger="tensorboard",
+        logging_steps=1,
+        validation_steps=1,
+        validation_size=7,
+        eval_batch_size=10,
+        sampler="ddpm",
+        ddpm_num_inference_steps=3,
+        guidance_scale=2.0,
+        judge=str(tmp_path / "judge"),
+        evaluation_steps=2,
+        evaluation_size=20,
+        early_stopping_patience=100,
+        save_images_epochs=1,
+        save_model_epochs=1,
+        checkpointing_steps=1,
+        checkpoints_total_limit=2,
+        dataloader_num_workers=1,
+        output_dir=str(tmp_path / "watched"),
+    )
+    train(watched)
+    first, second = (states(last_checkpoint(arguments)) for arguments in (plain, watched))
+    for state in (first, second):
+        del state["trainer_state.json"]
+    assert second.pop("best.safetensors")
+    assert not differences(first, second)
+
+
+def test_two_processes_follow_one_of_the_same_global_batch_for_50_steps(random_run, tmp_path):
+    settings = {
+        "max_train_steps": 50,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "model_options": json.dumps(TINY_MODEL),  # dropout's masks are drawn by each process for itself
+    }
+    one = random_run(**settings, train_batch_size=4)
+    assert run_processes(1, train_alone, one) == 0
+    two = random_run(**settings, train_batch_size=2, output_dir=str(tmp_path / "two"))
+    assert run_processes(2, train_alone, two) == 0
+    first, second = ([r["loss"] for r in metrics(arguments) if "loss" in r] for arguments in (one, two))
+    assert len(first) == 50
+    assert sum(first[-10:]) < 0.9 * sum(first[:10])  # the weights did move
+    assert second == pytest.approx(first, abs=1e-4)
