@@ -670,7 +670,7 @@ def test_an_error_does_not_wait_for_the_rest(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data, "decode", slow_decode)
     monkeypatch.setattr(data, "CHUNK", 1)
-    monkeypatch.setattr(data, "_available_cpus", lambda: 2)
+    monkeypatch.setattr(data, "available_cpus", lambda: 2)
     write_images(tmp_path, {f"{i:03}.png": noise_image(0) for i in range(1, 200)})
     (tmp_path / "000.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"000\.png"):

@@ -63,6 +63,10 @@ class TrainingArguments:
     on_unreadable_image: str = option("skip", "`skip` names and counts an unreadable image, `error` stops.")
     preserve_input_precision: bool = option(False, "Keep 16- and 32-bit images' precision instead of 8 bits.")
     max_memory_dataset_gb: float = option(2.0, "Data that decode to less than this are held in memory.")
+    streaming: bool = option(
+        False, "Read dataset_name as it comes, without downloading it; the run counts as one epoch of max_train_steps."
+    )
+    shuffle_buffer_size: int = option(1000, "Rows of a stream that are shuffled among one another.")
     dataloader_num_workers: int = option(0, "Processes that prepare batches; 0 prepares them in the main process.")
 
     # model
@@ -192,12 +196,25 @@ class TrainingArguments:
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_numbers()
+        if self.streaming:
+            self._check_streaming()
         if self.early_stopping_patience is not None and self.validation_split is None and not self.uses_embedded_data:
             raise ValueError("early_stopping_patience needs a validation_split to measure the loss on.")
         if self.evaluation_steps is not None and self.judge is None:
             raise ValueError("evaluation_steps needs a judge to measure samples with.")
         if self.judge is not None and self.validation_split is None and not self.uses_embedded_data:
             raise ValueError("judge needs a validation_split of real images to compare samples with.")
+
+    def _check_streaming(self) -> None:
+        if self.dataset_name is None and self.train_data_dir is not None:
+            raise ValueError("streaming reads a dataset_name; a train_data_dir is never held as a whole anyway.")
+        if self.max_train_steps is None:
+            raise ValueError("streaming needs max_train_steps, for a stream does not say how long an epoch is.")
+        if self.dataloader_num_workers > 1:
+            raise ValueError(
+                "streaming takes dataloader_num_workers 0 or 1, since one process reads and decodes in threads, got "
+                f"{self.dataloader_num_workers}."
+            )
 
     def _check_choices(self) -> None:
         choices = {
@@ -222,7 +239,7 @@ class TrainingArguments:
             "train_batch_size num_epochs max_train_steps gradient_accumulation_steps validation_steps "
             "validation_size evaluation_steps evaluation_size early_stopping_patience eval_batch_size "
             "ddpm_num_inference_steps save_images_epochs save_model_epochs checkpointing_steps "
-            "checkpoints_total_limit logging_steps resolution ema_snapshots"
+            "checkpoints_total_limit logging_steps resolution ema_snapshots shuffle_buffer_size"
         )
         for name in at_least_one.split():
             value = getattr(self, name)
@@ -342,6 +359,14 @@ class ConditionalTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"guidance_scale {self.guidance_scale:g} of previews needs a null condition that is trained; set "
                 "condition_dropout above 0, or label_free_epochs."
+            )
+
+    def _check_streaming(self) -> None:
+        super()._check_streaming()
+        if self.condition == "text" or self.condition_image_column is not None:
+            told = "texts" if self.condition == "text" else "condition_image_column"
+            raise ValueError(
+                f"streaming can't give {told} yet, only classes and conditions made from the image itself."
             )
 
     def _check_fits_condition(self) -> None:

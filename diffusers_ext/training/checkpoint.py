@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,31 @@ def seal(folder: Path, state: dict[str, Any]) -> None:
         _flush_to_disk(file)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2))
     _flush_to_disk(folder / MANIFEST)
+
+
+def write_position(folder: Path, num_processes: int, process_index: int, position: Sequence[int]) -> None:
+    """Keep where a process is in the stream of its data."""
+    state = {"num_processes": num_processes, "position": list(position)}
+    (folder / f"stream-{process_index}.json").write_text(json.dumps(state))
+
+
+def read_position(folder: Path, num_processes: int, process_index: int) -> tuple[int, int, int, int]:
+    """What `write_position` kept.
+
+    Raises:
+        CheckpointError: when the checkpoint is not of a streamed run, or of one by another number of processes.
+    """
+    file = folder / f"stream-{process_index}.json"
+    if not (folder / "stream-0.json").is_file():
+        raise CheckpointError(f"Checkpoint '{folder}' is not of a run with --streaming.")
+    saved = json.loads((folder / "stream-0.json").read_text())["num_processes"]
+    if saved != num_processes:
+        raise CheckpointError(
+            f"Checkpoint '{folder}' is of a streamed run by {saved} processes, whose shares {num_processes} processes "
+            f"can't take over; resume it with --num_processes {saved}."
+        )
+    epoch, shard, row, used = json.loads(file.read_text())["position"]
+    return epoch, shard, row, used
 
 
 def publish(partial: Path, path: Path) -> None:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from PIL import Image, UnidentifiedImageError
 
 from .image_decoding import ImageDecoder, natural_channels, parse_background, resize_square
 from .image_sources import EMBEDDED_NAME, ImageSource, open_files, open_table
+
+if TYPE_CHECKING:
+    from .streaming import ImageStream
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ def load_image_data(
     on_unreadable_image: str = "skip",
     max_memory_bytes: int = 2 * 1024**3,
     seed: int = 0,
+    streamed_examples: int | None = None,
+    shuffle_buffer_size: int = 1000,
 ) -> ImageData:
     """Load images for training.
 
@@ -84,6 +89,9 @@ def load_image_data(
         on_unreadable_image: "skip" unreadable images with a warning, or raise an "error".
         max_memory_bytes: decode all images once into memory when they take less than this, else decode when read.
         seed: of the crops and flips.
+        streamed_examples: read `dataset_name` as a stream: load its first so many images only, the way to all of them
+            being the result's `stream`, which takes its number of channels from these.
+        shuffle_buffer_size: rows of the stream to shuffle among one another.
 
     Raises ValueError or FileNotFoundError, in one sentence, for what cannot be found, read or meant.
     """
@@ -101,15 +109,28 @@ def load_image_data(
         _check_folder_arguments(dataset_name, train_data_dir, image_column, label_column, caption_column)
         name = os.path.basename(os.path.abspath(train_data_dir))
         source = open_files(train_data_dir, split, cache_dir)
+    elif streamed_examples is not None:
+        from .streaming import ImageStream, open_stream
+
+        name = dataset_name or EMBEDDED_NAME
+        reader = open_stream(name, dataset_config_name, split, image_column, label_column, cache_dir, token)
+        source = reader.first(streamed_examples)
     else:
         name = dataset_name or EMBEDDED_NAME
         source = open_table(
             name, dataset_config_name, split, image_column, label_column, cache_dir, token, caption_column
         )
     images = read_images(source, decoder, max_memory_bytes, skip_unreadable=on_unreadable_image == "skip")
-    return ImageData(
+    data = ImageData(
         images, transform, source.labels, source.class_names, title=f"{name} ({split})", captions=source.captions
     )
+    if streamed_examples is not None and train_data_dir is None:
+        skip = on_unreadable_image == "skip"
+        data.stream = ImageStream(
+            reader, replace(decoder, channels=data.channels), transform, skip, shuffle_buffer_size
+        )
+        data.description += f", the first of a stream in {reader.num_shards} shards"
+    return data
 
 
 def _check_options(channels: int | None, on_unreadable_image: str) -> None:
@@ -220,7 +241,7 @@ def _decode_all(source: ImageSource, decoder: ImageDecoder) -> Generator[np.ndar
         return results
 
     # Threads, not processes: decompression and resizing release the interpreter lock, and nothing has to be copied.
-    pool = ThreadPoolExecutor(max_workers=_available_cpus())
+    pool = ThreadPoolExecutor(max_workers=available_cpus())
     try:
         chunks = [range(start, min(start + CHUNK, len(source))) for start in range(0, len(source), CHUNK)]
         for results in pool.map(decode_some, chunks):
@@ -229,7 +250,8 @@ def _decode_all(source: ImageSource, decoder: ImageDecoder) -> Generator[np.ndar
         pool.shutdown(cancel_futures=True)
 
 
-def _available_cpus() -> int:
+def available_cpus() -> int:
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -417,6 +439,7 @@ class ImageData(torch.utils.data.Dataset):
         labels: int64 (num_examples,), or None.
         captions: a text for each image, or None.
         companion: further images of the same rows, cropped and flipped as these are, or None.
+        stream: all images of the data set of which these are the first, or None.
         description: one line about the data.
     """
 
@@ -433,6 +456,7 @@ class ImageData(torch.utils.data.Dataset):
         self.num_examples = len(images)
         self.captions = None if captions is None else [captions[position] for position in images.positions]
         self.companion: ImageData | None = None
+        self.stream: ImageStream | None = None
         self.labels = None if labels is None else torch.from_numpy(labels[images.positions])
         self.class_names = class_names
         first = self[0]["images"]

@@ -337,7 +337,7 @@ def open_table(
     Raises FileNotFoundError for a data set that is not there, ValueError for a wrong split or column.
     """
     where = f"dataset_name={dataset_name!r}"
-    table = take_split(_load_splits(dataset_name, config_name, cache_dir, token), split, where)
+    table = take_split(load_splits(dataset_name, config_name, cache_dir, token), split, where)
     if len(table) == 0:
         raise ValueError(f"split={split!r} of {where} holds no rows")
     image_column = find_image_column(table.features, image_column, where)
@@ -346,9 +346,13 @@ def open_table(
     return TableSource(table, image_column, label_column, caption_column)
 
 
-def _load_splits(
-    name: str, config_name: str | None, cache_dir: str | None, token: str | bool | None
+def load_splits(
+    name: str, config_name: str | None, cache_dir: str | None, token: str | bool | None, streaming: bool = False
 ) -> Mapping[str, Any]:
+    """The splits of a data set by name: as `datasets.Dataset`, or when `streaming` as `datasets.IterableDataset`.
+
+    Raises FileNotFoundError, ConnectionError or ValueError, in one sentence.
+    """
     import datasets
     from pyarrow import parquet
 
@@ -367,7 +371,8 @@ def _load_splits(
         if (path / "state.json").exists():
             table = datasets.Dataset.load_from_disk(str(path))
             return {str(table.split or "train"): table}
-        return _load_dataset(str(path) if path.exists() else name, config_name, where, cache_dir=cache_dir, token=token)
+        options = {"cache_dir": cache_dir, "token": token, "streaming": streaming}
+        return _load_dataset(str(path) if path.exists() else name, config_name, where, **options)
 
 
 def _load_dataset(name: str, config_name: str | None, where: str, **options: Any) -> Mapping[str, datasets.Dataset]:

@@ -51,6 +51,7 @@ from .recording import METRICS_FILE, Recorder
 from .report import GIF_IMAGES, preview_grid, write_figures
 from .sample_evaluation import SampleEvaluation
 from .saving import HubPusher, describe, save_pipeline
+from .streaming import START
 from .validation import EarlyStopping, to_range, validation_loss
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ logger = logging.getLogger(__name__)
 EMA_FILE = "ema.safetensors"
 BEST_FILE = "best.safetensors"
 IMPORTANCE_FILE = "importance.safetensors"
+STREAM_EXAMPLES = 64  # images of a stream that are at hand before the first step: for its channels, and for previews
 # Off the CPU, reading a loss makes the host wait for the device; so it is read in groups of this many steps.
 STEPS_BETWEEN_READS = 10
 
@@ -128,6 +130,7 @@ class Trainer:
         self.clock = StepClock(self.accelerator.device)
         self._unread: list[tuple[int, torch.Tensor]] = []
         self._validated_at = self._evaluated_at = 0
+        self._position = START
 
     # --- preparation --------------------------------------------------------------------------------------------------
 
@@ -184,6 +187,7 @@ class Trainer:
     def _load_images(self, split: str, **columns: str | None) -> ImageData:
         a = self.arguments
         training = split == a.train_split
+        held = STREAM_EXAMPLES if training else max(a.validation_size, 2 * a.evaluation_size)
         return load_image_data(
             a.dataset_name,
             a.dataset_config_name,
@@ -203,6 +207,8 @@ class Trainer:
             on_unreadable_image=a.on_unreadable_image,
             max_memory_bytes=int(a.max_memory_dataset_gb * 1024**3),
             seed=a.seed,
+            streamed_examples=held if a.streaming else None,
+            shuffle_buffer_size=a.shuffle_buffer_size,
         )
 
     def _prepare_model(self, unet: Any, network: Any) -> None:
@@ -211,7 +217,10 @@ class Trainer:
             unet.enable_gradient_checkpointing()
         if a.enable_xformers_memory_efficient_attention:
             unet.enable_xformers_memory_efficient_attention()
-        self.batches_per_epoch = self._schedule(0).batches_per_epoch
+        if a.streaming:
+            self.batches_per_epoch = (a.max_train_steps or 1) * a.gradient_accumulation_steps
+        else:
+            self.batches_per_epoch = self._schedule(0).batches_per_epoch
         per_run = math.ceil(a.num_epochs * self.batches_per_epoch / a.gradient_accumulation_steps)
         self.max_steps = min(per_run, a.max_train_steps) if a.max_train_steps else per_run
         self._lr_factor = _lr_factor(a, self.max_steps)
@@ -312,15 +321,18 @@ class Trainer:
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         """(number, batch) of every batch from the current step on, without end."""
-        first = self.progress.step * self.arguments.gradient_accumulation_steps
+        a, accelerator = self.arguments, self.accelerator
+        first = self.progress.step * a.gradient_accumulation_steps
+        source: dict[str, Any] = {"dataset": self.data, "batch_sampler": self._schedule(first), "collate_fn": identity}
+        if self.data.stream is not None:
+            share = a.train_batch_size, accelerator.num_processes, accelerator.process_index
+            source = {"dataset": self.data.stream.batches(*share, self._position), "batch_size": None}
         loader = torch.utils.data.DataLoader(
-            self.data,
-            batch_sampler=self._schedule(first),
-            collate_fn=identity,  # type: ignore[arg-type]
-            num_workers=self.arguments.dataloader_num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
+            **source, num_workers=a.dataloader_num_workers, pin_memory=accelerator.device.type == "cuda"
         )
         for number, batch in enumerate(loader, start=first):
+            if "position" in batch:
+                self._position = tuple(batch.pop("position").tolist())
             yield number, self._on_device(batch)
 
     def _on_device(self, batch: Batch) -> Batch:
@@ -628,7 +640,7 @@ class Trainer:
         accelerator, step = self.accelerator, self.progress.step
         path = checkpoint.checkpoint_path(self.output_dir, step)
         partial = checkpoint.partial_path(path)
-        problem = _attempt(lambda: accelerator.save_state(str(partial)))
+        problem = _attempt(lambda: self._save_own_part(partial))
         if self._nobody_failed(problem):
             if accelerator.is_main_process:
                 problem = _attempt(lambda: self._complete_checkpoint(partial, path))
@@ -638,6 +650,13 @@ class Trainer:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         accelerator.wait_for_everyone()
+
+    def _save_own_part(self, folder: Path) -> None:
+        """What every process saves: Accelerate's state, and where it is in a stream."""
+        self.accelerator.save_state(str(folder))
+        if self.data.stream is not None:
+            share = self.accelerator.num_processes, self.accelerator.process_index
+            checkpoint.write_position(folder, *share, self._position)
 
     def _nobody_failed(self, problem: str) -> bool:
         """Whether all processes came through; all give the same answer, so that none waits for one that went astray."""
@@ -692,6 +711,9 @@ class Trainer:
             raise checkpoint.CheckpointError(
                 f"Checkpoint '{path}' is of another model or optimizer: {reason}"
             ) from None
+        if self.data.stream is not None:
+            share = self.accelerator.num_processes, self.accelerator.process_index
+            self._position = checkpoint.read_position(path, *share)
         self.progress = Progress(**state)
         self._validated_at = self._evaluated_at = self.progress.step
         self.stopping.best, self.stopping.waited = self.progress.best_loss, self.progress.validations_without_better
