@@ -1,0 +1,120 @@
+"""What the benchmarks stand on: peers called as they are meant to be, and verdicts that follow from the figures."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import itertools
+
+import peers
+import sampling_steps
+import time_to_quality
+import train_throughput
+from sampling_steps import Run
+from time_to_quality import Result
+from train_throughput import Turn
+
+
+def load_or_skip(name):
+    try:
+        return peers.load(name)
+    except ModuleNotFoundError:
+        pytest.skip(f"{name} is not installed")
+
+
+def test_the_stand_in_leaves_no_torchvision_behind():
+    before = "torchvision" in sys.modules
+    load_or_skip("denoising_diffusion_pytorch")
+    assert ("torchvision" in sys.modules) == before
+
+
+class Recorder(torch.nn.Module):
+    """A network that notes what it is called with, and answers as `ForeignNetwork` wants."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.calls = []
+
+    def forward(self, x, t):
+        self.calls.append((x.detach().clone(), t.clone()))
+        return x * self.weight
+
+
+def test_smalldiffusion_gives_a_network_of_times_the_noisy_images_of_those_times():
+    """Its noise levels are the DDPM's, so that images of zeros have the standard deviation sqrt(1 - a_bar_t)."""
+    load_or_skip("smalldiffusion")
+    inner = Recorder()
+    loop = peers.smalldiffusion_loop(peers.ForeignNetwork.around(inner), torch.zeros(64, 1, 28, 28), 64, "no")
+    next(loop)
+    x, times = inner.calls[0]
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    expected = (1 - alphas_cumprod[times]).sqrt()
+    assert times.unique().numel() > 10
+    assert torch.allclose(x.flatten(1).std(dim=1), expected, rtol=0.15)
+
+
+def test_diffusers_example_moves_the_weights_of_the_network_it_was_given(tmp_path):
+    inner = Recorder()
+    loop = peers.diffusers_example(
+        peers.ForeignNetwork.around(inner), torch.zeros(8, 1, 28, 28), 4, "no", str(tmp_path)
+    )
+    for _ in range(3):
+        next(loop)
+    assert len(inner.calls) == 3
+    assert inner.weight.item() != 0
+
+
+def test_labels_come_through_a_trainer_that_knows_none():
+    seen = []
+
+    class Diffusion(torch.nn.Module):
+        def forward(self, images, classes):
+            seen.append((images, classes))
+
+    images, labels = torch.rand(5, 1, 28, 28), torch.tensor([3, 1, 4, 1, 9])
+    packed = time_to_quality.PackedImages(images, labels)
+    time_to_quality.LabelledDiffusion(Diffusion())(torch.stack([packed[i] for i in range(5)]))
+    assert torch.equal(seen[0][0], images)
+    assert torch.equal(seen[0][1], labels)
+
+
+def test_ratios_are_of_turns_beside_one_another():
+    ours, theirs = (train_throughput.Worker.__new__(train_throughput.Worker) for _ in range(2))
+    ours.turns = [Turn(64, seconds, 1.0, 1.0, 0, "") for seconds in (1.0, 4.0, 1.0)]
+    theirs.turns = [Turn(64, 2 * seconds, 1.0, 1.0, 0, "") for seconds in (1.0, 4.0, 1.0)]
+    assert train_throughput.ratio(ours, theirs, "seconds") == 2
+    assert train_throughput.ratio(ours, theirs, "processor_seconds") == 1
+
+
+def test_moments_of_peers_end_at_their_bound():
+    found = time_to_quality.moments(60, 600, 8)
+    assert found[0] == 60
+    assert found[-1] == pytest.approx(600)
+    assert all(b / a == pytest.approx(10 ** (1 / 7)) for a, b in itertools.pairwise(found))
+    assert time_to_quality.moments(60, 30, 8) == [30]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ([Result(100, True)], [Result(1000, False)], "at least 10, meets 10"),
+        ([Result(100, True)], [Result(500, True)], "5, misses 10"),
+        ([Result(240, False)], [Result(500, True)], "not known"),
+    ],
+)
+def test_time_to_quality_concludes_no_more_than_was_seen(ours, theirs, said, capsys):
+    time_to_quality.report({"ours": ours, "peer": theirs})
+    assert said in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_fewest_network_calls_win(capsys):
+    reference = Run("ddpm", 1000, 1000, 1.0, 100.0)
+    sampling_steps.conclude([Run("heun", 9, 18, 1.0, 1.5), Run("ddim", 15, 15, 1.0, 2.5)], reference)
+    told = capsys.readouterr().out
+    assert "ddim at 15 steps, 15 network calls (meets 20)" in told
+    assert "40.0 times less time (misses 50)" in told
