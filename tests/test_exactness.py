@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from diffusers_ext import ImageClassifier
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
 from diffusers_ext.training.checkpoint import list_checkpoints, remove_partial
+from diffusers_ext.training.ema import list_snapshots
+from diffusers_ext.training.timestep_sampling import HISTORY
 
 # Parts of a run that a kill may hit; `_step` holds all the batches that an optimizer step accumulates.
 LEARNING = ("_step", "_save_checkpoint", "_after_step")
@@ -130,6 +132,10 @@ def test_killed_anywhere_and_resumed_ends_bit_for_bit_as_unbroken(random_run, tm
         "max_train_steps": 9,
         "logging_steps": 1,
         "validation_steps": 5,
+        # State beside the weights: losses of noise levels, few enough to be learned from soon, and averages kept.
+        "timestep_sampling": "importance",
+        "ddpm_num_steps": 3,
+        "ema_snapshots": 2,
     }
     whole = random_run(**settings)
     assert run_processes(processes, train_and_count, whole, tmp_path) == 0
@@ -149,6 +155,12 @@ def test_killed_anywhere_and_resumed_ends_bit_for_bit_as_unbroken(random_run, tm
     assert not differences(states(last_checkpoint(whole)), states(last_checkpoint(broken)))
     saved = (os.path.join(a.output_dir, "unet", "diffusion_pytorch_model.safetensors") for a in (whole, broken))
     assert not differences(*map(load_file, saved))
+    kept = [{path.name: load_file(path) for path in list_snapshots(tmp_path / name)} for name in ("run", "broken")]
+    assert len(kept[0]) == 5
+    assert not differences(*kept)
+    assert (
+        states(last_checkpoint(whole))["importance.safetensors"]["seen"].min() > HISTORY
+    )  # and so it was learned from
 
 
 def test_a_checkpoint_that_a_kill_left_half_replaced_is_put_back(tiny_run, tmp_path):
