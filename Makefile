@@ -71,10 +71,10 @@ bench: $(STAMP) $(BENCH_JUDGE)/config.json
 	-$(call part,120,scheduler_step.py)
 	-$(call part,120,model_speed.py --threads $(THREADS) --repeats 3)
 	-$(call part,120,model_table.py --threads $(THREADS) --repeats 1)
-	-$(call part,570,train_throughput.py --threads $(THREADS) --turns 3 --turn_seconds 3)
-	-$(call part,780,time_to_quality.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
-		--seeds 0 --budgets 120 240 --peer_seconds 120 --peer_points 1)
-	-$(call part,540,sampling_steps.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
+	-$(call part,570,train_throughput.py --threads $(THREADS) --batch_size 32 --turns 3 --turn_seconds 3)
+	-$(call part,840,time_to_quality.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
+		--seeds 0 --budgets 90 180 --peer_seconds 90 --peer_points 1)
+	-$(call part,480,sampling_steps.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
 		--train_seconds 120 --num_samples 200)
 
 $(BENCH_JUDGE)/config.json: $(STAMP)
