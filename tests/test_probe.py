@@ -36,8 +36,9 @@ class Clock:
 
     def __init__(self, monkeypatch, costs):
         self.now, self.more, self.costs, self.modes = 0.0, 0.0, costs, []
-        monkeypatch.setattr(probe, "time", SimpleNamespace(monotonic=lambda: self.now, perf_counter=lambda: self.now))
+        monkeypatch.setattr(probe, "time", SimpleNamespace(monotonic=lambda: self.now, process_time=lambda: self.now))
         monkeypatch.setattr(probe.ModeProbe, "_step", lambda measured, network, mode: self._step(measured, mode))
+        monkeypatch.setattr(probe, "COMPILING", {"cpu": 120.0})
         monkeypatch.setattr(torch.compiler, "reset", lambda: None)
         monkeypatch.setattr(probe, "resolve_mixed_precision", lambda wanted: "bf16")
 
@@ -156,6 +157,18 @@ def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_to_it(tiny_run, monk
     trainer.train()
     with open(trainer.output_dir / "metrics.jsonl") as file:
         assert [r["mode"] for r in map(json.loads, file) if "mode" in r] == ["bf16, channels-last"] * 2
+
+
+def test_every_process_does_as_the_main_one_says(tiny_run, monkeypatch):
+    Clock(monkeypatch, cost(bf16=0.5))
+    told = []
+    monkeypatch.setattr(loop, "broadcast_object_list", lambda modes: told.extend(modes) or [Mode("no", True)])
+    trainer = Trainer(tiny_run(mixed_precision="auto"))
+    assert told == [Mode("bf16")]
+    assert trainer.mode == Mode("no", True)
+    assert trainer.accelerator.mixed_precision == "no"
+    first = next(p for p in trainer.network.parameters() if p.ndim == 4 and p.shape[2] > 1 and p.shape[1] > 1)
+    assert first.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_settings_that_say_it_are_not_probed(tiny_run, monkeypatch):

@@ -120,17 +120,20 @@ def peak_flops(device: torch.device, precision: str | None, run_seconds: float) 
     """The most floating-point operations a second that a product of square matrices reaches on this machine, now.
 
     With as many threads as training has. Larger matrices come nearer to the peak and are tried where a run of
-    `run_seconds` makes their time small.
+    `run_seconds` makes their time small; the largest as often as there is time, for a moment without other work.
     """
-    best, left = 0.0, min(PEAK_SHARE * run_seconds, PEAK_SECONDS)
-    for size in PEAK_SIZES.get(device.type, PEAK_SIZES["cpu"]):
-        if best and 4 * 2 * size**3 / best > left:
+    best, end = 0.0, time.perf_counter() + min(PEAK_SHARE * run_seconds, PEAK_SECONDS)
+    sizes = PEAK_SIZES.get(device.type, PEAK_SIZES["cpu"])
+    for size in sizes:
+        if best and time.perf_counter() + 4 * 2 * size**3 / best > end:
             break
         matrix = torch.ones(size, size, device=device, dtype=DTYPES.get(precision or "no", torch.float32))
-        taken = [
-            _seconds(partial(torch.mm, matrix, matrix), device) for _ in range(4)
-        ]  # the first one prepares the others
-        best, left = max(best, 2 * size**3 / min(taken)), left - sum(taken)
+        multiply = partial(torch.mm, matrix, matrix)
+        multiply()  # prepares the others
+        taken = [_seconds(multiply, device) for _ in range(3)]
+        while size == sizes[-1] and time.perf_counter() < end:
+            taken.append(_seconds(multiply, device))
+        best = max(best, 2 * size**3 / min(taken))
     return best
 
 

@@ -225,7 +225,7 @@ class Trainer:
         self.max_steps = min(per_run, a.max_train_steps) if a.max_train_steps else per_run
         self._lr_factor = _lr_factor(a, self.max_steps)
         self.mode, chosen = self._choose_mode(network)
-        if a.mixed_precision == "auto":
+        if a.mixed_precision == "auto" and self.mode.precision != self.accelerator.mixed_precision:
             self.accelerator = _make_accelerator(a, self.mode.precision)
         self.mode.apply(network)
         optimizer = self._make_optimizer(network)
@@ -244,6 +244,8 @@ class Trainer:
         batches, limit = self.max_steps * a.gradient_accumulation_steps, a.max_train_seconds or math.inf
         if a.mixed_precision != "auto":
             return Mode(accelerator.mixed_precision, bool(a.channels_last)), ""
+        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return Mode(accelerator.mixed_precision, bool(a.channels_last)), ""  # a copy would not be sharded
         began, mode, chosen = time.monotonic(), self._stored_mode(), ""
         if mode is None:
             data = self.data
@@ -256,7 +258,7 @@ class Trainer:
                 lambda seconds: min(batches * seconds, limit),
             )
             mode = probe.choose(a.channels_last)
-            chosen = f"Images/s of training steps: {probe}. Probed in {time.monotonic() - began:.1f} s."
+            chosen = f"{probe} Probed in {time.monotonic() - began:.1f} s."
         (mode,) = broadcast_object_list([mode])
         return mode, f"Steps are computed in {mode}. {chosen}".strip()
 

@@ -26,10 +26,13 @@ from .precision import (
 SHARE = 0.05  # of the run, for the probe,
 LEAST_SECONDS, MOST_SECONDS = 1.0, {"cpu": 20.0}  # within these bounds; and
 OTHER_SECONDS = 60.0  # where a device has none of its own
-MOST_STEPS = 10  # timed in a mode at once
-LEAST_STEPS = 3  # as many images of the batch are left out as it takes to time so many
+MOST_STEPS = 4  # timed in a mode at once, and no more once a mode is
+SLOWER = 1.2  # times as slow as the fastest
+LEAST_STEPS = 1  # a batch is cut where there is no time for so many after the first, which allocates
 NEARLY = 0.97  # another mode has to take less than this part of a simpler one's time
-COMPILING = {"cpu": 120.0}  # seconds that compiling may take at the most, and OTHER_SECONDS elsewhere
+# Seconds that compiling may take at the most, where it is tried: on a CPU core it took one to two minutes, and steps of
+# `small` became no faster, in bf16 or in float32.
+COMPILING = {"cuda": 60.0}
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]
 
@@ -45,7 +48,8 @@ class ModeProbe:
         run_seconds: how long the run will be, from the seconds of one step in float32.
 
     Attributes:
-        seconds: what a step took in each mode, the least of all times.
+        seconds: what a step took in each mode, the least of all times; of processor time on a CPU, which other work on
+            the machine lengthens little.
         batch_size: of the steps, that of the run unless so few would not fit into the time.
     """
 
@@ -81,10 +85,10 @@ class ModeProbe:
         for attention in attentions:
             self._measure(replace(fastest, attention=attention))
         fastest = self._with_compiled_blocks(self.fastest())
-        # Once more, since a burst of other work on the machine may have hit one of the two.
-        for mode in (grid[0], fastest):
-            if not fastest.compiled:
-                self._measure(mode)
+        if self.seconds[grid[0]] < SLOWER * self.seconds[fastest] and not fastest.compiled:
+            # Once more where it is close: a burst of other work on the machine may have hit one of the two.
+            self._measure(grid[0])
+            self._measure(fastest)
         return self.fastest()
 
     @property
@@ -103,7 +107,7 @@ class ModeProbe:
         """Decide from two steps in float32 how many steps, of how many images, fit into the time for the probe."""
         began = time.monotonic()
         self._time(plain, 1)
-        step = self.seconds.pop(plain)
+        step = (time.monotonic() - began) / 2
         self.run_seconds = self._run_seconds(step)
         limit = min(max(SHARE * self.run_seconds, LEAST_SECONDS), MOST_SECONDS.get(self.device.type, OTHER_SECONDS))
         self._deadline = began + limit
@@ -111,6 +115,7 @@ class ModeProbe:
         if each < (LEAST_STEPS + 1) * step:
             self.batch_size = max(1, int(self.batch_size * each / ((LEAST_STEPS + 1) * step)))
             step *= self.batch_size / len(self.inputs[0])
+            self.seconds.clear()  # of the whole batch
         self._steps = max(1, min(MOST_STEPS, int(each / step) - 1))
 
     def _measure(self, mode: Mode) -> None:
@@ -131,8 +136,10 @@ class ModeProbe:
             if mode.compiled:
                 self._compile(network, step)
             step()  # the first one allocates and prepares
-            least = min(self._seconds(step) for _ in range(steps))
-            self.seconds[mode] = min(least, self.seconds.get(mode, math.inf))
+            for _ in range(steps):
+                self.seconds[mode] = min(self._seconds(step), self.seconds.get(mode, math.inf))
+                if self.seconds[mode] > SLOWER * min(self.seconds.values()):
+                    break
         finally:
             set_attention(network, "")
             if self._on_cuda:
@@ -160,17 +167,18 @@ class ModeProbe:
         return step
 
     def _seconds(self, step: Callable[[], None]) -> float:
+        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
         wait_for(self.device)
-        began = time.perf_counter()
+        began = clock()
         step()
         wait_for(self.device)
-        return time.perf_counter() - began
+        return clock() - began
 
     def _with_compiled_blocks(self, fastest: Mode) -> Mode:
         """The mode with compiled blocks, where the run is long enough to try that and to get the time back."""
         blocks, compiled = repeated_blocks(self.network), replace(fastest, compiled=True)
-        self._compile_limit = COMPILING.get(self.device.type, OTHER_SECONDS)
-        if not blocks or self.device.type not in ("cpu", "cuda") or SHARE * self.run_seconds < self._compile_limit:
+        self._compile_limit = COMPILING.get(self.device.type, math.inf)
+        if not blocks or SHARE * self.run_seconds < self._compile_limit:
             return fastest
         self._deadline, began = math.inf, time.monotonic()
         self._measure(compiled)
@@ -196,6 +204,7 @@ class ModeProbe:
         compile_blocks(network)
 
     def __str__(self) -> str:
-        """Images per second in each mode that was measured, as one line."""
+        """Images per second in each mode that was measured, as one sentence."""
         rates = {mode: self.batch_size / seconds for mode, seconds in self.seconds.items()}
-        return "; ".join(f"{mode} {rate:,.{0 if rate >= 100 else 1}f}" for mode, rate in rates.items())
+        told = "; ".join(f"{mode} {rate:,.{0 if rate >= 100 else 1}f}" for mode, rate in rates.items())
+        return f"Images a second{' of processor time' if self.device.type == 'cpu' else ''}: {told}."
