@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from diffusers_ext.cli import main
+from diffusers_ext.commands.ema import replace_weights
+from diffusers_ext.hub import files_to_push
 from diffusers_ext.training import Trainer, train
 from diffusers_ext.training.checkpoint import CheckpointError
 from diffusers_ext.training.ema import (
@@ -173,10 +176,19 @@ def test_snapshots_need_no_average_to_be_sampled_and_cost_the_weights_nothing(ti
     for name in ("model.safetensors", "ema.safetensors"):
         first, second = (load_file(os.path.join(a.output_dir, "checkpoint-6", name)) for a in (plain, watched))
         assert all(torch.equal(first[key], second[key]) for key in first)
-    assert [path.name for path in list_snapshots(tmp_path / "watched")] == [
-        "step-00000004.safetensors",
-        "step-00000006.safetensors",
-    ]
+    names = ["step-00000004.safetensors", "step-00000006.safetensors"]
+    assert [path.name for path in list_snapshots(tmp_path / "watched")] == names
+    assert not any(name.startswith("ema-snapshots") for name in files_to_push(tmp_path / "watched"))
+
+
+def test_averages_reach_a_text_encoder_that_was_trained_along_and_no_other_network():
+    pipeline = SimpleNamespace(unet=torch.nn.Linear(2, 1), text_encoder=torch.nn.Linear(3, 1))
+    trained = torch.nn.ModuleDict({"unet": torch.nn.Linear(2, 1), "text_encoder": torch.nn.Linear(3, 1)})
+    replace_weights(pipeline, dict(trained.named_parameters()))
+    for name, network in trained.items():
+        assert torch.equal(getattr(pipeline, name).weight, network.weight)
+    with pytest.raises(ValueError, match=r"different networks: unet\.weight does not fit"):
+        replace_weights(pipeline, {"unet.weight": torch.zeros(5, 5)})
 
 
 def test_what_cannot_be_reconstructed_is_a_sentence(tmp_path):
