@@ -148,7 +148,8 @@ def train_ours(arguments: argparse.Namespace, exam: Exam, seed: int) -> float | 
 
 
 def _settings(arguments: argparse.Namespace, seed: int, budget: float, folder: str) -> Any:
-    changes = {} if arguments.model is None else {"model": arguments.model}
+    wanted = {name: getattr(arguments, name) for name in ("model", "mixed_precision")}
+    changes = {name: value for name, value in wanted.items() if value is not None}
     never = dict.fromkeys(
         ("validation_steps", "save_images_epochs", "save_model_epochs", "checkpointing_steps"), peers.FOREVER
     )
@@ -381,6 +382,7 @@ def main() -> None:
     parser.add_argument("--dataset_name", default="embedded")
     parser.add_argument("--recipe", default="train/recipes/mnist-classes.yaml")
     parser.add_argument("--model", help="of ours; the recipe's if not given")
+    parser.add_argument("--mixed_precision", help="of ours; the recipe's if not given")
     parser.add_argument("--sampler", help="of ours: ddim, dpmsolver++, ...; the recipe's if not given")
     parser.add_argument("--subsequence", default="uniform", help="of --sampler ddim")
     parser.add_argument("--num_inference_steps", type=int, help="of ours; the recipe's if not given")
