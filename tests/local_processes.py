@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import socket
 from multiprocessing.connection import wait
 
@@ -33,7 +32,7 @@ def run_processes(count, function, *arguments, **environment):
         running = [process for process in running if process.exitcode is None]
     codes = [process.exitcode for process in processes]
     for process in running:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
     return next((code for code in codes if code), 0)
 

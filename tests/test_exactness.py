@@ -136,6 +136,7 @@ def test_killed_anywhere_and_resumed_ends_bit_for_bit_as_unbroken(random_run, tm
         "timestep_sampling": "importance",
         "ddpm_num_steps": 3,
         "ema_snapshots": 2,
+        "checkpointing_steps": 1,
     }
     whole = random_run(**settings)
     assert run_processes(processes, train_and_count, whole, tmp_path) == 0

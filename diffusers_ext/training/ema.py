@@ -25,7 +25,7 @@ class WeightAverage:
         named_parameters: what to follow; the average starts as a copy.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]):
+    def __init__(self, named_parameters: Iterable[tuple[str, torch.Tensor]]):
         self.averages = {name: parameter.detach().clone() for name, parameter in named_parameters}
         self.updates = 0
 
@@ -34,7 +34,7 @@ class WeightAverage:
         raise NotImplementedError
 
     @torch.no_grad()
-    def update(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> None:
+    def update(self, named_parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Move every average towards its parameter."""
         parameters = dict(named_parameters)
         current = [parameters[name].detach() for name in self.averages]
@@ -83,7 +83,7 @@ class ExponentialMovingAverage(WeightAverage):
 
     def __init__(
         self,
-        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        named_parameters: Iterable[tuple[str, torch.Tensor]],
         inv_gamma: float = 1.0,
         power: float = 0.75,
         max_decay: float = 0.9999,
@@ -113,7 +113,7 @@ class PowerFunctionAverage(WeightAverage):
         ValueError: for a sigma_rel outside that range.
     """
 
-    def __init__(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]], sigma_rel: float):
+    def __init__(self, named_parameters: Iterable[tuple[str, torch.Tensor]], sigma_rel: float):
         super().__init__(named_parameters)
         self.sigma_rel, self.gamma = sigma_rel, gamma_of(sigma_rel)
 

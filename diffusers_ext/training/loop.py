@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ from .recording import METRICS_FILE, Recorder
 from .report import GIF_IMAGES, preview_grid, write_figures
 from .sample_evaluation import SampleEvaluation
 from .saving import HubPusher, describe, save_pipeline
+from .sharding import WholeCopy, gathered, own_parameters, scattered, uses_fsdp, whole
 from .streaming import START
 from .validation import EarlyStopping, to_range, validation_loss
 
@@ -131,6 +132,7 @@ class Trainer:
         self._unread: list[tuple[int, torch.Tensor]] = []
         self._validated_at = self._evaluated_at = 0
         self._position = START
+        self._kept: Any = None
 
     # --- preparation --------------------------------------------------------------------------------------------------
 
@@ -227,6 +229,7 @@ class Trainer:
         self.mode, chosen = self._choose_mode(network)
         if a.mixed_precision == "auto" and self.mode.precision != self.accelerator.mixed_precision:
             self.accelerator = _make_accelerator(a, self.mode.precision)
+        self._whole = self._copy_before_sharding(network) if uses_fsdp(self.accelerator) else None
         self.mode.apply(network)
         optimizer = self._make_optimizer(network)
         self.recorder = Recorder(self.accelerator, a, self.max_steps, self.batches_per_epoch)
@@ -234,6 +237,13 @@ class Trainer:
         if chosen:
             self.recorder.say(chosen)
         self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
+
+    def _copy_before_sharding(self, network: torch.nn.Module) -> WholeCopy:
+        if self.arguments.optimizer == "muon":
+            raise ValueError("optimizer muon turns whole matrices, and FSDP leaves pieces of them; use adamw, or DDP.")
+        if self.arguments.ema_snapshots is not None:
+            raise ValueError("ema_snapshots can't be taken of pieces of weights, as FSDP leaves them; use DDP.")
+        return WholeCopy(network)
 
     def _make_optimizer(self, network: torch.nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(self.arguments, network, fused=self.accelerator.device.type in ("cpu", "cuda"))
@@ -281,7 +291,7 @@ class Trainer:
         a = self.arguments
         if a.ema_snapshots is None and not (a.use_ema and a.ema_kind == "power"):
             return []
-        return [PowerFunctionAverage(self.network.named_parameters(), sigma_rel) for sigma_rel in a.ema_sigma_rel]
+        return [PowerFunctionAverage(own_parameters(self.network), sigma_rel) for sigma_rel in a.ema_sigma_rel]
 
     def _make_ema(self) -> WeightAverage:
         """The average that is sampled and saved."""
@@ -289,7 +299,7 @@ class Trainer:
         if a.ema_kind == "power":
             return self.power_averages[0]
         return ExponentialMovingAverage(
-            self.network.named_parameters(), a.ema_inv_gamma, a.ema_power, a.ema_max_decay, a.ema_update_after_step
+            own_parameters(self.network), a.ema_inv_gamma, a.ema_power, a.ema_max_decay, a.ema_update_after_step
         )
 
     def _make_sample_evaluation(self) -> SampleEvaluation:
@@ -358,8 +368,8 @@ class Trainer:
                     self.optimizer.zero_grad()
             losses.append(loss.detach())
         for average in self._averages().values():
-            average.update(self.network.named_parameters())
-        return torch.stack(losses).mean(), norm
+            average.update(own_parameters(self.network))
+        return torch.stack(losses).mean(), whole(norm)
 
     def _averages(self) -> dict[str, WeightAverage]:
         """All averages that follow the weights, by the name of their file in a checkpoint."""
@@ -515,7 +525,8 @@ class Trainer:
         if a.evaluation_steps is not None and step % a.evaluation_steps == 0:
             self._evaluate_samples()
         if epoch is not None and epoch % a.save_model_epochs == 0 and not self._finished():
-            self._save_pipeline(self._current_pipeline(), last=False)
+            with self._judged() as network:
+                self._save_pipeline(self._pipeline_of(network), last=False)
         if a.ema_snapshots is not None and step % a.ema_snapshots == 0:
             self._save_snapshot()
         if step % a.checkpointing_steps == 0:
@@ -532,10 +543,10 @@ class Trainer:
         self.doctor.check_condition(self.model, data, lambda b: self._fixed_condition(0, b, data), self.progress.step)
         if self.validation_data is None:
             return
-        with self._evaluated_weights():
+        with self._judged() as network:
             loss = validation_loss(
                 self.accelerator,
-                self.model,
+                network,
                 self.objective,
                 self.validation_data,
                 a.validation_size,
@@ -547,8 +558,8 @@ class Trainer:
             raise TrainingDiverged(self._divergence(self.progress.step, loss))
         self.recorder.log(self.progress.step, self.progress.seconds, validation_loss=loss)
         if self.stopping.update(loss) and a.early_stopping_patience is not None:
-            with self._evaluated_weights():
-                self.best = {name: p.detach().cpu().clone() for name, p in self.network.named_parameters()}
+            with self._judged() as network:
+                self.best = {name: p.detach().cpu().clone() for name, p in network.named_parameters()}
 
     def _evaluate_samples(self) -> None:
         """What the judge says of samples of the weights that would be saved; all processes take part."""
@@ -556,8 +567,8 @@ class Trainer:
         if self.sample_evaluation is None:
             return
         self.model.eval()
-        with self._evaluated_weights():
-            measures = self.sample_evaluation(self._current_pipeline())
+        with self._judged() as network:
+            measures = self.sample_evaluation(self._pipeline_of(network))
         self.recorder.log(self.progress.step, self.progress.seconds, **measures)
 
     def _fixed_condition(self, number: int, batch: Batch, data: ImageData) -> dict[str, Any]:
@@ -578,30 +589,36 @@ class Trainer:
 
     def _preview(self) -> None:
         """A grid of images from noise that is the same at every preview; on the main process."""
-        if self.accelerator.is_main_process:
-            generator = torch.Generator().manual_seed(seed_of(self.arguments.seed, "preview"))
-            with self._evaluated_weights():
-                pipeline = self._current_pipeline()
+        with self._judged() as network:
+            if self.accelerator.is_main_process:
+                generator = torch.Generator().manual_seed(seed_of(self.arguments.seed, "preview"))
                 images = preview_grid(
-                    pipeline,
+                    self._pipeline_of(network),
                     self.arguments.ddpm_num_inference_steps,
                     generator,
                     self.output_dir / "samples" / f"step-{self.progress.step:06d}.png",
                     **self._request(self.arguments.eval_batch_size),
                 )
-            self.recorder.log_images(self.progress.step, images)
+                self.recorder.log_images(self.progress.step, images)
         self.accelerator.wait_for_everyone()
 
-    def _evaluated_weights(self) -> Any:
-        """Context in which the network carries the weights that are judged and saved: the EMA's if there is one."""
-        return self.ema.applied_to(self.network) if self.ema is not None else nullcontext()
+    @contextmanager
+    def _judged(self) -> Iterator[Any]:
+        """Context of the network, in one piece, with the weights that are judged and saved; all processes take part."""
+        if self._kept is not None:
+            yield self._kept
+        elif self._whole is not None:
+            self.model.reshard()  # an evaluation leaves it gathered
+            pieces = dict(own_parameters(self.network)) if self.ema is None else self.ema.averages
+            with self._whole.filled(self.network, pieces, self.accelerator.device) as network:
+                yield network
+        else:
+            with self.ema.applied_to(self.network) if self.ema is not None else nullcontext():
+                yield self.network
 
     def _eager(self) -> Any:
         """Context without compiled blocks, which would be compiled anew for each other batch size."""
         return torch.compiler.set_stance("force_eager") if self.mode.compiled else nullcontext()
-
-    def _current_pipeline(self) -> DiffusionPipeline:
-        return self._pipeline_of(self.network)
 
     def _pipeline_of(self, network: Any) -> DiffusionPipeline:
         scheduler = make_scheduler(self.arguments, self.conditioning.unet(network))
@@ -609,7 +626,7 @@ class Trainer:
 
     def _report_efficiency(self, steps: int, seconds: float) -> None:
         """Say how well the steps of this launch used the machine, and write it among the metrics."""
-        if steps == 0:
+        if steps == 0 or self._whole is not None:
             return
         device, mode = self.accelerator.device, self.accelerator.mixed_precision
         images_per_second = steps * self.recorder.images_per_step / seconds
@@ -654,8 +671,12 @@ class Trainer:
         accelerator.wait_for_everyone()
 
     def _save_own_part(self, folder: Path) -> None:
-        """What every process saves: Accelerate's state, and where it is in a stream."""
+        """What every process saves, or gives its piece of."""
         self.accelerator.save_state(str(folder))
+        for name, average in self._averages().items():
+            averages = gathered(self.network, average.averages)
+            if self.accelerator.is_main_process:
+                save_file(_packed(averages), folder / name)
         if self.data.stream is not None:
             share = self.accelerator.num_processes, self.accelerator.process_index
             checkpoint.write_position(folder, *share, self._position)
@@ -675,8 +696,6 @@ class Trainer:
     def _complete_checkpoint(self, folder: Path, path: Path) -> None:
         progress = self.progress
         progress.best_loss, progress.validations_without_better = self.stopping.best, self.stopping.waited
-        for name, average in self._averages().items():
-            save_file(_packed(average.averages), folder / name)
         if self.ema is not None:
             progress.ema_updates = self.ema.updates
         if self.best is not None:
@@ -708,7 +727,7 @@ class Trainer:
     def _load_checkpoint(self, path: Path, state: dict[str, Any]) -> None:
         try:
             self.accelerator.load_state(str(path))
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
             reason = " ".join(str(error).split())[:300]
             raise checkpoint.CheckpointError(
                 f"Checkpoint '{path}' is of another model or optimizer: {reason}"
@@ -723,7 +742,7 @@ class Trainer:
             if (path / name).is_file():
                 # A power-function average has followed every step.
                 updates = self.progress.ema_updates if name == EMA_FILE else self.progress.step
-                average.load(load_file(path / name), updates)
+                average.load(scattered(self.network, load_file(path / name)), updates)
             elif name != EMA_FILE:
                 raise checkpoint.CheckpointError(
                     f"Checkpoint '{path}' has no {name}: a power-function average can't begin in the middle of a run; "
@@ -755,7 +774,7 @@ class Trainer:
     def _save_pipeline(self, pipeline: DiffusionPipeline, last: bool) -> None:
         """Save, and push if asked to; a failure stops the run only when this was its last pipeline."""
         if self.accelerator.is_main_process:
-            problem = _attempt(lambda: self._write_pipeline(pipeline))
+            problem = _attempt(lambda: save_pipeline(pipeline, self.output_dir, self.arguments))
             if problem:
                 kept = checkpoint.list_checkpoints(self.output_dir)
                 goes_on = f"go on from '{kept[-1]}' with --resume_from_checkpoint latest" if kept else "start again"
@@ -766,10 +785,6 @@ class Trainer:
             elif not last:
                 self.pusher.push(f"Step {self.progress.step}")
         self.accelerator.wait_for_everyone()
-
-    def _write_pipeline(self, pipeline: DiffusionPipeline) -> None:
-        with self._evaluated_weights():
-            save_pipeline(pipeline, self.output_dir, self.arguments)
 
     def _judge_and_keep(self, interruption: Interruption) -> None:
         """Measure the last state and save it as a checkpoint; a signal that comes meanwhile is heeded after that."""
@@ -792,13 +807,7 @@ class Trainer:
 
     def _finish(self) -> DiffusionPipeline:
         """Put the weights to keep into the network, save the pipeline and pictures."""
-        network = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        if self.best is not None:
-            network.load_state_dict(self.best, strict=False)
-            self.ema = None
-        elif self.ema is not None:
-            self.ema.copy_to(network)
-            self.ema = None
+        network = self._kept = self._network_to_keep()
         # As it will be loaded: another memory format gives other roundings.
         as_loaded(network.eval())
         pipeline = self._pipeline_of(network)
@@ -816,6 +825,20 @@ class Trainer:
         )
         return pipeline
 
+    def _network_to_keep(self) -> Any:
+        """The network in one piece, without wrappers, with the best weights, or the average, or as it is."""
+        if self._whole is not None:
+            with self._judged() as filled:
+                network = filled
+            network.to(self.accelerator.device)
+        else:
+            network = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            if self.ema is not None:
+                self.ema.copy_to(network)
+        if self.best is not None:
+            network.load_state_dict(self.best, strict=False)
+        return network
+
 
 def _make_accelerator(arguments: TrainingArguments, mixed_precision: str | None = None) -> Accelerator:
     # A notebook may train twice with different precisions; Accelerate's process-wide state would refuse the second.
@@ -826,6 +849,8 @@ def _make_accelerator(arguments: TrainingArguments, mixed_precision: str | None 
     elif log_with == "wandb":
         _require("wandb", "--logger wandb", "wandb")
     logging_dir = str(Path(arguments.output_dir) / arguments.logging_dir)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError("Training under DeepSpeed is not supported; FSDP shards as its ZeRO stage 3 does.")
     accelerator = Accelerator(
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         mixed_precision=mixed_precision or resolve_mixed_precision(arguments.mixed_precision),
@@ -835,8 +860,7 @@ def _make_accelerator(arguments: TrainingArguments, mixed_precision: str | None 
         # torchrun on a machine without accelerators: Accelerate would take every process for a run of its own.
         cpu=True if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available() else None,
     )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(f"Training under {accelerator.distributed_type.value} is not supported yet; use plain DDP.")
+    uses_fsdp(accelerator)  # on CPUs it has to be taken up
     return accelerator
 
 

@@ -1,0 +1,108 @@
+"""Networks in pieces (FSDP2, two processes over gloo), and the launcher's configurations."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from conftest import ROOT
+from diffusers import DiffusionPipeline
+from local_processes import run_processes
+from safetensors.torch import load_file
+from test_exactness import differences, metrics, train_alone
+
+from diffusers_ext.training import Trainer, loop, train
+from diffusers_ext.training.sharding import own_parameters, uses_fsdp
+
+CONFIGURATIONS = ROOT / "train" / "accelerate-configs"
+
+
+def environment_of(name):
+    """What Accelerate's launcher hands to the processes of a configuration of FSDP."""
+    settings = load_config_from_file(str(CONFIGURATIONS / name)).fsdp_config
+    return {"ACCELERATE_USE_FSDP": "true", **{key.upper(): str(value) for key, value in settings.items()}}
+
+
+def train_pieces(rank, arguments, steps):
+    torch.set_num_threads(1)
+    trainer = Trainer(arguments)
+    held = sum(piece.numel() for _, piece in own_parameters(trainer.network))
+    assert held < 0.6 * sum(parameter.numel() for parameter in trainer.network.parameters())
+    trainer.max_steps = steps
+    trainer.train()
+
+
+def test_pieces_on_two_processes_learn_what_copies_learn_and_resume_bit_for_bit(tiny_run, tmp_path):
+    settings = {
+        "train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 0.1,
+        "logging_steps": 1,
+        "validation_steps": 2,
+        "early_stopping_patience": 10,
+        "save_model_epochs": 1,
+        "train_split": "train[:16]",
+        "max_train_steps": 4,
+    }
+    copies, pieces, half = (tiny_run(**settings, output_dir=str(tmp_path / n)) for n in ("copies", "pieces", "half"))
+    environment = environment_of("fsdp.yaml")
+    assert run_processes(2, train_alone, copies) == 0
+    assert run_processes(2, train_pieces, pieces, 4, **environment) == 0
+    for name in ("loss", "validation_loss", "gradient_norm"):
+        first, second = ([r[name] for r in metrics(arguments) if name in r] for arguments in (copies, pieces))
+        assert second == pytest.approx(first, abs=1e-4), name
+    saved = [DiffusionPipeline.from_pretrained(arguments.output_dir).unet for arguments in (copies, pieces)]
+    for (name, first), second in zip(saved[0].named_parameters(), saved[1].parameters()):
+        assert torch.allclose(first, second, atol=1e-5), name
+    assert run_processes(2, train_pieces, half, 2, **environment) == 0
+    half.resume_from_checkpoint = "latest"
+    assert run_processes(2, train_pieces, half, 4, **environment) == 0
+    for file in ("ema.safetensors", "best.safetensors", "pytorch_model_fsdp.bin", "optimizer.bin"):
+        states = []
+        for arguments in (pieces, half):
+            path = os.path.join(arguments.output_dir, "checkpoint-4", file)
+            states.append(load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True))
+        for state in states:
+            state.pop("param_groups", None)  # settings, no state; lists or tuples of them
+        assert not differences(*states), file
+    pieces.resume_from_checkpoint = "latest"
+    with pytest.raises(ValueError, match="is of another model or optimizer"):
+        train(pieces)  # by copies
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, "takes version 2; set fsdp_version: 2"),
+        ({"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "set fsdp_state_dict_type: FULL_STATE_DICT"),
+    ],
+)
+def test_other_kinds_of_fsdp_are_refused_in_one_sentence(monkeypatch, changed, sentence):
+    for name, value in {**environment_of("fsdp.yaml"), **changed}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        uses_fsdp(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"), [({"optimizer": "muon"}, "optimizer muon"), ({"ema_snapshots": 2}, "ema_snapshots")]
+)
+def test_what_needs_whole_weights_is_refused_under_fsdp(tiny_run, monkeypatch, settings, sentence):
+    monkeypatch.setattr(loop, "uses_fsdp", lambda accelerator: True)
+    with pytest.raises(ValueError, match=f"{sentence}.*pieces"):
+        Trainer(tiny_run(**settings))
+
+
+def test_deepspeed_is_refused_in_one_sentence(tiny_run, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="DeepSpeed is not supported; FSDP shards as its ZeRO stage 3 does"):
+        Trainer(tiny_run())
+
+
+def test_configurations_are_what_the_launcher_reads():
+    kinds = {path.name: load_config_from_file(str(path)).distributed_type for path in CONFIGURATIONS.glob("*.yaml")}
+    assert kinds == {"ddp.yaml": DistributedType.MULTI_GPU, "fsdp.yaml": DistributedType.FSDP}
