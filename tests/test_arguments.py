@@ -174,3 +174,8 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path, text, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         TrainingArguments.from_recipe(tmp_path / "r.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_channels_last_is_left_open_unless_it_is_given():
+    given = ([], ["--channels_last"], ["--channels_last", "--use_ema"], ["--channels_last", "false"])
+    assert [parse_arguments(flags).channels_last for flags in given] == [None, True, True, False]

@@ -27,9 +27,9 @@ CONDITIONS = ("class", "text", "image")
 FROM_TARGET = tuple(name for name in IMAGE_CONDITIONS if name != "image")
 
 
-def option(default: Any, text: str) -> Any:
-    """A field with its help text."""
-    return field(default=default, metadata={"help": text})
+def option(default: Any, text: str, **of_flag: Any) -> Any:
+    """A field with its help text, and what else argparse is told of its flag."""
+    return field(default=default, metadata={"help": text, **of_flag})
 
 
 @dataclass
@@ -77,6 +77,8 @@ class TrainingArguments:
     channels_last: bool | None = option(
         None,
         "Keep images and weights in channels-last memory format; measured under --mixed_precision auto if not given.",
+        nargs="?",
+        const=True,
     )
 
     # noise path and objective
