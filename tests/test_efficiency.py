@@ -30,10 +30,10 @@ def test_attention_counts_as_its_products():
 def test_the_peak_is_above_what_a_thin_product_reaches(precision):
     x = torch.ones(1, 512, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     matrix = torch.ones(512, 512, dtype=x.dtype)
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(20):
         x @ matrix
-    thin = 20 * 2 * 512**2 / (time.perf_counter() - began)
+    thin = 20 * 2 * 512**2 / (time.process_time() - began)
     assert peak_flops(CPU, precision, 1.0) > thin
 
 

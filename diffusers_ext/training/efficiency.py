@@ -120,7 +120,8 @@ def peak_flops(device: torch.device, precision: str | None, run_seconds: float) 
     """The most floating-point operations a second that a product of square matrices reaches on this machine, now.
 
     With as many threads as training has. Larger matrices come nearer to the peak and are tried where a run of
-    `run_seconds` makes their time small; the largest as often as there is time, for a moment without other work.
+    `run_seconds` makes their time small; the largest as often as there is time. On a CPU it is what the threads would
+    reach if other work left them alone.
     """
     best, end = 0.0, time.perf_counter() + min(PEAK_SHARE * run_seconds, PEAK_SECONDS)
     sizes = PEAK_SIZES.get(device.type, PEAK_SIZES["cpu"])
@@ -138,11 +139,13 @@ def peak_flops(device: torch.device, precision: str | None, run_seconds: float) 
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """How long it takes; of processor time on a CPU, shared by the threads, which other work does not lengthen."""
+    clock, threads = (time.process_time, torch.get_num_threads()) if device.type == "cpu" else (time.perf_counter, 1)
     wait_for(device)
-    began = time.perf_counter()
+    began = clock()
     work()
     wait_for(device)
-    return time.perf_counter() - began
+    return (clock() - began) / threads
 
 
 def wait_for(device: torch.device) -> None:
