@@ -9,7 +9,7 @@ code measure all, each with the sampler and guidance that it uses itself. Measur
 Ours is trained as a user would: `--max_train_seconds` for each of the budgets in turn, every time from nothing, until
 one of them is enough; its learning rate knows its budget, and no run goes on from another. The time in which
 `--mixed_precision auto` tries its modes counts. Peers, whose learning rates are constant, are trained in one run each
-that is measured at `--peer_points` moments between our time and `--peer_factor` times that, where they are stopped.
+that is measured at `--peer_points` moments from half our time to `--peer_factor` times it, where they are stopped.
 
 - course: unit 2 of Hugging Face's diffusion course: UNet2DModel with an embedding of the class beside the image, Adam
   at 1e-3, batches of 128, no average, no guidance.
@@ -327,7 +327,7 @@ def train_peer(
     images, trained = data.__getitems__(range(len(data)))["images"], 0.0
     with tempfile.TemporaryDirectory() as folder:
         peer = PEERS[name](images, data.labels, arguments, folder)
-        for moment in moments(first, bound, arguments.peer_points):
+        for moment in moments(first / 2, bound, arguments.peer_points):
             if moment <= trained:  # steps take longer than the moments are apart
                 continue
             trained += peer.train(moment - trained)

@@ -485,3 +485,12 @@ def test_ctrl_c_after_the_last_step_is_one_sentence(tiny_run, monkeypatch):
         train(arguments)
     assert stop.value.signal_number == signal.SIGINT
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
+
+
+def test_a_validation_loss_does_not_depend_on_the_batches_of_training(tiny_run, tmp_path):
+    losses = []
+    for batch in (4, 8):
+        trainer = Trainer(tiny_run(train_batch_size=batch, validation_size=40, output_dir=str(tmp_path / str(batch))))
+        trainer._validate()
+        losses.append(metrics(trainer.arguments)[-1]["validation_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)

@@ -550,7 +550,6 @@ class Trainer:
                 self.objective,
                 self.validation_data,
                 a.validation_size,
-                a.train_batch_size,
                 a.seed,
                 lambda number, batch: self._fixed_condition(number, batch, data),
             )

@@ -83,9 +83,10 @@ class Muon(torch.optim.AdamW):
 
 
 def matrices_of(module: nn.Module) -> list[nn.Parameter]:
-    """Weights of linear maps and convolutions between features.
+    """Weights of linear maps and convolutions, as matrices of a row an output and a column an input pixel's channel.
 
-    Embeddings are tables, and what touches pixels (few channels on one side) or scalars has no spectrum to even out.
+    Embeddings are tables, and a matrix of fewer than 16 rows or columns, such as the last one of a U-Net to the pixels,
+    has little spectrum to even out.
     """
     found: dict[int, nn.Parameter] = {}
     for part in _inner(module):

@@ -13,6 +13,8 @@ from .data import Batch
 from .objective import Objective
 from .randomness import generator_of
 
+BATCH_SIZE = 16  # a constant, since the noise and the times of an image depend on it
+
 
 @torch.no_grad()
 def validation_loss(
@@ -21,22 +23,22 @@ def validation_loss(
     objective: Objective,
     data: Any,
     size: int,
-    batch_size: int,
     seed: int,
     condition: Callable[[int, Batch], dict[str, Any]] = lambda number, batch: {},
 ) -> float:
     """Mean loss over the first `size` images of `data`, with noise and times fixed by `seed`.
 
-    Equal networks give equal values at every call, so a difference is the network's. Times are spread evenly over the
-    whole set. Work is split over processes; the result is the same for any number of them up to rounding. `condition`
-    gives the network's further arguments for a batch and its number.
+    Equal networks give equal values at every call, so a difference is the network's. Times are drawn as in training,
+    except that nothing learned has a part in it. Work is split over processes; the result is the same for any number of
+    them, and any batch that they train with, up to rounding. `condition` gives the network's further arguments for a
+    batch and its number.
     """
     size = min(size, len(data))
     total, count = 0.0, 0
-    for number, start in enumerate(range(0, size, batch_size)):
+    for number, start in enumerate(range(0, size, BATCH_SIZE)):
         if number % accelerator.num_processes != accelerator.process_index:
             continue
-        keys = [(index, 0) for index in range(start, min(start + batch_size, size))]
+        keys = [(index, 0) for index in range(start, min(start + BATCH_SIZE, size))]
         batch = {name: values.to(accelerator.device) for name, values in data.__getitems__(keys).items()}
         x0 = to_range(batch["images"], objective.data_range)
         generator = generator_of(seed, "validation", number, device=accelerator.device)
