@@ -263,6 +263,17 @@ def test_early_stopping_keeps_the_best_weights(tiny_run):
     assert same(dict(pipeline.unet.state_dict()), dict(saved))
 
 
+def test_resuming_without_early_stopping_saves_what_was_trained_since(tiny_run):
+    train(arguments := tiny_run(validation_steps=2, early_stopping_patience=5))
+    assert (ROOT / arguments.output_dir / "checkpoint-6" / "best.safetensors").is_file()
+    arguments.resume_from_checkpoint, arguments.early_stopping_patience = "latest", None
+    arguments.max_train_steps, arguments.use_ema = 12, False
+    train(arguments)
+    saved = DiffusionPipeline.from_pretrained(arguments.output_dir).unet.state_dict()
+    assert same(saved, load_file(os.path.join(arguments.output_dir, "checkpoint-12", "model.safetensors")))
+    assert not (ROOT / arguments.output_dir / "checkpoint-12" / "best.safetensors").exists()
+
+
 def test_unet2d_loads_without_this_package(tiny_run, environment):
     options = {
         "block_out_channels": [8, 8],

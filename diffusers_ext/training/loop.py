@@ -747,7 +747,7 @@ class Trainer:
                     f"Checkpoint '{path}' has no {name}: a power-function average can't begin in the middle of a run; "
                     "resume with the ema_kind, ema_sigma_rel and ema_snapshots that it was begun with."
                 )
-        if (path / BEST_FILE).is_file():
+        if self.arguments.early_stopping_patience is not None and (path / BEST_FILE).is_file():
             self.best = load_file(path / BEST_FILE)
         if self.objective.importance is not None and (path / IMPORTANCE_FILE).is_file():
             self.objective.importance.load_state_dict(load_file(path / IMPORTANCE_FILE))
