@@ -274,6 +274,21 @@ def test_resuming_without_early_stopping_saves_what_was_trained_since(tiny_run):
     assert not (ROOT / arguments.output_dir / "checkpoint-12" / "best.safetensors").exists()
 
 
+def test_resuming_with_another_accumulation_steps_at_the_last_batch(tiny_run, monkeypatch):
+    train(arguments := tiny_run(max_train_steps=2, gradient_accumulation_steps=2))
+    step, synced = Trainer._step, []
+
+    def watched(self, batches):
+        result = step(self, batches)
+        synced.append(self.accelerator.sync_gradients)
+        return result
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    arguments.resume_from_checkpoint, arguments.gradient_accumulation_steps, arguments.max_train_steps = "latest", 3, 4
+    train(arguments)
+    assert synced == [True, True]
+
+
 def test_unet2d_loads_without_this_package(tiny_run, environment):
     options = {
         "block_out_channels": [8, 8],

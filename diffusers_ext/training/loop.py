@@ -731,6 +731,7 @@ class Trainer:
             raise checkpoint.CheckpointError(
                 f"Checkpoint '{path}' is of another model or optimizer: {reason}"
             ) from None
+        self.accelerator.step = 0  # of batches: a checkpoint lies between steps, however many make one from now on
         if self.data.stream is not None:
             share = self.accelerator.num_processes, self.accelerator.process_index
             self._position = checkpoint.read_position(path, *share)
