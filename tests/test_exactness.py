@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from diffusers_ext import ImageClassifier
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
-from diffusers_ext.training.checkpoint import list_checkpoints, remove_partial
+from diffusers_ext.training.checkpoint import list_checkpoints, remove_partial, seal
 from diffusers_ext.training.ema import list_snapshots
 from diffusers_ext.training.timestep_sampling import HISTORY
 
@@ -162,6 +162,37 @@ def test_killed_anywhere_and_resumed_ends_bit_for_bit_as_unbroken(random_run, tm
     assert (
         states(last_checkpoint(whole))["importance.safetensors"]["seen"].min() > HISTORY
     )  # and so it was learned from
+
+
+def test_killed_before_the_last_validation_and_resumed_ends_as_unbroken(tiny_run, tmp_path, monkeypatch):
+    settings = {"validation_steps": 4, "early_stopping_patience": 5, "learning_rate": 1e-3}
+    train(whole := tiny_run(**settings))
+
+    def killed(*_):
+        raise InterruptedError
+
+    broken = tiny_run(**settings, output_dir=str(tmp_path / "broken"), resume_from_checkpoint="latest")
+    monkeypatch.setattr(Trainer, "_judge_and_keep", killed)
+    with pytest.raises(InterruptedError):
+        train(broken)
+    monkeypatch.undo()
+    train(broken)
+    assert not differences(states(last_checkpoint(whole)), states(last_checkpoint(broken)))
+    first, second = ([r["step"] for r in metrics(a) if "validation_loss" in r] for a in (whole, broken))
+    assert first == second == [4, 6]
+    saved = (os.path.join(a.output_dir, "unet", "diffusion_pytorch_model.safetensors") for a in (whole, broken))
+    assert not differences(*map(load_file, saved))
+
+
+def test_a_checkpoint_that_tells_of_no_measures_still_loads(tiny_run, tmp_path):
+    train(arguments := tiny_run(max_train_steps=2))
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    del state["validated_at"], state["evaluated_at"]
+    seal(checkpoint, state)
+    arguments.resume_from_checkpoint, arguments.max_train_steps = "latest", 4
+    train(arguments)
+    assert states(last_checkpoint(arguments))["trainer_state.json"]["validated_at"] == 4
 
 
 def test_a_checkpoint_that_a_kill_left_half_replaced_is_put_back(tiny_run, tmp_path):

@@ -78,6 +78,8 @@ class Progress:
     best_loss: float = float("inf")
     validations_without_better: int = 0
     ema_updates: int = 0
+    validated_at: int = 0
+    evaluated_at: int = 0
     mode: dict[str, Any] | None = None
 
 
@@ -130,7 +132,7 @@ class Trainer:
         self.doctor = Doctor(self.objective, self.accelerator.device, self._warn)
         self.clock = StepClock(self.accelerator.device)
         self._unread: list[tuple[int, torch.Tensor]] = []
-        self._validated_at = self._evaluated_at = 0
+        self._saved: tuple[int, ...] = ()
         self._position = START
         self._kept: Any = None
 
@@ -537,7 +539,7 @@ class Trainer:
 
     def _validate(self) -> None:
         a = self.arguments
-        self._validated_at = self.progress.step
+        self.progress.validated_at = self.progress.step
         self.model.eval()
         data = self.validation_data or self.data
         self.doctor.check_condition(self.model, data, lambda b: self._fixed_condition(0, b, data), self.progress.step)
@@ -562,7 +564,7 @@ class Trainer:
 
     def _evaluate_samples(self) -> None:
         """What the judge says of samples of the weights that would be saved; all processes take part."""
-        self._evaluated_at = self.progress.step
+        self.progress.evaluated_at = self.progress.step
         if self.sample_evaluation is None:
             return
         self.model.eval()
@@ -662,12 +664,22 @@ class Trainer:
         if self._nobody_failed(problem):
             if accelerator.is_main_process:
                 problem = _attempt(lambda: self._complete_checkpoint(partial, path))
-            self._nobody_failed(problem)
+            if self._nobody_failed(problem):
+                self._saved = self._stage()
         if problem:
             logger.warning("The checkpoint of step %d could not be saved (%s); training goes on.", step, problem)
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
         accelerator.wait_for_everyone()
+
+    def _stage(self) -> tuple[int, ...]:
+        """How far the run is, with what was measured of it."""
+        return self.progress.step, self.progress.validated_at, self.progress.evaluated_at
+
+    def _save_what_is_new(self) -> None:
+        """Write a checkpoint unless the last one holds this very step with all its measures."""
+        if self._saved != self._stage():
+            self._save_checkpoint()
 
     def _save_own_part(self, folder: Path) -> None:
         """What every process saves, or gives its piece of."""
@@ -735,8 +747,8 @@ class Trainer:
         if self.data.stream is not None:
             share = self.accelerator.num_processes, self.accelerator.process_index
             self._position = checkpoint.read_position(path, *share)
-        self.progress = Progress(**state)
-        self._validated_at = self._evaluated_at = self.progress.step
+        measured = {"validated_at": state["step"], "evaluated_at": state["step"]}  # older checkpoints do not tell
+        self.progress = Progress(**{**measured, **state})
         self.stopping.best, self.stopping.waited = self.progress.best_loss, self.progress.validations_without_better
         for name, average in self._averages().items():
             if (path / name).is_file():
@@ -760,8 +772,7 @@ class Trainer:
         self.recorder.say(f"Going on from '{path}' at step {self.progress.step}.")
 
     def _save_and_raise(self, signal_number: int) -> None:
-        if self.progress.step % self.arguments.checkpointing_steps != 0:
-            self._save_checkpoint()
+        self._save_what_is_new()
         self.recorder.close()
         path = checkpoint.checkpoint_path(self.output_dir, self.progress.step)
         where = f"everything is in '{path}'" if path.is_dir() else "its checkpoint could not be saved"
@@ -788,9 +799,9 @@ class Trainer:
 
     def _judge_and_keep(self, interruption: Interruption) -> None:
         """Measure the last state and save it as a checkpoint; a signal that comes meanwhile is heeded after that."""
-        if self._validated_at != self.progress.step:
+        if self.progress.validated_at != self.progress.step:
             self._validate()
-        if self._evaluated_at != self.progress.step:
+        if self.progress.evaluated_at != self.progress.step:
             self._evaluate_samples()
         if self.recorder.has_unlogged:
             self.recorder.log_training(self.progress.step, self.progress.seconds)
@@ -802,8 +813,7 @@ class Trainer:
             self._save_and_raise(signal_number)
         if self.arguments.ema_snapshots is not None and self.progress.step % self.arguments.ema_snapshots != 0:
             self._save_snapshot()
-        if self.progress.step % self.arguments.checkpointing_steps != 0:
-            self._save_checkpoint()
+        self._save_what_is_new()
 
     def _finish(self) -> DiffusionPipeline:
         """Put the weights to keep into the network, save the pipeline and pictures."""
