@@ -390,6 +390,19 @@ def test_resuming_drops_the_checkpoints_after_the_one_it_resumes_from(tiny_run, 
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["checkpoint-5"]
 
 
+@pytest.mark.parametrize("resumed", [None, "latest"])
+def test_a_first_start_forgets_a_run_that_was_killed_before_its_first_checkpoint(tiny_run, tmp_path, resumed):
+    snapshots = tmp_path / "run" / "ema-snapshots"
+    snapshots.mkdir(parents=True)
+    for name in ("step-00000001.safetensors", "step-00000003.safetensors", ".step-00000004.safetensors.partial"):
+        (snapshots / name).touch()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "warning": "old"}\n{"step": 2, "loss": 9.0}\n')
+    train(arguments := tiny_run(max_train_steps=2, ema_snapshots=2, resume_from_checkpoint=resumed))
+    assert [path.name for path in snapshots.iterdir()] == ["step-00000002.safetensors"]
+    assert [r["step"] for r in metrics(arguments) if "loss" in r] == [2]
+    assert all(r.get("warning") != "old" for r in metrics(arguments))
+
+
 def test_a_short_run_on_a_folder_without_validation_leaves_its_pictures(tiny_run, tmp_path):
     from PIL import Image
 

@@ -38,6 +38,8 @@ def remove_partial(output_dir: Path) -> None:
         if not path.exists():
             os.replace(retired, path)
     for leftover in output_dir.glob(".*.partial"):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
         shutil.rmtree(leftover, ignore_errors=True)
 
 

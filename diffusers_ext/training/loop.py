@@ -36,6 +36,7 @@ from .data import Batch, BatchSchedule, ImageData, identity, load_image_data
 from .doctor import Doctor
 from .efficiency import Efficiency, StepClock, flops_of, peak_flops, peak_memory
 from .ema import (
+    SNAPSHOT_DIR,
     ExponentialMovingAverage,
     PowerFunctionAverage,
     WeightAverage,
@@ -156,6 +157,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             checkpoint.remove_partial(self.output_dir)
+            checkpoint.remove_partial(self.output_dir / SNAPSHOT_DIR)
             if self.arguments.resume_from_checkpoint is None and self.arguments.overwrite_output_dir:
                 for old in checkpoint.list_checkpoints(self.output_dir):
                     shutil.rmtree(old)
@@ -721,11 +723,13 @@ class Trainer:
     def _resume(self) -> None:
         wanted = self.arguments.resume_from_checkpoint
         if wanted is None:
+            self._forget_earlier_run()
             return
         if wanted == "latest":
             found = checkpoint.newest_usable(self.output_dir, logger.warning)
             if found is None:
                 self.recorder.say(f"There is no checkpoint in '{self.output_dir}' yet; starting from the beginning.")
+                self._forget_earlier_run()
                 return
         else:
             path = Path(wanted)
@@ -734,6 +738,13 @@ class Trainer:
                 raise FileNotFoundError(f"There is no checkpoint '{wanted}'.")
             found = path, checkpoint.verify(path)
         self._load_checkpoint(*found)
+
+    def _forget_earlier_run(self) -> None:
+        """Drop what a run that was killed before its first checkpoint wrote: all its steps come again."""
+        self.recorder.forget_after(-1)
+        if self.accelerator.is_main_process:
+            retire_snapshots_after(self.output_dir, 0)
+        self.accelerator.wait_for_everyone()
 
     def _load_checkpoint(self, path: Path, state: dict[str, Any]) -> None:
         try:
