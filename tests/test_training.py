@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffusers_ext.training import Trainer, TrainingArguments, TrainingDiverged, TrainingInterrupted, train
 from diffusers_ext.training.checkpoint import list_checkpoints
+from diffusers_ext.training.ema import list_snapshots
 
 SCRIPT = ROOT / "train" / "train_unconditional.py"
 
@@ -388,6 +389,32 @@ def test_resuming_drops_the_checkpoints_after_the_one_it_resumes_from(tiny_run, 
     arguments.resume_from_checkpoint, arguments.checkpoints_total_limit, arguments.max_train_steps = "latest", 1, 5
     train(arguments)
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["checkpoint-5"]
+
+
+def test_a_mistaken_resume_loses_nothing_before_its_first_checkpoint(tiny_run, tmp_path, monkeypatch, capsys):
+    train(arguments := tiny_run(ema_snapshots=2))
+    arguments.resume_from_checkpoint, arguments.max_train_steps = "checkpoint-2", 5
+
+    def stopped(*_):
+        raise InterruptedError
+
+    def kept():
+        return [path.name for path in (*list_checkpoints(tmp_path / "run"), *list_snapshots(tmp_path / "run"))]
+
+    before = kept(), metrics(arguments)
+    monkeypatch.setattr(Trainer, "_step", stopped)
+    with pytest.raises(InterruptedError):
+        train(arguments)
+    monkeypatch.undo()
+    assert (kept(), metrics(arguments)) == before
+    assert "Deleted" not in capsys.readouterr().out
+    train(arguments)
+    assert kept() == [
+        *(f"checkpoint-{step}" for step in (2, 4, 5)),
+        *(f"step-{step:08d}.safetensors" for step in (2, 4, 5)),
+    ]
+    assert [r["step"] for r in metrics(arguments) if "loss" in r] == [2, 4, 5]
+    assert capsys.readouterr().out.count("Deleted checkpoint-4, checkpoint-6: later than step 2") == 1
 
 
 @pytest.mark.parametrize("resumed", [None, "latest"])

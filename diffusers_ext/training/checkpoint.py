@@ -96,11 +96,12 @@ def publish(partial: Path, path: Path) -> None:
         os.replace(partial, path)
 
 
-def retire_after(output_dir: Path, step: int) -> None:
-    """Delete checkpoints of later steps: damaged, or of a branch that a resumed run has left."""
-    for path in list_checkpoints(output_dir):
-        if int(path.name.split("-")[1]) > step:
-            shutil.rmtree(path, ignore_errors=True)
+def retire_after(output_dir: Path, step: int) -> list[str]:
+    """Delete checkpoints of later steps, damaged or of a branch that a resumed run has left; their names."""
+    later = [path for path in list_checkpoints(output_dir) if int(path.name.split("-")[1]) > step]
+    for path in later:
+        shutil.rmtree(path, ignore_errors=True)
+    return [path.name for path in later]
 
 
 def limit_checkpoints(output_dir: Path, limit: int | None) -> None:

@@ -134,6 +134,9 @@ class Trainer:
         self.clock = StepClock(self.accelerator.device)
         self._unread: list[tuple[int, torch.Tensor]] = []
         self._saved: tuple[int, ...] = ()
+        # The step that the run went on from, until something new takes the place of what lies after it.
+        self._later_checkpoints: int | None = None
+        self._later_snapshots: int | None = None
         self._position = START
         self._kept: Any = None
 
@@ -702,6 +705,7 @@ class Trainer:
     def _save_snapshot(self) -> None:
         """Keep the power-function averages of this step; a failure is reported and the run goes on."""
         if self.accelerator.is_main_process:
+            self._retire_later_snapshots()
             problem = _attempt(lambda: save_snapshot(self.output_dir, self.progress.step, self.power_averages))
             if problem:
                 logger.warning("The snapshot of step %d could not be saved (%s).", self.progress.step, problem)
@@ -717,8 +721,25 @@ class Trainer:
             save_file(self.objective.importance.state_dict(), folder / IMPORTANCE_FILE)
         progress.mode = asdict(self.mode)
         checkpoint.seal(folder, asdict(progress))
+        self._retire_later_checkpoints()
         checkpoint.publish(folder, path)
         checkpoint.limit_checkpoints(self.output_dir, self.arguments.checkpoints_total_limit)
+
+    def _retire_later_checkpoints(self) -> None:
+        """Delete those of the branch that was left, as soon as the first new one is whole."""
+        if self._later_checkpoints is not None:
+            retired = checkpoint.retire_after(self.output_dir, self._later_checkpoints)
+            if retired:
+                names = ", ".join(retired)
+                self.recorder.say(f"Deleted {names}: later than step {self._later_checkpoints}, where the run went on.")
+            self._later_checkpoints = None
+            self._retire_later_snapshots()
+            self.recorder.forget()
+
+    def _retire_later_snapshots(self) -> None:
+        if self._later_snapshots is not None:
+            retire_snapshots_after(self.output_dir, self._later_snapshots)
+            self._later_snapshots = None
 
     def _resume(self) -> None:
         wanted = self.arguments.resume_from_checkpoint
@@ -742,6 +763,7 @@ class Trainer:
     def _forget_earlier_run(self) -> None:
         """Drop what a run that was killed before its first checkpoint wrote: all its steps come again."""
         self.recorder.forget_after(-1)
+        self._later_checkpoints = 0  # there may be damaged ones
         if self.accelerator.is_main_process:
             retire_snapshots_after(self.output_dir, 0)
         self.accelerator.wait_for_everyone()
@@ -776,10 +798,8 @@ class Trainer:
         if self.objective.importance is not None and (path / IMPORTANCE_FILE).is_file():
             self.objective.importance.load_state_dict(load_file(path / IMPORTANCE_FILE))
         self.recorder.forget_after(self.progress.step)
+        self._later_checkpoints = self._later_snapshots = self.progress.step
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            checkpoint.retire_after(self.output_dir, self.progress.step)
-            retire_snapshots_after(self.output_dir, self.progress.step)
         self.recorder.say(f"Going on from '{path}' at step {self.progress.step}.")
 
     def _save_and_raise(self, signal_number: int) -> None:

@@ -47,6 +47,7 @@ class Recorder:
         self._paused = 0.0
         self.seconds_not_training = 0.0
         self._told_of_failure = False
+        self._forget_after: int | None = None
 
     def start(self, step: int) -> None:
         """Open the trackers and start the clock; `step` steps lie behind."""
@@ -98,6 +99,7 @@ class Recorder:
             self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
             record = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "seconds": round(seconds, 3)}
+            self.forget()
             with self._surviving_a_full_disk(), self.file.open("a") as file:
                 file.write(json.dumps({**record, **values}) + "\n")
 
@@ -124,12 +126,18 @@ class Recorder:
             self._told_of_failure = True
 
     def forget_after(self, step: int) -> None:
-        """Drop what a killed run wrote after its last checkpoint: those steps come again."""
-        if self.accelerator.is_main_process and self.file.is_file():
-            lines = [line for line in self.file.read_text().splitlines() if _step_of(line) <= step]
-            partial = partial_path(self.file)
-            partial.write_text("".join(line + "\n" for line in lines))
-            os.replace(partial, self.file)
+        """With the next line, drop what a killed run wrote after its last checkpoint: those steps come again."""
+        self._forget_after = step
+
+    def forget(self) -> None:
+        """Do now, on the main process, what `forget_after` puts off."""
+        step, self._forget_after = self._forget_after, None
+        if step is not None and self.file.is_file():
+            with self._surviving_a_full_disk():
+                lines = [line for line in self.file.read_text().splitlines() if _step_of(line) <= step]
+                partial = partial_path(self.file)
+                partial.write_text("".join(line + "\n" for line in lines))
+                os.replace(partial, self.file)
 
     def say(self, message: str) -> None:
         """Print a line above the progress bar."""
