@@ -145,6 +145,8 @@ def test_every_prediction_type_is_a_setting(prediction_type):
         (["--loss_weighting", "p3"], "loss_weighting must be one of none, snr"),
         (["--ema_sigma_rel", "0.05", "0.3"], "ema_sigma_rel takes numbers between 0 and 0.289, got 0.3"),
         (["--ema_snapshots", "9", "--ema_sigma_rel", "0.1"], "ema_snapshots needs two lengths in ema_sigma_rel"),
+        (["--ema_sigma_rel", "0.1", "0.1"], "several that differ in 6 digits, got [0.1, 0.1]"),
+        (["--ema_sigma_rel", "0.1", "0.10000001"], "several that differ in 6 digits"),
         (["--p2_k", "0"], "p2_k must be greater than 0, got 0.0"),
         (["--p2_gamma", "-1"], "p2_gamma must be at least 0, got -1.0"),
         (["--timestep_sampling", "normal"], "timestep_sampling must be one of uniform, stratified, logit_normal"),
@@ -158,6 +160,11 @@ def test_wrong_flags_are_one_sentence(flags, sentence):
         parse_arguments(flags)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_no_length_of_an_average_is_one_too_few():
+    with pytest.raises(ValueError, match=r"ema_sigma_rel takes one length or several .*, got \[\]"):
+        TrainingArguments(ema_sigma_rel=[])
 
 
 @pytest.mark.parametrize(

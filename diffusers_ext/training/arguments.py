@@ -277,7 +277,12 @@ class TrainingArguments:
         for sigma_rel in self.ema_sigma_rel:
             if not 0 < sigma_rel < LONGEST_SIGMA_REL:
                 raise ValueError(f"ema_sigma_rel takes numbers between 0 and {LONGEST_SIGMA_REL:.3f}, got {sigma_rel}.")
-        if self.ema_snapshots is not None and len(set(self.ema_sigma_rel)) < 2:
+        # Their files in a checkpoint are named so.
+        if len({f"{sigma_rel:g}" for sigma_rel in self.ema_sigma_rel}) < max(len(self.ema_sigma_rel), 1):
+            raise ValueError(
+                f"ema_sigma_rel takes one length or several that differ in 6 digits, got {self.ema_sigma_rel}."
+            )
+        if self.ema_snapshots is not None and len(self.ema_sigma_rel) < 2:
             raise ValueError(f"ema_snapshots needs two lengths in ema_sigma_rel, got {self.ema_sigma_rel}.")
         if Path(self.logging_dir).is_absolute() or ".." in Path(self.logging_dir).parts:
             raise ValueError(f"logging_dir names a folder inside output_dir, got '{self.logging_dir}'.")
