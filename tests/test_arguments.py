@@ -147,6 +147,7 @@ def test_every_prediction_type_is_a_setting(prediction_type):
         (["--ema_snapshots", "9", "--ema_sigma_rel", "0.1"], "ema_snapshots needs two lengths in ema_sigma_rel"),
         (["--ema_sigma_rel", "0.1", "0.1"], "several that differ in 6 digits, got [0.1, 0.1]"),
         (["--ema_sigma_rel", "0.1", "0.10000001"], "several that differ in 6 digits"),
+        (["--ema_kind", "power"], "ema_kind power averages nothing by itself; add use_ema"),
         (["--p2_k", "0"], "p2_k must be greater than 0, got 0.0"),
         (["--p2_gamma", "-1"], "p2_gamma must be at least 0, got -1.0"),
         (["--timestep_sampling", "normal"], "timestep_sampling must be one of uniform, stratified, logit_normal"),

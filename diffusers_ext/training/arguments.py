@@ -200,6 +200,8 @@ class TrainingArguments:
         self._check_numbers()
         if self.streaming:
             self._check_streaming()
+        if self.ema_kind == "power" and not self.use_ema and self.ema_snapshots is None:
+            raise ValueError("ema_kind power averages nothing by itself; add use_ema to save it, or ema_snapshots.")
         if self.early_stopping_patience is not None and self.validation_split is None and not self.uses_embedded_data:
             raise ValueError("early_stopping_patience needs a validation_split to measure the loss on.")
         if self.evaluation_steps is not None and self.judge is None:
