@@ -242,7 +242,7 @@ def test_image_conditions_made_from_the_target(conditional_run, captioned, name)
         ({"label_column": "kind"}, "label_column='kind' is not a column"),
         ({"condition": "text", "caption_column": "label"}, "must hold strings"),
         ({"guidance_scale": -1.0}, "guidance_scale must be a number of at least 0, got -1.0"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be a number of at least 0, got nan"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number that float32 can hold, got nan"),
         ({"guidance_scale": 2.0, "condition_dropout": 0.0}, "needs a null condition that is trained"),
         ({"image_condition": "inpainting"}, "image_condition goes with --condition image, got condition 'class'"),
         ({"train_text_encoder": True}, "train_text_encoder goes with --condition text"),

@@ -134,6 +134,14 @@ def test_zero_terminal_snr_has_finite_weights():
         assert (weights >= 0).all()
 
 
+@pytest.mark.parametrize("options", [{"sigmoid_bias": -800.0}, {"sigmoid_bias": 800.0}, {"sigma_data": 1e-300}])
+def test_extreme_options_are_limits_of_a_weighting(options):
+    name = "edm" if "sigma_data" in options else "sigmoid"
+    snr = torch.tensor([1e-8, 1.0, 1e8])
+    limit = {-800.0: 0 * snr, 800.0: snr, 1e-300: torch.full_like(snr, torch.inf)}[next(iter(options.values()))]
+    assert torch.equal(Weighting(name, **options).on_x0(snr), limit)
+
+
 def test_a_wrong_name_is_a_sentence():
     with pytest.raises(ValueError, match="weighting must be one of none, snr, min_snr, p2"):
         Weighting("p3")

@@ -24,6 +24,7 @@ LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "cons
 MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
 LOGGERS = ("tensorboard", "wandb", "none")
 CONDITIONS = ("class", "text", "image")
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 FROM_TARGET = tuple(name for name in IMAGE_CONDITIONS if name != "image")
 
 
@@ -276,6 +277,9 @@ class TrainingArguments:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}.")
         if not 0 <= self.ema_max_decay <= 1:
             raise ValueError(f"ema_max_decay must lie between 0 and 1, got {self.ema_max_decay}.")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT32:
+                raise ValueError(f"{name} must be a finite number that float32 can hold, got {value}.")
         for sigma_rel in self.ema_sigma_rel:
             if not 0 < sigma_rel < LONGEST_SIGMA_REL:
                 raise ValueError(f"ema_sigma_rel takes numbers between 0 and {LONGEST_SIGMA_REL:.3f}, got {sigma_rel}.")
@@ -362,7 +366,7 @@ class ConditionalTrainingArguments(TrainingArguments):
         if self.max_text_tokens < 2:
             raise ValueError(f"max_text_tokens must be at least 2, got {self.max_text_tokens}.")
         self._check_fits_condition()
-        if not 0 <= self.guidance_scale < float("inf"):
+        if self.guidance_scale < 0:
             raise ValueError(f"guidance_scale must be a number of at least 0, got {self.guidance_scale}.")
         if self.guidance_scale != 1 and not self.condition_dropout and not self.label_free_epochs:
             raise ValueError(

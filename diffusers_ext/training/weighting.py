@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +59,9 @@ class Weighting:
         if self.name == "p2":
             return snr / (self.p2_k + snr) ** self.p2_gamma
         if self.name == "sigmoid":
-            return snr / (1 + snr * math.exp(-self.sigmoid_bias))
+            return snr * torch.sigmoid(self.sigmoid_bias - snr.log())
         if self.name == "edm":
-            return snr + self.sigma_data**-2
+            return snr + 1 / self.sigma_data / self.sigma_data  # a square of the smallest numbers would be 0
         raise ValueError(f"Weighting '{self.name}' is one of the output, not of x0.")
 
     def on_output(self, snr: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
