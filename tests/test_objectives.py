@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from diffusers_ext.schedulers.noise_path import PREDICTION_TYPES, NoisePath, RectifiedFlowPath
-from diffusers_ext.training import Trainer, train
+from diffusers_ext.training import Trainer, TrainingArguments, train
+from diffusers_ext.training.building import make_objective
 from diffusers_ext.training.objective import DiffusionObjective
 from diffusers_ext.training.timestep_sampling import HISTORY, UNIFORM_SHARE, ImportanceSampler, TimestepSampler
 from diffusers_ext.training.weighting import WEIGHTINGS, X0_WEIGHTINGS, Weighting
@@ -132,6 +133,17 @@ def test_zero_terminal_snr_has_finite_weights():
         weights = DiffusionObjective(path, kind, weighting=Weighting(name)).weights(torch.arange(50))
         assert weights.isfinite().all()
         assert (weights >= 0).all()
+
+
+def test_sample_has_bounded_weights_near_the_data_unless_others_are_asked_for():
+    def weights(**settings):
+        objective = make_objective(TrainingArguments(prediction_type="sample", **settings), None)
+        return objective.weights(torch.tensor([1e-3, 1.0, 500.0])).tolist()
+
+    flow = {"schedule": "rectified_flow"}
+    assert weights(**flow, min_snr_gamma=3.0) == pytest.approx([3, 3, 1])
+    assert weights(**flow, loss_weighting="snr")[0] > 1e11
+    assert weights()[2] == pytest.approx(weights(loss_weighting="snr")[2])
 
 
 @pytest.mark.parametrize("options", [{"sigmoid_bias": -800.0}, {"sigmoid_bias": 800.0}, {"sigma_data": 1e-300}])

@@ -99,7 +99,9 @@ class TrainingArguments:
     )
     loss: str = option("l2", "l2, l1 or huber.")
     loss_weighting: str | None = option(
-        None, f"One of {', '.join(WEIGHTINGS)}; when not given, snr for `sample` and none otherwise."
+        None,
+        f"One of {', '.join(WEIGHTINGS)}; when not given, snr for `sample` (on a rectified flow, where snr has no "
+        "bound, min_snr) and none otherwise.",
     )
     min_snr_gamma: float = option(5.0, "Bound of min_snr.")
     p2_gamma: float = option(1.0, "Exponent of p2.")

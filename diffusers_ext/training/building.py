@@ -25,7 +25,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from ..models import PRESETS, ToyUNet2DModel, build_model
 from ..pipelines import GenerationPipeline
 from ..schedulers import AncestralDDPMScheduler, MixScheduler, ScoreSDEScheduler, SubsequenceDDIMScheduler
-from ..schedulers.noise_path import RECTIFIED_FLOW
+from ..schedulers.noise_path import RECTIFIED_FLOW, DiscretePath
 from .arguments import TrainingArguments, json_option
 from .muon import Muon
 from .objective import DiffusionObjective, MixObjective, Objective
@@ -164,14 +164,20 @@ def _check_shape(model: Any, channels: int, resolution: int) -> None:
 
 
 def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
-    """The loss that the settings ask for; the toy network without time has one of its own."""
+    """The loss that the settings ask for; the toy network without time has one of its own.
+
+    Without a `loss_weighting`, `sample` is weighted by `snr`, which is 1 on epsilon, and on a rectified flow, whose snr
+    is unbounded near the data, by `min_snr`; other predictions are not weighted.
+    """
     if isinstance(model, ToyUNet2DModel):
         if arguments.prediction_type not in ("epsilon", "sample"):  # epsilon is the flag's default
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
         return MixObjective(arguments.loss)
-    weighting = arguments.loss_weighting or ("snr" if arguments.prediction_type == "sample" else "none")
+    path = make_scheduler(arguments, model).path
+    of_sample = "snr" if isinstance(path, DiscretePath) else "min_snr"
+    weighting = arguments.loss_weighting or (of_sample if arguments.prediction_type == "sample" else "none")
     return DiffusionObjective(
-        make_scheduler(arguments, model).path,
+        path,
         arguments.prediction_type,
         arguments.loss,
         Weighting(
