@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_ext.training import Trainer
-from diffusers_ext.training.efficiency import StepClock, flops_of, peak_flops
+from diffusers_ext.training.efficiency import StepClock, flops_of, peak_flops, undisturbed
 
 CPU = torch.device("cpu")
 
@@ -61,3 +61,17 @@ def test_a_run_says_how_it_used_the_machine(tiny_run, capsys):
     forward = flops_of(lambda: network(batch * 1, 0).sample.sum(), [batch])
     assert told["flops_per_image"] == pytest.approx(1.5 * forward, rel=0.15)
     assert "of the time outside forward, backward and optimizer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wall", "processor", "threads", "expected"),
+    [
+        (1.0, 2.0, 2, 1.0),  # both at work
+        (1.0, 1.0, 2, 1.0),  # one at work, or the other's time not counted yet
+        (50.0, 1.0, 1, 1.0),  # interrupted for long
+        (50.0, 2.0, 2, 2.0),  # interrupted, and nobody knows how many were at work
+        (1.0, 1.96, 2, 0.98),
+    ],
+)
+def test_time_without_other_work_is_never_told_too_short(wall, processor, threads, expected):
+    assert undisturbed(wall, processor, threads) == pytest.approx(expected)

@@ -139,13 +139,27 @@ def peak_flops(device: torch.device, precision: str | None, run_seconds: float) 
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """How long it takes; of processor time on a CPU, shared by the threads, which other work does not lengthen."""
-    clock, threads = (time.process_time, torch.get_num_threads()) if device.type == "cpu" else (time.perf_counter, 1)
+    """How long it takes; of processor time on a CPU, which other work does not lengthen."""
     wait_for(device)
-    began = clock()
+    began, processor_began = time.perf_counter(), time.process_time()
     work()
     wait_for(device)
-    return (clock() - began) / threads
+    wall, processor = time.perf_counter() - began, time.process_time() - processor_began
+    return undisturbed(wall, processor, torch.get_num_threads()) if device.type == "cpu" else wall
+
+
+def undisturbed(wall: float, processor: float, threads: int) -> float:
+    """Seconds that work would take without other work, never too few.
+
+    Processor time is shared by as many threads as were seen at work: a short product may use one alone, and the kernel
+    counts the time of the others late.
+
+    Args:
+        wall, processor: seconds that it took, above 0, and seconds of all threads together.
+        threads: that there are.
+    """
+    seen = int(processor / wall + 0.1)
+    return processor / min(max(seen, 1), threads) if processor else wall
 
 
 def wait_for(device: torch.device) -> None:
