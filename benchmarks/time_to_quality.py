@@ -136,7 +136,7 @@ def train_ours(arguments: argparse.Namespace, exam: Exam, seed: int) -> float | 
     """The smallest of the budgets that is enough, or None."""
     loop.write_figures = lambda *_: None
     for budget in sorted(arguments.budgets):
-        with tempfile.TemporaryDirectory() as folder:
+        with run_folder(arguments.output_dir, f"seed-{seed}-{budget:g}s") as folder:
             trainer = PlainTrainer(_settings(arguments, seed, budget, folder))
             pipeline: Any = trainer.train()
         grade = exam.grade(_sampler(pipeline, trainer.arguments, arguments))
@@ -145,6 +145,16 @@ def train_ours(arguments: argparse.Namespace, exam: Exam, seed: int) -> float | 
         if exam.passed(grade):
             return seconds
     return None
+
+
+@contextlib.contextmanager
+def run_folder(parent: str | None, name: str) -> Iterator[str]:
+    """Where a run is written: below `parent`, or gone afterwards."""
+    if parent is not None:
+        yield os.path.join(parent, name)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
 
 
 def _settings(arguments: argparse.Namespace, seed: int, budget: float, folder: str) -> Any:
@@ -161,6 +171,7 @@ def _settings(arguments: argparse.Namespace, seed: int, budget: float, folder: s
         num_epochs=10**4,
         logger="none",
         output_dir=folder,
+        overwrite_output_dir=True,
         **never,
         **changes,
     )
@@ -389,6 +400,7 @@ def main() -> None:
     parser.add_argument("--guidance_scale", type=float, help="of ours; the recipe's if not given")
     parser.add_argument("--budgets", type=float, nargs="+", default=[60, 90, 120, 180, 240])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output_dir", help="keep our runs here, a folder each")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--peer_factor", type=float, default=10.0)
     parser.add_argument("--peer_seconds", type=float, help="stop peers after so many seconds, whatever our time was")
