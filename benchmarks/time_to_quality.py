@@ -375,16 +375,18 @@ def report(results: dict[str, list[Result]]) -> None:
     print(f"\n{'':28s} {'seconds of training by seed':>30s}   times ours")
     ours = results["ours"]
     for name, column in results.items():
+        if not column:
+            continue
         print(f"{name:28s} {', '.join(map(str, column)):>30s}   ", end="")
         if name == "ours":
             median, reached = statistics.median(r.seconds for r in column), all(r.reached for r in column)
             print(f"median {'meets' if reached and median < TARGET_SECONDS else 'misses'} {TARGET_SECONDS:.0f} s")
-        elif all(own.reached for own in ours):
+        elif ours and all(own.reached for own in ours):
             factor = round(statistics.median(r.seconds / own.seconds for r, own in zip(column, ours)), 2)
             least = "" if all(r.reached for r in column) else "at least "
             print(f"{least}{factor:g}, {'meets' if factor >= TARGET_FACTOR else 'misses'} {TARGET_FACTOR:g}")
         else:
-            print("not known, since ours was not good in time")
+            print("not known, since ours was not good in time" if ours else "not known, since ours was left out")
 
 
 def main() -> None:
@@ -398,12 +400,14 @@ def main() -> None:
     parser.add_argument("--subsequence", default="uniform", help="of --sampler ddim")
     parser.add_argument("--num_inference_steps", type=int, help="of ours; the recipe's if not given")
     parser.add_argument("--guidance_scale", type=float, help="of ours; the recipe's if not given")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[60, 90, 120, 180, 240])
+    parser.add_argument("--budgets", type=float, nargs="*", default=[60, 90, 120, 180, 240], help="none: peers only")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", help="keep our runs here, a folder each")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--peer_factor", type=float, default=10.0)
-    parser.add_argument("--peer_seconds", type=float, help="stop peers after so many seconds, whatever our time was")
+    parser.add_argument(
+        "--peer_seconds", type=float, default=math.inf, help="stop peers after so many seconds, whatever our time was"
+    )
     parser.add_argument("--peer_points", type=int, default=8)
     parser.add_argument("--peer_sampling_steps", type=int, default=50)
     parser.add_argument("--package_dim", type=int, default=28)
@@ -411,15 +415,18 @@ def main() -> None:
     parser.add_argument("--sampling_dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
+    if not arguments.budgets and arguments.peer_seconds == math.inf:
+        parser.error("--budgets without a number needs --peer_seconds, which are ten times ours otherwise.")
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {arguments.threads} threads")
     exam = Exam(arguments)
     results: dict[str, list[Result]] = {name: [] for name in ("ours", *arguments.peers)}
     for seed in arguments.seeds:
         own = train_ours(arguments, exam, seed)
-        first = own or max(arguments.budgets)
-        results["ours"].append(Result(first, own is not None))
-        bound = min(arguments.peer_factor * first, arguments.peer_seconds or math.inf)
+        first = own or max(arguments.budgets, default=arguments.peer_seconds / arguments.peer_factor)
+        if arguments.budgets:
+            results["ours"].append(Result(first, own is not None))
+        bound = min(arguments.peer_factor * first, arguments.peer_seconds)
         for name in arguments.peers:
             found = train_peer(name, arguments, exam, seed, first, bound)
             results[name].append(Result(found or bound, found is not None))
