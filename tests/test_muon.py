@@ -29,7 +29,7 @@ def train_some(network, optimizer, steps=5, memory_format=torch.contiguous_forma
 def test_updates_have_the_singular_vectors_of_the_momentum_and_singular_values_near_one():
     update = torch.randn(20, 24, 3, 3, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(update.flatten(1), full_matrices=False)
-    result = orthogonalized(update)
+    (result,) = orthogonalized([update])
     assert result.shape == update.shape
     diagonal = (u.T @ result.flatten(1) @ v.T).diagonal()
     assert ((diagonal > 0.6) & (diagonal < 1.3)).all()
@@ -39,8 +39,21 @@ def test_updates_have_the_singular_vectors_of_the_momentum_and_singular_values_n
 
 def test_memory_format_changes_an_update_by_rounding_only():
     update = torch.randn(20, 24, 3, 3, generator=torch.Generator().manual_seed(0))
-    other = orthogonalized(update.contiguous(memory_format=torch.channels_last))
-    assert (other - orthogonalized(update)).norm() < 0.02 * other.norm()
+    (result,) = orthogonalized([update])
+    (other,) = orthogonalized([update.contiguous(memory_format=torch.channels_last)])
+    assert (other - result).norm() < 0.02 * other.norm()
+
+
+def test_matrices_of_one_shape_go_together_and_come_out_as_alone():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(20, 24), (24, 20), (16, 16), (20, 6, 2, 2), (24, 5, 2, 2)]
+    updates = [torch.randn(shape, generator=generator) for shape in shapes]
+    updates[3] = updates[3].contiguous(memory_format=torch.channels_last)
+    for update, result in zip(updates, orthogonalized(updates)):
+        (alone,) = orthogonalized([update])
+        assert result.shape == update.shape
+        assert result.dtype == torch.float32
+        assert (result - alone).norm() < 0.01 * alone.norm()
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -63,23 +63,29 @@ class Muon(torch.optim.AdamW):
                 loss = closure()
         for group in self.param_groups:
             if group.get("orthogonal"):
-                for matrix in group["params"]:
-                    if matrix.grad is not None:
-                        self._update(matrix, matrix.grad, group["lr"], group["weight_decay"])
-                        matrix.grad = None
+                self._step_matrices(group)
         super().step()
         return loss
 
-    def _update(self, matrix: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+        if not matrices:
+            return
+        gradients, averages = [matrix.grad for matrix in matrices], [self._momentum_of(matrix) for matrix in matrices]
+        torch._foreach_lerp_(averages, gradients, 1 - self.momentum)
+        ahead = torch._foreach_lerp(gradients, averages, self.momentum)
+        sizes = [-group["lr"] * 0.2 * max(m.shape[0], m[0].numel()) ** 0.5 for m in matrices]
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(matrices, torch._foreach_mul(orthogonalized(ahead), sizes))
+        for matrix in matrices:
+            matrix.grad = None
+
+    def _momentum_of(self, matrix: Tensor) -> Tensor:
         state = self.state[matrix]
         if "momentum" not in state:
             state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(matrix)
         state["step"] += 1  # AdamW looks for it in every state it loads
-        average = state["momentum"].lerp_(gradient, 1 - self.momentum)
-        ahead = gradient.lerp(average, self.momentum)
-        update = orthogonalized(ahead)
-        matrix.mul_(1 - lr * weight_decay)
-        matrix.add_(update, alpha=-lr * 0.2 * max(ahead.shape[0], ahead[0].numel()) ** 0.5)
+        return state["momentum"]
 
 
 def matrices_of(module: nn.Module) -> list[nn.Parameter]:
@@ -100,29 +106,51 @@ def _inner(module: nn.Module) -> Iterable[Any]:
     return [part for part in module.modules() if isinstance(part, (nn.Linear, nn.modules.conv._ConvNd))]
 
 
-def orthogonalized(update: Tensor) -> Tensor:
-    """The nearest orthogonal matrix, roughly: singular values go to between 0.7 and 1.2.
+def orthogonalized(updates: Sequence[Tensor]) -> list[Tensor]:
+    """The nearest orthogonal matrices, roughly: singular values go to between 0.7 and 1.2.
 
     Args:
-        update: (rows, ...), the rest taken as columns, in any memory format.
+        updates: each (rows, ...), the rest taken as columns, in any memory format.
 
     Returns:
-        The same shape, float32.
+        The same shapes, float32.
     """
-    # Columns in the order in which memory has them: a spectrum doesn't mind, and nothing is copied.
-    order = sorted(range(1, update.ndim), key=update.stride, reverse=True)
-    permuted = update.permute(0, *order)
-    matrix = permuted.flatten(1).to(_matmul_dtype(update.device))
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / (wide.norm() + 1e-7)
+    views = [_as_matrix(update) for update in updates]
+    # Matrices of one shape go together, lying ones and standing ones alike: many small products make a few large ones.
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for i, (matrix, _) in enumerate(views):
+        alike.setdefault(tuple(sorted(matrix.shape)), []).append(i)
+    results: dict[int, Tensor] = {}
+    for (rows, _), members in alike.items():
+        lying = [views[i][0] if views[i][0].shape[0] == rows else views[i][0].T for i in members]
+        stacked = _newton_schulz(torch.stack([m.to(_matmul_dtype(m.device)) for m in lying]))
+        for i, result in zip(members, stacked.float()):
+            results[i] = result if views[i][0].shape[0] == rows else result.T
+    return [
+        results[i].reshape(updates[i].permute(order).shape).permute(_inverse(order))
+        for i, (_, order) in enumerate(views)
+    ]
+
+
+def _as_matrix(update: Tensor) -> tuple[Tensor, list[int]]:
+    """(rows, columns) without a copy, columns in the order in which memory has them, which a spectrum doesn't mind."""
+    order = [0, *sorted(range(1, update.ndim), key=update.stride, reverse=True)]
+    return update.permute(order).flatten(1), order
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return [order.index(dim) for dim in range(len(order))]
+
+
+def _newton_schulz(wide: Tensor) -> Tensor:
+    """Orthogonal rows for matrices (number, rows, columns >= rows)."""
+    wide = wide / (torch.linalg.matrix_norm(wide, keepdim=True) + 1e-7)
     a, b, c = _QUINTIC
     for _ in range(_ITERATIONS):
-        gram = wide @ wide.T
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        wide = torch.addmm(wide, polynomial, wide, beta=a)
-    result = wide if matrix.shape[0] <= matrix.shape[1] else wide.T
-    inverse = [0, *(1 + order.index(dim) for dim in range(1, update.ndim))]
-    return result.float().reshape(permuted.shape).permute(inverse)
+        gram = wide @ wide.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=a)
+    return wide
 
 
 def _matmul_dtype(device: torch.device) -> torch.dtype:
