@@ -41,12 +41,41 @@ def test_it_is_measured_every_so_many_steps_and_changes_no_weight(run, corners_j
     assert [record["step"] for record in records] == [4, 6]
     assert evaluations(alone) == []
     for record in records:
-        assert record["evaluation_samples"] == 60
+        assert (record["evaluation_samples"], record["evaluation_split"]) == (60, "test")
+        assert (record["evaluation_weights"], record["evaluation_weights_step"]) == ("EMA", record["step"])
+        assert {f"{name}_real" for name in ("kernel_distance", "recall", "coverage", "diversity")} < record.keys()
         assert record["class_accuracy_real"] > 0.95
         assert 0 <= record["class_accuracy"] < 0.6  # hardly trained
         assert record["frechet_distance"] > 3 * record["frechet_distance_real"]
     weights = [load_file(f"{a.output_dir}/unet/diffusion_pytorch_model.safetensors") for a in (judged, alone)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_under_early_stopping_the_last_evaluation_judges_what_is_saved(run, corners_judge):
+    worse = {"learning_rate": 0.5, "max_grad_norm": 1e9, "lr_scheduler": "constant", "use_ema": False}
+    early = {"validation_steps": 1, "early_stopping_patience": 2, "checkpointing_steps": 1, "max_train_steps": 200}
+    trainer = Trainer(arguments := run("stopped", judge=corners_judge, evaluation_steps=100, **early, **worse))
+    pipeline = trainer.train()
+    record, best = evaluations(arguments)[-1], trainer.progress.best_at
+    assert record["step"] == trainer.progress.step == best + 2
+    assert (record["evaluation_weights"], record["evaluation_weights_step"]) == ("raw", best)
+    again = trainer.sample_evaluation(pipeline)
+    assert {name: record[name] for name in again} == pytest.approx(again)
+    last = load_file(f"{arguments.output_dir}/checkpoint-{record['step']}/model.safetensors")
+    assert any(not torch.equal(value, last[name]) for name, value in pipeline.unet.state_dict().items())
+    arguments.resume_from_checkpoint = "latest"
+    train(arguments)
+    assert len(evaluations(arguments)) == 1  # these weights have been judged
+
+
+def test_the_last_record_is_of_what_is_saved_though_it_was_judged_before(run, corners_judge):
+    worse = {"learning_rate": 0.5, "max_grad_norm": 1e9, "lr_scheduler": "constant", "use_ema": False}
+    early = {"validation_steps": 1, "early_stopping_patience": 1, "max_train_steps": 200}
+    trainer = Trainer(arguments := run("stopped", judge=corners_judge, evaluation_steps=1, **early, **worse))
+    trainer.train()
+    steps = [(record["step"], record["evaluation_weights_step"]) for record in evaluations(arguments)]
+    best = trainer.progress.best_at
+    assert steps == [*((step, step) for step in range(1, best + 2)), (best + 1, best)]
 
 
 @pytest.fixture

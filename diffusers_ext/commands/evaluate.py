@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..evaluation.features import FeatureSet, compare_sets, extract
+from ..evaluation.features import FeatureSet, compare_sets, extract, floor_measures
 from ..evaluation.judge import ImageClassifier
 from ..pipelines.batched_generation import generate_images
 from ..samplers import SamplerChoice
@@ -115,12 +115,8 @@ class Bench:
         return extract(images.split(self.batch_size), self.features, self.judge, self.labels), seconds
 
     def floor_measures(self) -> dict[str, float]:
-        """What real images get where samples stand; the accuracy is that on the images samples are compared with."""
-        measures = compare_sets(self.floor, self.real)
-        accuracy = self.real.accuracy()
-        for name in ("class_accuracy", "class_accuracy_standard_error"):
-            measures.pop(name, None)
-        return measures if accuracy is None else {"class_accuracy": accuracy, **measures}
+        """What real images get where samples stand."""
+        return floor_measures(self.floor, self.real)
 
     def report(self, guidance_scale: float) -> dict[str, Any]:
         """The measures of samples and of real images, with everything needed to judge them."""

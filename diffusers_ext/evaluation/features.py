@@ -114,6 +114,15 @@ def compare_sets(generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
     return result
 
 
+def floor_measures(floor: FeatureSet, real: FeatureSet) -> dict[str, float]:
+    """What real images get where samples stand; the accuracy is that on the images samples are compared with."""
+    accuracy = real.accuracy()
+    return {
+        **({} if accuracy is None else {"class_accuracy": accuracy}),
+        **{k: v for k, v in compare_sets(floor, real).items() if not k.startswith("class_accuracy")},
+    }
+
+
 def _share_a_class(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Whether some class has two images in both sets, so that distances within it can be compared."""
     several = [{int(c) for c, n in zip(*labels.unique(return_counts=True)) if n > 1} for labels in (first, second)]

@@ -296,6 +296,11 @@ class TrainingArguments:
             raise ValueError(f"logging_dir names a folder inside output_dir, got '{self.logging_dir}'.")
 
     @property
+    def held_out_split(self) -> str | None:
+        """The split that the network is validated on and compared with, if there is one."""
+        return self.validation_split or ("test" if self.uses_embedded_data else None)
+
+    @property
     def uses_embedded_data(self) -> bool:
         """Whether the run trains on the digits inside the package."""
         return self.dataset_name == "embedded" or (self.dataset_name is None and self.train_data_dir is None)

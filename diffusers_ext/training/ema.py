@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,15 +44,8 @@ class WeightAverage:
     @contextmanager
     def applied_to(self, module: torch.nn.Module) -> Iterator[None]:
         """Within the context the module carries the averages; its own weights come back untouched."""
-        parameters = dict(module.named_parameters())
-        own = {name: parameters[name].data for name in self.averages}
-        for name, average in self.averages.items():
-            parameters[name].data = average
-        try:
+        with carrying(module, self.averages):
             yield
-        finally:
-            for name, data in own.items():
-                parameters[name].data = data
 
     @torch.no_grad()
     def copy_to(self, module: torch.nn.Module) -> None:
@@ -67,6 +60,20 @@ class WeightAverage:
         for name, average in self.averages.items():
             average.copy_(averages[name])
         self.updates = updates
+
+
+@contextmanager
+def carrying(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Within the context the module carries these weights; its own come back untouched."""
+    parameters = dict(module.named_parameters())
+    own = {name: parameters[name].data for name in weights}
+    for name, value in weights.items():
+        parameters[name].data = value.to(own[name].device)
+    try:
+        yield
+    finally:
+        for name, data in own.items():
+            parameters[name].data = data
 
 
 class ExponentialMovingAverage(WeightAverage):

@@ -40,6 +40,7 @@ from .ema import (
     ExponentialMovingAverage,
     PowerFunctionAverage,
     WeightAverage,
+    carrying,
     list_snapshots,
     retire_snapshots_after,
     save_snapshot,
@@ -80,7 +81,8 @@ class Progress:
     validations_without_better: int = 0
     ema_updates: int = 0
     validated_at: int = 0
-    evaluated_at: int = 0
+    evaluated_at: int = 0  # the step whose weights were judged last
+    best_at: int = 0
     mode: dict[str, Any] | None = None
 
 
@@ -175,7 +177,7 @@ class Trainer:
         arguments = self.arguments
         with self.accelerator.local_main_process_first():
             self.data = self._load_split(arguments.train_split)
-            split = arguments.validation_split or ("test" if arguments.uses_embedded_data else None)
+            split = arguments.held_out_split
             self.validation_data = self._load_split(split) if split else None
         if self.validation_data is not None and self.validation_data.channels != self.data.channels:
             raise ValueError(
@@ -566,16 +568,21 @@ class Trainer:
         if self.stopping.update(loss) and a.early_stopping_patience is not None:
             with self._judged() as network:
                 self.best = {name: p.detach().cpu().clone() for name, p in network.named_parameters()}
+            self.progress.best_at = self.progress.step
 
-    def _evaluate_samples(self) -> None:
-        """What the judge says of samples of the weights that would be saved; all processes take part."""
-        self.progress.evaluated_at = self.progress.step
-        if self.sample_evaluation is None:
+    def _evaluate_samples(self, last: bool = False) -> None:
+        """What the judge says of samples, of the weights that are saved when it is the last time; all take part."""
+        best = self.best if last else None
+        step = self.progress.step if best is None else self.progress.best_at
+        if self.sample_evaluation is None or self.progress.evaluated_at == step:
             return
+        self.progress.evaluated_at = step
         self.model.eval()
-        with self._judged() as network:
+        with self._judged() as network, carrying(network, best or {}):
             measures = self.sample_evaluation(self._pipeline_of(network))
-        self.recorder.log(self.progress.step, self.progress.seconds, **measures)
+        kind = "raw" if self.ema is None else "EMA"
+        weights = {"evaluation_weights": kind, "evaluation_weights_step": step}
+        self.recorder.log(self.progress.step, self.progress.seconds, **weights, **measures)
 
     def _fixed_condition(self, number: int, batch: Batch, data: ImageData) -> dict[str, Any]:
         count = len(batch["images"])
@@ -832,8 +839,7 @@ class Trainer:
         """Measure the last state and save it as a checkpoint; a signal that comes meanwhile is heeded after that."""
         if self.progress.validated_at != self.progress.step:
             self._validate()
-        if self.progress.evaluated_at != self.progress.step:
-            self._evaluate_samples()
+        self._evaluate_samples(last=True)
         if self.recorder.has_unlogged:
             self.recorder.log_training(self.progress.step, self.progress.seconds)
         self.doctor.check(self.progress.step)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..evaluation.features import FeatureSet, compare_sets, evenly_spread, extract
+from ..evaluation.features import FeatureSet, compare_sets, evenly_spread, extract, floor_measures
 from ..evaluation.judge import ImageClassifier
 from .arguments import TrainingArguments
 from .data import ImageData, permutation
@@ -20,7 +20,7 @@ BATCH_SIZE = 50  # samples at a time; a constant, since the noise of a sample de
 
 
 class SampleEvaluation:
-    """Samples beside as many held-out images, and other held-out images beside these: the floor.
+    """Samples beside as many held-out images, and as many other held-out images beside these: the floor.
 
     Noise and classes are the same at every call and on any number of processes, which share the work.
 
@@ -45,7 +45,7 @@ class SampleEvaluation:
     ):
         assert arguments.judge is not None
         self.accelerator, self.options, self.seed = accelerator, options, arguments.seed
-        self.steps = arguments.ddpm_num_inference_steps
+        self.steps, self.split = arguments.ddpm_num_inference_steps, arguments.held_out_split or ""
         self.judge = _load(arguments.judge, data.channels).to(accelerator.device)
         if by_class and data.labels is None:
             raise ValueError(f"judge needs held-out images with classes, and {data.description} has none.")
@@ -54,7 +54,7 @@ class SampleEvaluation:
             order = order[evenly_spread(data.labels[order])]
         self.size = min(arguments.evaluation_size, len(data) // 2)
         self.real = self._features_of(data, order[: self.size])
-        self.floor = compare_sets(self._features_of(data, order[self.size : 2 * self.size]), self.real)
+        self.floor = floor_measures(self._features_of(data, order[self.size : 2 * self.size]), self.real)
         self.labels = self.real.labels if by_class else None
 
     def _features_of(self, data: ImageData, indices: torch.Tensor) -> FeatureSet:
@@ -62,21 +62,18 @@ class SampleEvaluation:
         batches = (data.__getitems__(part.tolist())["images"] for part in indices.split(BATCH_SIZE))
         return extract(batches, self.judge, self.judge, labels)
 
-    def __call__(self, pipeline: Any) -> dict[str, float]:
-        """Class accuracy (where classes are asked for) and Frechet distance, each with its real-against-real value.
+    def __call__(self, pipeline: Any) -> dict[str, float | str]:
+        """All measures of `compare_sets`, each with `_real`: what real images get in the samples' place.
 
-        Every process has to call this, and gets the same numbers.
+        How many samples there are, and of which split as many real ones, stands before them. Every process has to call
+        this, and gets the same numbers.
         """
         own = list(self._shares(pipeline))
         parts = sorted(gather_object(own) if self.accelerator.num_processes > 1 else own, key=lambda part: part[0])
         features, predicted = (torch.cat([part[k] for part in parts]) for k in (1, 2))
         measures = compare_sets(FeatureSet(features, predicted, self.labels), self.real)
-        result = {"evaluation_samples": float(self.size), "frechet_distance": measures["frechet_distance"]}
-        result["frechet_distance_real"] = self.floor["frechet_distance"]
-        if self.labels is not None:
-            result["class_accuracy"] = measures["class_accuracy"]
-            result["class_accuracy_real"] = self.real.accuracy() or 0.0
-        return result
+        floor = {f"{name}_real": value for name, value in self.floor.items() if name in measures}
+        return {"evaluation_samples": self.size, "evaluation_split": self.split, **measures, **floor}
 
     def _shares(self, pipeline: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """(number, features, classes) of the batches that fall to this process."""
