@@ -48,6 +48,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from .averaging import RECIPE
 from .bundling import bundle
 from .model_card import CARD, CODE_FILE, EVALUATION, card_text, is_taken_over
 from .registration import LIBRARY, code_name, is_code_name
@@ -56,7 +57,6 @@ logger = logging.getLogger(__name__)
 
 INDEX = "model_index.json"
 PIPELINE_FILE = "pipeline.py"
-RECIPE = "recipe.yaml"
 # Libraries that a machine which loads a diffusers pipeline has.
 KNOWN_LIBRARIES = ("diffusers", "transformers")
 # What a training run keeps for itself, by name below the folder.

@@ -1,8 +1,9 @@
 """The model card of a pipeline's folder: what it is, how to load it, what it was trained on, what was measured.
 
 Everything on the card is read from the folder: configurations, the sizes in the safetensors files, `recipe.yaml` and
-`metrics.jsonl` of the training run, `evaluation.json` of `diffusers-ext evaluate --output`, and the pictures. The text
-stands in `diffusers_ext/data/model_card.md`, a template of Jinja2 (`model_cards/TEMPLATE.md` in the source tree).
+`metrics.jsonl` of the training run, `average.json` of `diffusers-ext ema`, `evaluation.json` of `diffusers-ext evaluate
+--output`, and the pictures. The text stands in `diffusers_ext/data/model_card.md`, a template of Jinja2
+(`model_cards/TEMPLATE.md` in the source tree).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from .averaging import RECIPE, Reconstruction
 from .registration import LIBRARY, is_code_name
 
 TEMPLATE = Path(__file__).parent / "data" / "model_card.md"
@@ -56,6 +58,7 @@ class CardFacts:
     recipe: dict[str, Any]
     records: list[dict[str, Any]]
     evaluation: dict[str, Any]
+    reconstruction: Reconstruction | None = None
     parameters: int = 0
     dtypes: list[str] = field(default_factory=list)
     variant: str = ""
@@ -71,7 +74,7 @@ class CardFacts:
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(f"There is no pipeline in '{folder}': model_index.json is missing.")
-        recipe = folder / "recipe.yaml"
+        recipe = folder / RECIPE
         facts = cls(
             folder,
             _json(folder / "model_index.json"),
@@ -80,6 +83,7 @@ class CardFacts:
             yaml.safe_load(recipe.read_text()) if recipe.is_file() else {},
             list(_records(folder / "metrics.jsonl")),
             _json(folder / EVALUATION),
+            Reconstruction.of(folder),
         )
         parts = ("measures", "samples", "real_images", "floor")
         if facts.evaluation and not all(isinstance(facts.evaluation.get(part), dict) for part in parts):
@@ -375,11 +379,16 @@ def _facts(facts: CardFacts) -> Iterator[tuple[str, str]]:
     yield "the network predicts", str(scheduler.get("prediction_type"))
     if "beta_schedule" in scheduler:
         yield "noise schedule", f"{scheduler['beta_schedule']}, T = {scheduler.get('num_train_timesteps')}"
-    if facts.recipe:
-        yield (
-            "weights",
-            "exponential moving average" if facts.recipe.get("use_ema") else "as trained, without averaging",
-        )
+    if facts.reconstruction or facts.recipe:
+        yield "weights", _kind_of_weights(facts)
+
+
+def _kind_of_weights(facts: CardFacts) -> str:
+    if facts.reconstruction:
+        return str(facts.reconstruction)
+    if not facts.recipe.get("use_ema"):
+        return "as trained, without averaging"
+    return "power-function average" if facts.recipe.get("ema_kind") == "power" else "exponential moving average"
 
 
 def _training_data(facts: CardFacts) -> str:
@@ -414,7 +423,7 @@ def _training(facts: CardFacts) -> str:
     settings = [f"{name} {recipe[name]}" for name in shown if name in recipe]
     if settings:
         text += f" Settings that differ from the defaults: {', '.join(settings)}."
-    if (facts.folder / "recipe.yaml").is_file():
+    if (facts.folder / RECIPE).is_file():
         text += " All of them are in `recipe.yaml`; the losses at every step are in `metrics.jsonl`."
     return text
 
@@ -423,6 +432,8 @@ def _figures(facts: CardFacts) -> Iterator[dict[str, Any]]:
     """What was measured: the losses of the training run, and what an evaluation found."""
     predicted = facts.scheduler.get("prediction_type")
     weights = "EMA weights" if facts.recipe.get("use_ema") else "weights as trained"
+    if facts.reconstruction:
+        weights = f"the run's own {weights}"
     size = facts.recipe.get("validation_size", 1000)
     for name, split, on in (
         ("loss", "train", f"training images, mean of the last {facts.recipe.get('logging_steps', 10)} steps"),
@@ -473,7 +484,7 @@ def _evaluation(facts: CardFacts) -> str:
     scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
     judge = f" The judge: {report['judge']['description']}." if report.get("judge") else ""
     return (
-        f"{samples['num_images']:,} samples ({samples['weights']} weights, sampler: {samples['sampler']}, "
+        f"{samples['num_images']:,} samples (weights: {samples['weights']}, sampler: {samples['sampler']}, "
         f"{samples['num_inference_steps']} steps{scale}, seed {samples['seed']}) against {real['num_images']:,} real "
         f"images ({real['split']}). In brackets: {floor['num_images']:,} other real images ({floor['split']}) in the "
         f"samples' place.{judge} Measured with `diffusers-ext evaluate`; all of it is in `{EVALUATION}`."

@@ -13,9 +13,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
+from diffusers_ext.averaging import Reconstruction, weights_of
 from diffusers_ext.cli import main
 from diffusers_ext.commands.ema import replace_weights
 from diffusers_ext.hub import files_to_push
+from diffusers_ext.model_card import make_card
 from diffusers_ext.training import Trainer, train
 from diffusers_ext.training.checkpoint import CheckpointError
 from diffusers_ext.training.ema import (
@@ -23,6 +25,7 @@ from diffusers_ext.training.ema import (
     PowerFunctionAverage,
     gamma_of,
     list_snapshots,
+    posthoc_error,
     posthoc_weights,
     reconstruct,
 )
@@ -96,7 +99,10 @@ def test_posthoc_weights_give_back_the_given_profiles_and_come_close_to_others()
         weights = posthoc_weights(times, gammas, steps, gamma_of(sigma_rel))
         got = weights @ written_out(times, gammas)
         assert weights.sum() == pytest.approx(1)
-        assert np.linalg.norm(got - wanted) < 0.05 * np.linalg.norm(wanted), sigma_rel
+        error = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
+        assert error < 0.05, sigma_rel
+        assert posthoc_error(weights, times, gammas, steps, gamma_of(sigma_rel)) == pytest.approx(error, rel=0.02)
+    assert posthoc_error(one, times, gammas, ends[9], given[1]) < 1e-5
 
 
 def distance(first, second) -> float:
@@ -121,21 +127,37 @@ def test_an_average_from_snapshots_is_the_one_that_was_tracked(tiny_run, tmp_pat
     last = load_file(os.path.join(arguments.output_dir, "checkpoint-96", "model.safetensors"))
     for sigma, average in tracked.items():
         averages = {name: value.detach() for name, value in average.averages.items()}
-        rebuilt = reconstruct(tmp_path / "run", sigma)
+        rebuilt, found = reconstruct(tmp_path / "run", sigma)
+        assert found == Reconstruction(sigma, 96, found.error, 16, [0.05, 0.1])
         assert distance(averages, rebuilt) < 5e-3 * distance(averages, last), sigma
         assert distance(averages, rebuilt) < 2e-4 * distance(averages, {k: 0 * v for k, v in averages.items()})
     folder = str(tmp_path / "averaged")
     flags = ["--run", arguments.output_dir, "--sigma_rel", "0.15", "--output_dir", folder]
     assert main(["ema", *flags]) == 0
-    assert "sigma_rel 0.15" in capsys.readouterr().out
+    weights, found = reconstruct(tmp_path / "run", 0.15)
+    assert 0 < found.error < 0.05
+    assert f"sigma_rel 0.15 at step 96, reconstructed from 16 snapshots with an error of {found.error:.2g}" in (
+        capsys.readouterr().out
+    )
+    assert weights_of(folder) == str(found)
+    assert f"| weights | {found} |" in make_card(folder, "somebody/average").text
     pipeline = DiffusionPipeline.from_pretrained(folder)
     state = pipeline.unet.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in reconstruct(tmp_path / "run", 0.15).items())
+    assert all(torch.equal(state[name], value) for name, value in weights.items())
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(num_inference_steps=2, output_type="pt").images.isfinite().all()
     assert main(["ema", *flags[:2], "--sigma_rel", "0.15", "--output_dir", arguments.output_dir]) == 1
+    assert main(["export", "--model", folder, "--output_dir", f"{folder}-export"]) == 0
+    assert weights_of(f"{folder}-export") == str(found)
     assert main(["ema", *flags, "--step", "7"]) == 1
     assert "step must be one that has a snapshot, 6 to 96, got 7" in capsys.readouterr().err
+
+
+def test_a_run_into_the_folder_of_a_reconstruction_leaves_nothing_of_it(tiny_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    Reconstruction(0.15, 96, 0.001, 16, [0.05, 0.1]).write(tmp_path / "run")
+    train(arguments := tiny_run(max_train_steps=1))
+    assert weights_of(arguments.output_dir) == "EMA"
 
 
 def test_the_first_length_is_what_is_saved(tiny_run):

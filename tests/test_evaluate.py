@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from diffusers_ext import ImageClassifier
+from diffusers_ext.averaging import Reconstruction, weights_of
 from diffusers_ext.cli import main
 from diffusers_ext.commands import evaluate as evaluate_command
-from diffusers_ext.commands.evaluate import weights_of
 from diffusers_ext.evaluation.features import FeatureSet, compare_sets, evenly_spread, extract
 from diffusers_ext.pipelines.batched_generation import generate_images
 from diffusers_ext.samplers import SamplerChoice
@@ -54,7 +54,7 @@ def test_samples_of_a_perfect_network_measure_like_real_images(perfect, run, cap
     assert samples["diversity"] == pytest.approx(1, abs=0.2)
     assert min(samples[name] for name in ("precision", "recall", "coverage")) > 0.7
     printed = capsys.readouterr().out
-    assert "80 samples of perfect (unknown weights)" in printed
+    assert "80 samples of perfect (weights: unknown)" in printed
     assert f"{100 * samples['class_accuracy']:.2f} %" in printed
 
 
@@ -161,6 +161,13 @@ def test_weights_are_told_where_the_recipe_tells(tmp_path):
     for use_ema, expected in ((True, "EMA"), (False, "raw")):
         (tmp_path / "recipe.yaml").write_text(f"use_ema: {str(use_ema).lower()}\n")
         assert weights_of(str(tmp_path)) == expected
+    Reconstruction(0.15, 96, 0.00123, 16, [0.05, 0.1]).write(tmp_path)
+    assert weights_of(str(tmp_path)) == (
+        "power-function average of sigma_rel 0.15 at step 96, reconstructed from 16 snapshots with an error of 0.0012"
+    )
+    (tmp_path / "average.json").write_text('{"sigma": 1}')
+    with pytest.raises(ValueError, match=r"average\.json' is not what `diffusers-ext ema` writes"):
+        weights_of(str(tmp_path))
 
 
 def test_sampler_choices():

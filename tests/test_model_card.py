@@ -11,6 +11,7 @@ from hub_server import TAGS
 from huggingface_hub import ModelCard
 
 from diffusers_ext import AncestralDDPMScheduler, GenerationPipeline, build_model, export, write_card
+from diffusers_ext.averaging import Reconstruction
 from diffusers_ext.cli import main
 from diffusers_ext.model_card import TEMPLATE, card_text, make_card
 
@@ -67,6 +68,20 @@ def test_puts_an_evaluation_beside_its_floor(folder):
     (folder / "evaluation.json").write_text('{"measures": 1}')
     with pytest.raises(ValueError, match="is not a report of `diffusers-ext evaluate`"):
         make_card(folder, "somebody/digits")
+
+
+def test_says_which_average_the_weights_are(folder):
+    card = make_card(folder, "somebody/digits").text
+    assert "| weights | exponential moving average |" in card
+    assert "fixed noise, EMA weights |" in card
+    recipe = {"use_ema": True, "ema_kind": "power"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert "| weights | power-function average |" in make_card(folder, "somebody/digits").text
+    average = Reconstruction(0.15, 96, 0.00123, 16, [0.05, 0.1])
+    average.write(folder)
+    card = make_card(folder, "somebody/digits").text
+    assert f"| weights | {average} |" in card
+    assert "fixed noise, the run's own EMA weights |" in card
 
 
 def test_says_nothing_of_this_machine(folder):

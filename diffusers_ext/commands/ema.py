@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..averaging import RECIPE
 from ..hub import export
 from .shared import load_pipeline
 
@@ -26,20 +27,20 @@ class EmaArguments:
 
 
 def ema(arguments: EmaArguments) -> None:
-    """Write the run's pipeline with the averaged weights."""
+    """Write the run's pipeline with the averaged weights, and beside it what they are."""
     from ..training.ema import reconstruct
-    from ..training.saving import RECIPE_FILE
 
     run, folder = Path(arguments.run), Path(arguments.output_dir)
     if folder.resolve() == run.resolve():
         raise ValueError(f"output_dir must be another folder than run, got '{folder}'.")
-    weights = reconstruct(run, arguments.sigma_rel, arguments.step)
+    weights, reconstruction = reconstruct(run, arguments.sigma_rel, arguments.step)
     pipeline = load_pipeline(str(run), "cpu")
     replace_weights(pipeline, weights)
     export(pipeline, folder)
-    if (run / RECIPE_FILE).is_file():
-        shutil.copyfile(run / RECIPE_FILE, folder / RECIPE_FILE)
-    print(f"Pipeline with the average of sigma_rel {arguments.sigma_rel:g} in {folder}")
+    reconstruction.write(folder)
+    if (run / RECIPE).is_file():
+        shutil.copyfile(run / RECIPE, folder / RECIPE)
+    print(f"Pipeline with the {reconstruction} (relative distance from the exact profile) in {folder}")
 
 
 @torch.no_grad()

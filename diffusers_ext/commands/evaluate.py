@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
+from ..averaging import weights_of
 from ..evaluation.features import FeatureSet, compare_sets, extract, floor_measures
 from ..evaluation.judge import ImageClassifier
 from ..pipelines.batched_generation import generate_images
@@ -177,15 +177,6 @@ def cycled(labels: torch.Tensor, number: int) -> torch.Tensor:
     return labels.repeat(-(-number // len(labels)))[:number]
 
 
-def weights_of(model: str) -> str:
-    """`EMA` or `raw`, as the recipe beside a trained pipeline says; `unknown` without one."""
-    recipe = Path(model) / "recipe.yaml"
-    if not recipe.is_file():
-        return "unknown"
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-    return "EMA" if settings.get("use_ema") else "raw"
-
-
 def _settings(
     arguments: SamplingArguments,
     steps: int,
@@ -220,7 +211,7 @@ def print_report(report: dict[str, Any]) -> None:
     samples, real, floor = report["samples"], report["real_images"], report["floor"]
     scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
     print(
-        f"{samples['num_images']:,} samples of {samples['model']} ({samples['weights']} weights), "
+        f"{samples['num_images']:,} samples of {samples['model']} (weights: {samples['weights']}), "
         f"{samples['sampler']} sampler, {samples['num_inference_steps']} steps{scale}, seed {samples['seed']}, "
         f"in {samples['seconds']:.1f} s"
     )

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..averaging import RECIPE, RECONSTRUCTION
 from .shared import load_pipeline
 
 # What a training run leaves beside the pipeline, and what goes with it.
-COMPANIONS = ("recipe.yaml", "metrics.jsonl", "evaluation.json", "figures", "samples")
+COMPANIONS = (RECIPE, RECONSTRUCTION, "metrics.jsonl", "evaluation.json", "figures", "samples")
 
 
 @dataclass
@@ -66,6 +67,7 @@ def export(arguments: ExportArguments) -> None:
         raise ValueError("output_dir must be another folder than the model's.")
     pipeline = load_pipeline(arguments.model, "cpu")
     export_pipeline(pipeline, target, variant=arguments.variant, max_shard_size=arguments.max_shard_size)
+    (target / RECONSTRUCTION).unlink(missing_ok=True)  # of an earlier export
     for name in COMPANIONS:
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name, dirs_exist_ok=True)

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..averaging import Reconstruction
 from . import checkpoint
 
 EMA_KINDS = ("warmup", "power")
@@ -177,7 +178,7 @@ def retire_snapshots_after(run: Path, step: int) -> None:
             path.unlink()
 
 
-def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> dict[str, torch.Tensor]:
+def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> tuple[dict[str, torch.Tensor], Reconstruction]:
     """The power-function average of any length, from the snapshots of a run: Karras et al. 2024, algorithm 3.
 
     Args:
@@ -186,7 +187,7 @@ def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> dict[st
         step: the training step at which the average ends, one that has a snapshot; the last one when not given.
 
     Returns:
-        Weights by parameter name, float32 on the CPU.
+        Weights by parameter name, float32 on the CPU, and what they are.
 
     Raises:
         ValueError: for a length out of range, a step without a snapshot, or a snapshot that can't be read.
@@ -203,8 +204,11 @@ def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> dict[st
     profiles = {path: profile for path, profile in profiles.items() if profile["step"] <= step}
     times = [profile["step"] for profile in profiles.values() for _ in profile["sigma_rel"]]
     gammas = [gamma_of(sigma) for profile in profiles.values() for sigma in profile["sigma_rel"]]
-    weights = posthoc_weights(times, gammas, times[-1], gamma_of(sigma_rel))
-    return _combined(profiles, iter(weights))
+    wanted = times[-1], gamma_of(sigma_rel)
+    weights = posthoc_weights(times, gammas, *wanted)
+    error = posthoc_error(weights, times, gammas, *wanted)
+    lengths = sorted({sigma for profile in profiles.values() for sigma in profile["sigma_rel"]})
+    return _combined(profiles, iter(weights)), Reconstruction(sigma_rel, step, error, len(profiles), lengths)
 
 
 def posthoc_weights(times: Sequence[float], gammas: Sequence[float], time: float, gamma: float) -> np.ndarray:
@@ -220,6 +224,20 @@ def posthoc_weights(times: Sequence[float], gammas: Sequence[float], time: float
     gram = _inner_products(t[:, None], g[:, None], t[None], g[None])
     weights = np.linalg.lstsq(gram, _inner_products(t, g, time, gamma), rcond=1e-15)[0]
     return weights / weights.sum()
+
+
+def posthoc_error(
+    weights: np.ndarray, times: Sequence[float], gammas: Sequence[float], time: float, gamma: float
+) -> float:
+    """Distance of the profile that these weights give from the one wanted, as a share of the latter's norm.
+
+    Other arguments as in `posthoc_weights`. Rounding alone gives about 1e-8.
+    """
+    t, g = np.asarray(times, dtype=np.float64), np.asarray(gammas, dtype=np.float64)
+    reached = weights @ _inner_products(t[:, None], g[:, None], t[None], g[None]) @ weights
+    both = weights @ _inner_products(t, g, time, gamma)
+    wanted = float(_inner_products(np.asarray(time), np.asarray(gamma), time, gamma))
+    return float(np.sqrt(max(0.0, reached - 2 * both + wanted) / wanted))
 
 
 def _inner_products(

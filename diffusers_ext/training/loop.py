@@ -581,7 +581,7 @@ class Trainer:
         with self._judged() as network, carrying(network, best or {}):
             measures = self.sample_evaluation(self._pipeline_of(network))
         kind = "raw" if self.ema is None else "EMA"
-        weights = {"evaluation_weights": kind, "evaluation_weights_step": step}
+        weights: dict[str, Any] = {"evaluation_weights": kind, "evaluation_weights_step": step}
         self.recorder.log(self.progress.step, self.progress.seconds, **weights, **measures)
 
     def _fixed_condition(self, number: int, batch: Batch, data: ImageData) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from ..averaging import RECIPE, RECONSTRUCTION
 from ..hub import export, files_to_push, push_to_hub
 from ..model_card import write_card
 from . import checkpoint
@@ -18,13 +19,12 @@ from .arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE = "recipe.yaml"
-
 
 def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, arguments: TrainingArguments) -> None:
     """Save the pipeline with the code of its classes, the recipe and the model card; whole or not at all."""
     export(pipeline, output_dir)
-    (output_dir / RECIPE_FILE).write_text(arguments.to_yaml())
+    (output_dir / RECONSTRUCTION).unlink(missing_ok=True)
+    (output_dir / RECIPE).write_text(arguments.to_yaml())
     describe(output_dir, arguments)
 
 
