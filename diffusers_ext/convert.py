@@ -16,9 +16,7 @@ sides, and are told in the file's own names.
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -32,6 +30,7 @@ from torch import Tensor
 from .models import PRESETS
 from .pipelines import GenerationPipeline
 from .schedulers import AncestralDDPMScheduler, MixScheduler, NoisePath, SubsequenceDDIMScheduler
+from .weight_files import read_tensors
 
 State = dict[str, Tensor]
 
@@ -137,34 +136,7 @@ def read_weights(path: Path, ema: bool = True) -> State:
         raise FileNotFoundError(f"There is no file or folder '{path}'.")
     if path.suffix not in FILE_TYPES:
         raise ValueError(f"'{path}' is not a checkpoint file; it takes one of {', '.join(FILE_TYPES)}.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    return _find_state_dict(content, path, ema)
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"'{path}' is not a whole safetensors file ({error}).") from None
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path) and "GLOBAL" not in str(error):
-            raise ValueError(f"'{path}' is not a file that torch.save wrote.") from None
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise ValueError(
-            f"'{path}' holds a pickled {refused[1] if refused else 'object'}, and unpickling it could run any code, so "
-            "it is not loaded; save the network's state_dict alone."
-        ) from None
-    except (EOFError, RuntimeError, ValueError, KeyError, IndexError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"'{path}' is cut off or is not a file that torch.save wrote ({reason[:200]}).") from None
+    return _find_state_dict(read_tensors(path), path, ema)
 
 
 def _find_state_dict(content: Any, path: Path, ema: bool) -> State:

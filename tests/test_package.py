@@ -30,14 +30,15 @@ ARROWS = {
         "hub",
         "model_card",
     },
-    "evaluation": {"evaluation"},
+    "evaluation": {"evaluation", "weight_files"},
     "figures": {"figures"},
     "registration": set(),
     "bundling": set(),
     "averaging": set(),
     "model_card": {"averaging", "registration"},
     "hub": {"averaging", "bundling", "model_card", "registration"},
-    "convert": {"models", "schedulers", "pipelines"},
+    "weight_files": set(),
+    "convert": {"models", "schedulers", "pipelines", "weight_files"},
 }
 
 
