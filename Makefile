@@ -17,13 +17,13 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 .PHONY: train test test-versions bench lint clean
 
 # The last packages are peers that tests and benchmarks measure against. They come without their dependencies: torchvision
-# and pytorch-fid serve their image folders and scores only, and stand-ins take their place.
+# and pytorch-fid serve their image folders, data sets and scores only, and stand-ins take their place.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --no-deps \
-		denoising-diffusion-pytorch smalldiffusion
+		denoising-diffusion-pytorch smalldiffusion torch-fidelity
 	touch $(STAMP)
 
 # Trains on the digits inside the package for minutes, then saves a pipeline and its pictures in outputs/mnist.

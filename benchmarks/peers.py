@@ -1,7 +1,7 @@
 """The peers that benchmarks measure against: their packages, networks and training loops, as they stand there.
 
-denoising-diffusion-pytorch and smalldiffusion import torchvision, for image folders and for pictures of samples; none
-of that is used here, and where it is not installed a module without contents stands in for it.
+denoising-diffusion-pytorch, smalldiffusion and torch-fidelity import torchvision, for image folders, data sets and
+pictures of samples; none of that is used here, and where it is missing a module without contents stands in for it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FOREVER = 10**9
 
 
 def load(package: str) -> Any:
-    """`denoising_diffusion_pytorch` or `smalldiffusion`, or a module of theirs."""
+    """`denoising_diffusion_pytorch`, `smalldiffusion` or `torch_fidelity`, or a module of theirs."""
     missing = {} if importlib.util.find_spec("torchvision") else _vision()
     sys.modules.update(missing)
     try:
@@ -49,12 +49,18 @@ def load(package: str) -> Any:
 
 def _vision() -> dict[str, types.ModuleType]:
     """What takes torchvision's place: its names, without their contents."""
-    names = ("torchvision", "torchvision.transforms", "torchvision.utils")
-    vision, transforms, utils = modules = [types.ModuleType(name) for name in names]
+    names = ("datasets", "transforms", "transforms.functional", "utils")
+    modules = {f"torchvision.{name}": types.ModuleType(f"torchvision.{name}") for name in names}
+    modules["torchvision"] = types.ModuleType("torchvision")
+    for name, module in modules.items():
+        parent, _, own = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], own, module)
     for name in ("Compose", "Lambda", "RandomHorizontalFlip", "ToTensor"):
-        setattr(transforms, name, torch.nn.Identity)
-    vision.transforms, vision.utils = transforms, utils  # type: ignore[attr-defined]
-    return dict(zip(names, modules))
+        setattr(modules["torchvision.transforms"], name, torch.nn.Identity)
+    for name in ("CIFAR10", "CIFAR100", "STL10"):
+        setattr(modules["torchvision.datasets"], name, torch.utils.data.Dataset)
+    return modules
 
 
 def course_network() -> UNet2DModel:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 # A network and a run small enough for a test: a few thousand weights, a hundred digits.

@@ -1,18 +1,13 @@
 """What the benchmarks stand on: peers called as they are meant to be, and verdicts that follow from the figures."""
 
-import sys
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-
 import itertools
+import sys
 
 import peers
+import pytest
 import sampling_steps
 import time_to_quality
+import torch
 import train_throughput
 from sampling_steps import Run
 from time_to_quality import Result

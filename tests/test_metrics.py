@@ -1,15 +1,22 @@
 """Distances between sets of features: closed forms, definitions written out, and torchmetrics."""
 
+import contextlib
 import math
 
 import numpy as np
+import peers
 import pytest
 import scipy.linalg
 import torch
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from diffusers_ext.evaluation import metrics
+
+# torchmetrics imports it where it is installed, and it torchvision.
+with contextlib.suppress(ModuleNotFoundError):
+    peers.load("torch_fidelity")
+
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 
 def gaussian(number, dimensions, seed, mean=0.0, scale=1.0):
