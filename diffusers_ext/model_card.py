@@ -483,6 +483,8 @@ def _evaluation(facts: CardFacts) -> str:
     samples, real, floor = report["samples"], report["real_images"], report["floor"]
     scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
     judge = f" The judge: {report['judge']['description']}." if report.get("judge") else ""
+    if isinstance(report.get("features"), dict):
+        judge += f" The features: {report['features']['name']}."
     return (
         f"{samples['num_images']:,} samples (weights: {samples['weights']}, sampler: {samples['sampler']}, "
         f"{samples['num_inference_steps']} steps{scale}, seed {samples['seed']}) against {real['num_images']:,} real "

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from ..averaging import weights_of
+from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, compare_sets, extract, floor_measures
 from ..evaluation.judge import ImageClassifier
 from ..pipelines.batched_generation import generate_images
 from ..samplers import SamplerChoice
 from .class_choice import chosen_classes
 from .real_images import RealDataArguments, RealImages, check_judge, real_and_floor
-from .shared import DTYPE_HELP, at_least_one, load_judge, load_pipeline
+from .shared import DTYPE_HELP, at_least_one, best_device, load_judge, load_pipeline
 
 # What is printed, and whether as a percentage.
 MEASURES = {
@@ -40,7 +41,11 @@ class SamplingArguments(RealDataArguments):
     model: str = field(default="", metadata={"help": "Folder or Hub name of a pipeline."})
     judge: str | None = field(default=None, metadata={"help": "Folder of a judge (`diffusers-ext judge train`)."})
     features: str | None = field(
-        default=None, metadata={"help": "Folder of another classifier whose features are compared; the judge's if not."}
+        default=None,
+        metadata={
+            "help": "Whose features are compared, the judge's if not given: folder of another judge, folder or Hub "
+            "name of a vision model of transformers, or file of FID's Inception, weights or TorchScript archive."
+        },
     )
     num_images: int = field(default=1000, metadata={"help": "Number of samples."})
     class_labels: list[str] | None = field(
@@ -135,18 +140,19 @@ def prepare(arguments: SamplingArguments) -> Bench:
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(disable=True)
     judge = None if arguments.judge is None else load_judge(arguments.judge, arguments.device)
-    features = judge if arguments.features is None else load_judge(arguments.features, arguments.device)
+    features: torch.nn.Module | None = judge
+    if arguments.features is not None:
+        features = load_feature_network(arguments.features, best_device(arguments.device))
     if features is None:
-        raise ValueError("judge or features must name a classifier whose features are compared, got neither.")
+        raise ValueError("judge or features must name a network whose features are compared, got neither.")
     steps = choose_sampler(pipeline, arguments)
     names = {name: number for number, name in enumerate(judge.label_names())} if judge is not None else {}
     classes = chosen_classes(pipeline, arguments.class_labels, names)
     config = pipeline.unet.config
     resolution = config.sample_size if isinstance(config.sample_size, int) else None
     real, floor = real_and_floor(arguments, arguments.num_images, config.in_channels, resolution, classes)
-    for classifier in (judge, features):
-        if classifier is not None:
-            check_judge(classifier, pipeline, real.data)
+    if judge is not None:
+        check_judge(judge, pipeline, real.data)
     real_set, floor_set = (extract(s.batches(), features, judge, s.labels) for s in (real, floor))
     return Bench(
         pipeline,
@@ -159,7 +165,13 @@ def prepare(arguments: SamplingArguments) -> Bench:
         arguments.batch_size,
         arguments.seed,
         {"num_inference_steps": steps},
-        _settings(arguments, steps, classes, judge, features, real, floor),
+        {
+            **_settings(arguments, steps, classes, judge, real, floor),
+            "features": {
+                "name": getattr(features, "name", "the judge's"),
+                "dimensions": real_set.features.shape[1],
+            },
+        },
     )
 
 
@@ -182,7 +194,6 @@ def _settings(
     steps: int,
     classes: Sequence[int] | None,
     judge: ImageClassifier | None,
-    features: ImageClassifier,
     real: RealImages,
     floor: RealImages,
 ) -> dict[str, Any]:
@@ -202,7 +213,6 @@ def _settings(
         "real_images": {"data": data, "split": real.split, "num_images": len(real)},
         "floor": {"data": data, "split": floor.split, "num_images": len(floor)},
         "judge": None if judge is None else {"folder": arguments.judge, "description": judge.description()},
-        "features": arguments.features or "the judge's",
     }
 
 
@@ -219,6 +229,12 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"floor: {floor['num_images']:,} real images ({floor['split']}) against the same")
     if report["judge"] is not None:
         print(f"judge: {report['judge']['description']}")
+    print(f"features: {report['features']['name']}")
+    if min(samples["num_images"], real["num_images"]) <= report["features"]["dimensions"]:
+        print(
+            f"There are no more images than the features have dimensions, {report['features']['dimensions']:,}: the "
+            "Frechet distance tells their number first, and means something beside the real images' only."
+        )
     print(f"{'':18} {'samples':>10} {'real':>10}")
     columns = report["measures"]["samples"], report["measures"]["real_images"]
     for name, percent in MEASURES.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,9 +87,10 @@ def _features_and_logits(
 
 
 def _call(network: torch.nn.Module, function: Any, images: torch.Tensor) -> torch.Tensor:
-    """`function` of the images, on the network's device and in its dtype where it has parameters."""
-    parameter = next(network.parameters(), None)
-    return function(images if parameter is None else images.to(parameter))
+    """`function` of the images, on the network's device and in its dtype where it has weights."""
+    weights = (w for w in itertools.chain(network.parameters(), network.buffers()) if w.is_floating_point())
+    like = next(weights, None)
+    return function(images if like is None else images.to(device=like.device, dtype=like.dtype))
 
 
 def compare_sets(generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
