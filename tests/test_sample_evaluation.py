@@ -42,6 +42,7 @@ def test_it_is_measured_every_so_many_steps_and_changes_no_weight(run, corners_j
     assert evaluations(alone) == []
     for record in records:
         assert (record["evaluation_samples"], record["evaluation_split"]) == (60, "test")
+        assert record["evaluation_features"] == "the judge's"
         assert (record["evaluation_weights"], record["evaluation_weights_step"]) == ("EMA", record["step"])
         assert {f"{name}_real" for name in ("kernel_distance", "recall", "coverage", "diversity")} < record.keys()
         assert record["class_accuracy_real"] > 0.95
@@ -85,7 +86,8 @@ def evaluation(run, corners_data, corners_judge):
             num_processes=num_processes, process_index=process_index, device=torch.device("cpu")
         )
         data = load_image_data(train_data_dir=corners_data, split="test")
-        arguments = run("evaluation", judge=corners_judge, ddpm_num_inference_steps=20, **overrides)
+        settings = {"judge": corners_judge, "ddpm_num_inference_steps": 20, **overrides}
+        arguments = run("evaluation", **settings)
         return SampleEvaluation(arguments, accelerator, data, by_class, {"guidance_scale": 1.0} if by_class else {})
 
     return make
@@ -110,6 +112,21 @@ def test_processes_share_the_work_and_find_the_same(evaluation, monkeypatch):
     assert evaluation(2, 0)(pipeline) == pytest.approx(alone)
 
 
+def test_other_features_with_a_judge_and_without(evaluation, corners_judge):
+    pipeline = corners.perfect_pipeline()
+    first, second, third = (
+        evaluation(**settings)(pipeline)
+        for settings in ({}, {"features": corners_judge}, {"features": corners_judge, "judge": None})
+    )
+    names = [measures.pop("evaluation_features") for measures in (first, second, third)]
+    assert names[0] == "the judge's"
+    assert names[1] == names[2]
+    assert names[1].startswith("penultimate features of ")
+    assert second == pytest.approx(first)
+    alone = {name: value for name, value in first.items() if not name.startswith("class_accuracy")}
+    assert third == pytest.approx(alone)
+
+
 def test_the_size_is_bound_by_the_held_out_images(evaluation):
     assert evaluation(evaluation_size=1000)(corners.perfect_pipeline())["evaluation_samples"] == 80
 
@@ -119,6 +136,7 @@ def test_the_size_is_bound_by_the_held_out_images(evaluation):
     [
         ({"evaluation_steps": 5}, "evaluation_steps needs a judge"),
         ({"judge": "x", "validation_split": None}, "judge needs a validation_split"),
+        ({"features": "x", "validation_split": None}, "features needs a validation_split"),
         ({"judge": "x", "evaluation_size": 0}, "evaluation_size must be at least 1, got 0"),
     ],
 )
@@ -130,6 +148,11 @@ def test_settings_that_cannot_be_are_one_sentence(run, overrides, sentence):
 def test_a_judge_that_is_not_there_is_one_sentence(run):
     with pytest.raises(ValueError, match="judge '/nowhere' is no folder of a judge"):
         Trainer(run("nowhere", judge="/nowhere"))
+
+
+def test_features_that_are_not_there_are_one_sentence(run):
+    with pytest.raises(ValueError, match="There is no network '/nowhere'"):
+        Trainer(run("nowhere", features="/nowhere"))
 
 
 def test_a_judge_of_other_channels_is_one_sentence(run, corners_judge):

@@ -173,8 +173,11 @@ class TrainingArguments:
     judge: str | None = option(
         None, "Folder of a judge (`diffusers-ext judge train`), which measures samples at the end of the run."
     )
-    evaluation_steps: int | None = option(None, "Let the judge measure samples every so many optimizer steps as well.")
-    evaluation_size: int = option(500, "Samples the judge measures, at most half of the validation images.")
+    features: str | None = option(
+        None, "Network whose features are compared, as `diffusers-ext evaluate` takes it; the judge's if not given."
+    )
+    evaluation_steps: int | None = option(None, "Measure samples every so many optimizer steps as well.")
+    evaluation_size: int = option(500, "Samples that are measured, at most half of the validation images.")
     early_stopping_patience: int | None = option(None, "Stop after so many validations without a better loss.")
     early_stopping_min_delta: float = option(0.0, "How much lower counts as better.")
     eval_batch_size: int = option(16, "Images in a preview.")
@@ -205,12 +208,13 @@ class TrainingArguments:
             self._check_streaming()
         if self.ema_kind == "power" and not self.use_ema and self.ema_snapshots is None:
             raise ValueError("ema_kind power averages nothing by itself; add use_ema to save it, or ema_snapshots.")
-        if self.early_stopping_patience is not None and self.validation_split is None and not self.uses_embedded_data:
+        if self.early_stopping_patience is not None and self.held_out_split is None:
             raise ValueError("early_stopping_patience needs a validation_split to measure the loss on.")
-        if self.evaluation_steps is not None and self.judge is None:
-            raise ValueError("evaluation_steps needs a judge to measure samples with.")
-        if self.judge is not None and self.validation_split is None and not self.uses_embedded_data:
-            raise ValueError("judge needs a validation_split of real images to compare samples with.")
+        measuring = "judge" if self.judge is not None else "features" if self.features is not None else None
+        if self.evaluation_steps is not None and measuring is None:
+            raise ValueError("evaluation_steps needs a judge to measure samples with, or features.")
+        if measuring is not None and self.held_out_split is None:
+            raise ValueError(f"{measuring} needs a validation_split of real images to compare samples with.")
 
     def _check_streaming(self) -> None:
         if self.dataset_name is None and self.train_data_dir is not None:

@@ -124,7 +124,8 @@ class Trainer:
         network = self.conditioning.wrap(unet)
         self.conditioning.pipeline(network, make_scheduler(arguments, unet))  # fails now rather than after the training
         self._prepare_model(unet, network)
-        self.sample_evaluation = self._make_sample_evaluation() if arguments.judge is not None else None
+        measured = arguments.judge is not None or arguments.features is not None
+        self.sample_evaluation = self._make_sample_evaluation() if measured else None
         self._clear_output_dir()
         self.power_averages = self._make_power_averages()
         self.ema = self._make_ema() if arguments.use_ema else None
@@ -316,7 +317,9 @@ class Trainer:
         kind = type(self.conditioning)
         options: dict[str, Any] = {}
         if kind not in (Conditioning, ClassConditioning):
-            raise ValueError("judge measures samples of classes or of no condition, not of texts or images.")
+            raise ValueError(
+                "judge and features measure samples of classes or of no condition, not of texts or images."
+            )
         if isinstance(self.arguments, ConditionalTrainingArguments):
             options = {"guidance_scale": self.arguments.guidance_scale}
         return SampleEvaluation(

@@ -1,4 +1,4 @@
-"""How good the samples are while a network trains: a judge's view of them, from the same noise every time."""
+"""How good the samples are while a network trains, from the same noise every time: to a judge, and by features."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, compare_sets, evenly_spread, extract, floor_measures
 from ..evaluation.judge import ImageClassifier
 from .arguments import TrainingArguments
@@ -25,14 +26,15 @@ class SampleEvaluation:
     Noise and classes are the same at every call and on any number of processes, which share the work.
 
     Args:
-        arguments: `judge`, `evaluation_size`, `ddpm_num_inference_steps` and `seed` of them matter.
+        arguments: `judge`, `features`, `evaluation_size`, `ddpm_num_inference_steps` and `seed` of them matter; a judge
+            or features there must be.
         accelerator: of the run.
         data: held-out images.
         by_class: whether samples are asked for the classes of these images.
         options: of the pipeline's call, such as a guidance scale.
 
     Raises:
-        ValueError: for a judge that is not there or takes other images, or data without classes.
+        ValueError: for a judge or features that are not there or take other images, or data without classes.
     """
 
     def __init__(
@@ -43,12 +45,18 @@ class SampleEvaluation:
         by_class: bool,
         options: dict[str, Any],
     ):
-        assert arguments.judge is not None
         self.accelerator, self.options, self.seed = accelerator, options, arguments.seed
         self.steps, self.split = arguments.ddpm_num_inference_steps, arguments.held_out_split or ""
-        self.judge = _load(arguments.judge, data.channels).to(accelerator.device)
+        self.judge = None
+        if arguments.judge is not None:
+            self.judge = _load(arguments.judge, data.channels).to(accelerator.device)
+        features: torch.nn.Module | None = self.judge
+        if arguments.features is not None:
+            features = load_feature_network(arguments.features, accelerator.device)
+        assert features is not None
+        self.features, self.name = features, getattr(features, "name", "the judge's")
         if by_class and data.labels is None:
-            raise ValueError(f"judge needs held-out images with classes, and {data.description} has none.")
+            raise ValueError(f"Samples of classes need held-out images with classes, and {data.description} has none.")
         order = torch.from_numpy(permutation(0, 0, len(data)))
         if data.labels is not None and by_class:
             order = order[evenly_spread(data.labels[order])]
@@ -60,23 +68,25 @@ class SampleEvaluation:
     def _features_of(self, data: ImageData, indices: torch.Tensor) -> FeatureSet:
         labels = None if data.labels is None else data.labels[indices]
         batches = (data.__getitems__(part.tolist())["images"] for part in indices.split(BATCH_SIZE))
-        return extract(batches, self.judge, self.judge, labels)
+        return extract(batches, self.features, self.judge, labels)
 
     def __call__(self, pipeline: Any) -> dict[str, float | str]:
         """All measures of `compare_sets`, each with `_real`: what real images get in the samples' place.
 
-        How many samples there are, and of which split as many real ones, stands before them. Every process has to call
-        this, and gets the same numbers.
+        How many samples there are, of which split as many real images, and whose features, stands before them. Every
+        process has to call this, and gets the same numbers.
         """
         own = list(self._shares(pipeline))
         parts = sorted(gather_object(own) if self.accelerator.num_processes > 1 else own, key=lambda part: part[0])
-        features, predicted = (torch.cat([part[k] for part in parts]) for k in (1, 2))
+        features = torch.cat([part[1] for part in parts])
+        predicted = None if self.judge is None else torch.cat([part[2] for part in parts])
         measures = compare_sets(FeatureSet(features, predicted, self.labels), self.real)
+        taken = {"evaluation_samples": self.size, "evaluation_split": self.split, "evaluation_features": self.name}
         floor = {f"{name}_real": value for name, value in self.floor.items() if name in measures}
-        return {"evaluation_samples": self.size, "evaluation_split": self.split, **measures, **floor}
+        return {**taken, **measures, **floor}
 
-    def _shares(self, pipeline: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """(number, features, classes) of the batches that fall to this process."""
+    def _shares(self, pipeline: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+        """(number, features, classes by the judge) of the batches that fall to this process."""
         pipeline.set_progress_bar_config(disable=True)
         steps = min(self.steps, pipeline.scheduler.config.num_train_timesteps)
         for number, start in enumerate(range(0, self.size, BATCH_SIZE)):
@@ -88,8 +98,7 @@ class SampleEvaluation:
             images = pipeline(
                 batch_size=count, num_inference_steps=steps, generator=generator, output_type="pt", **asked
             ).images
-            found = extract([images * 2 - 1], self.judge, self.judge)
-            assert found.predicted is not None
+            found = extract([images * 2 - 1], self.features, self.judge)
             yield number, found.features, found.predicted
         pipeline.set_progress_bar_config()
 
