@@ -5,12 +5,16 @@ import os
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import TINY_MODEL
+from local_processes import run_processes
 from safetensors.torch import load_file
 
+from diffusers_ext.schedulers.noise_path import NoisePath
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, loop
-from diffusers_ext.training.doctor import Doctor, early_share
+from diffusers_ext.training.doctor import LEAST_IMAGES, Doctor, early_share
 from diffusers_ext.training.ema import ExponentialMovingAverage
+from diffusers_ext.training.objective import DiffusionObjective
 
 STEPS = 120
 
@@ -116,6 +120,63 @@ def test_a_noise_level_whose_loss_diverges(warnings_of):
     # Neighbours in time share the network and are dragged along, so one of them may be the worst.
     assert 700 <= float(told.split("t = ")[1].split()[0]) <= 900
     assert "times its lowest" in told
+
+
+def train_on_bad_data_of_one(rank, arguments, watched):
+    torch.set_num_threads(1)
+    if not watched:
+        Doctor.check = lambda *_: None
+    trainer = Trainer(arguments)
+    if rank == 1:
+        read = trainer.data.__getitems__
+        trainer.data.__getitems__ = lambda keys: {k: v * 2 if k == "images" else v for k, v in read(keys).items()}
+    trainer.train()
+
+
+def test_bad_data_of_the_second_process_are_told_of_once_and_change_no_weight(tiny_run, tmp_path):
+    folders = {True: tmp_path / "watched", False: tmp_path / "alone"}
+    for watched, folder in folders.items():
+        arguments = tiny_run(train_batch_size=4, output_dir=str(folder))
+        assert run_processes(2, train_on_bad_data_of_one, arguments, watched) == 0
+    told = {}
+    for watched, folder in folders.items():
+        with open(folder / "metrics.jsonl") as file:
+            told[watched] = [record["warning"] for record in map(json.loads, file) if "warning" in record]
+    assert told[False] == []
+    assert len(told[True]) == 1
+    assert told[True][0].startswith("The training images reach from -2 to 2, outside [-1, 1]")
+    for first, second in zip(*(weights(folder, steps=6) for folder in folders.values()), strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def doctor_on_shares(rank, shares, folder):
+    """A process's doctor after two batches, each given by its range and its losses at the level of t = 500."""
+    torch.set_num_threads(1)
+    told = []
+    doctor = Doctor(DiffusionObjective(NoisePath.from_schedule("cosine")), Accelerator(cpu=True), told.append)
+    for (low, high), loss in shares[rank]:
+        count = LEAST_IMAGES // 2  # too few of one process alone
+        images = torch.linspace(low, high, count).reshape(count, 1, 1, 1)
+        doctor.watch(images, torch.full((count,), 500), torch.full((count,), loss))
+        doctor.check(1)
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("shares", "sentence"),
+    [
+        ([[((-1, 0), 1.0)], [((0, 1), 1.0)]], None),  # each has a half of the range, both together all of it
+        ([[((0, 1), 1.0)], [((0, 0.5), 1.0)]], "use a small part of [-1, 1]"),
+        ([[((-1, 1), 1.0)] * 3, [((-1, 1), loss) for loss in (1.0, 9.0, 9.0)]], "5 at step 1, 5.0 times its lowest"),
+        ([[((-1, 1), 1.0)] * 3, [((-1, 1), loss) for loss in (1.0, 4.0, 4.0)]], None),  # 2.5 times of both together
+    ],
+)
+def test_what_two_processes_saw_is_judged_together(shares, sentence, tmp_path):
+    assert run_processes(2, doctor_on_shares, shares, tmp_path) == 0
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert len(first) == (sentence is not None)
+    assert sentence is None or sentence in first[0]
 
 
 @pytest.mark.parametrize("steps", [1, 7, 400, 30_000])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from .data import Batch
 from .ema import WeightAverage
@@ -37,14 +38,17 @@ FORESEEABLE = 0.05  # the part of max_train_seconds from whose steps those of th
 class Doctor:
     """Watches a run and changes nothing of it: no weight and no generator; reads the device at logging steps only.
 
+    Each process watches its own share of the data, and all of them judge what all have seen.
+
     Args:
         objective: of the run.
-        device: of the run.
-        tell: takes a warning.
+        accelerator: of the run.
+        tell: takes a warning, the same on every process.
     """
 
-    def __init__(self, objective: Objective, device: torch.device, tell: Callable[[str], None]):
-        self.objective, self._tell = objective, tell
+    def __init__(self, objective: Objective, accelerator: Accelerator, tell: Callable[[str], None]):
+        self.objective, self._accelerator, self._tell = objective, accelerator, tell
+        device = accelerator.device
         self._said: set[str] = set()
         generator = generator_of("doctor", device=device)
         times = objective.draw((DRAWS, 1, 1, 1), generator, device)[1].float()
@@ -75,19 +79,30 @@ class Doctor:
         self._images += len(images)
 
     def check(self, step: int) -> None:
-        """Judge what was watched until `step`: the range of the data and the loss of every noise level."""
-        self._check_range(*self._range.tolist())
-        sums, counts = self._losses.tolist()
+        """Judge what was watched until `step`: the range of the data and the loss of every noise level.
+
+        Every process has to call this.
+        """
+        low, high, images, sums, counts = self._seen_by_all()
+        self._check_range(low, high, images)
         judged = [count >= LEAST_LOSSES for count in counts]
         means = {level: sums[level] / counts[level] for level in range(LEVELS) if judged[level]}
         self._check_levels(step, means)
         self._losses.masked_fill_(torch.tensor(judged, device=self._losses.device), 0)
 
-    def _check_range(self, low: float, high: float) -> None:
+    def _seen_by_all(self) -> tuple[float, float, float, list[float], list[float]]:
+        """(lowest and highest pixel, number of images, sums of losses by level, their numbers) of all processes."""
+        own = torch.cat([self._range, self._range.new_tensor([self._images]), self._losses.flatten()])
+        shares = self._accelerator.gather(own[None])
+        bounds, totals = torch.stack([shares[:, 0].amin(), shares[:, 1].amax()]), shares[:, 2:].sum(0)
+        low, high, images, *losses = torch.cat([bounds, totals]).tolist()
+        return low, high, images, losses[:LEVELS], losses[LEVELS:]
+
+    def _check_range(self, low: float, high: float, images: float) -> None:
         told = f"The training images reach from {low:.3g} to {high:.3g}"
         if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):
             self._warn("range", f"{told}, outside [-1, 1], which the noise is scaled for; rescale them.")
-        elif self._images >= LEAST_IMAGES and high - low <= SMALL_RANGE:
+        elif images >= LEAST_IMAGES and high - low <= SMALL_RANGE:
             self._warn(
                 "range", f"{told} and use a small part of [-1, 1], which the noise drowns early; stretch their range."
             )

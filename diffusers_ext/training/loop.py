@@ -133,7 +133,7 @@ class Trainer:
         self.best: dict[str, torch.Tensor] | None = None
         self.progress = Progress()
         self.pusher = HubPusher(self.output_dir, arguments)
-        self.doctor = Doctor(self.objective, self.accelerator.device, self._warn)
+        self.doctor = Doctor(self.objective, self.accelerator, self._warn)
         self.clock = StepClock(self.accelerator.device)
         self._unread: list[tuple[int, torch.Tensor]] = []
         self._saved: tuple[int, ...] = ()
