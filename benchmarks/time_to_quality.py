@@ -160,9 +160,7 @@ def run_folder(parent: str | None, name: str) -> Iterator[str]:
 def _settings(arguments: argparse.Namespace, seed: int, budget: float, folder: str) -> Any:
     wanted = {name: getattr(arguments, name) for name in ("model", "mixed_precision")}
     changes = {name: value for name, value in wanted.items() if value is not None}
-    never = dict.fromkeys(
-        ("validation_steps", "save_images_epochs", "save_model_epochs", "checkpointing_steps"), peers.FOREVER
-    )
+    never = dict.fromkeys(("validation_steps", "save_model_epochs", "checkpointing_steps"), peers.FOREVER)
     return ConditionalTrainingArguments.from_recipe(
         arguments.recipe,
         dataset_name=arguments.dataset_name,

@@ -244,8 +244,8 @@ def test_image_conditions_made_from_the_target(conditional_run, captioned, name)
         ({"guidance_scale": -1.0}, "guidance_scale must be a number of at least 0, got -1.0"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number that float32 can hold, got nan"),
         ({"guidance_scale": 2.0, "condition_dropout": 0.0}, "needs a null condition that is trained"),
-        ({"image_condition": "inpainting"}, "image_condition goes with --condition image, got condition 'class'"),
-        ({"train_text_encoder": True}, "train_text_encoder goes with --condition text"),
+        ({"image_condition": "inpainting"}, "image_condition has no effect: condition is not image"),
+        ({"train_text_encoder": True}, "train_text_encoder has no effect: condition is not text"),
         ({"condition": "image", "image_condition": "image"}, "image_condition must be one of super_resolution_2, "),
         ({"model_options": json.dumps({**TINY_MODEL, "num_class_embeds": 5})}, "sets num_class_embeds to 5, but .* 10"),
         (

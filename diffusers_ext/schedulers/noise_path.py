@@ -112,7 +112,8 @@ _ALPHA_BAR_SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
     "sigmoid_alpha_bar": _sigmoid_alpha_bar,
     "laplace": _laplace,
 }
-SCHEDULES = (*_BETA_RANGE_SCHEDULES, *_ALPHA_BAR_SCHEDULES)
+BETA_RANGE_SCHEDULES = tuple(_BETA_RANGE_SCHEDULES)
+SCHEDULES = (*BETA_RANGE_SCHEDULES, *_ALPHA_BAR_SCHEDULES)
 
 # Names that all of diffusers' schedulers understand; any other schedule is handed to them as `trained_betas`.
 DIFFUSERS_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")

@@ -24,6 +24,7 @@ LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "cons
 MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
 LOGGERS = ("tensorboard", "wandb", "none")
 CONDITIONS = ("class", "text", "image")
+FLAG, RECIPE = "flag", "recipe"  # where a setting was given
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 FROM_TARGET = tuple(name for name in IMAGE_CONDITIONS if name != "image")
 
@@ -33,8 +34,15 @@ def option(default: Any, text: str, **of_flag: Any) -> Any:
     return field(default=default, metadata={"help": text, **of_flag})
 
 
+class _Origins:
+    """Where settings were given, kept beside them: it is no setting, so neither among the fields nor in `vars`."""
+
+    __slots__ = ("_given",)
+    _given: dict[str, str]
+
+
 @dataclass
-class TrainingArguments:
+class TrainingArguments(_Origins):
     """Settings of unconditional training; names that diffusers' own example has mean what they mean there.
 
     Raises:
@@ -316,18 +324,30 @@ class TrainingArguments:
         Raises:
             ValueError, FileNotFoundError: one sentence on what is wrong with the recipe or a setting.
         """
-        return dataclasses.replace(_parse(cls, recipe_as_flags(path)), **overrides)
+        flags = recipe_as_flags(path)
+        arguments = dataclasses.replace(_parse(cls, flags), **overrides)
+        arguments._given = {**dict.fromkeys(_names(flags), RECIPE), **dict.fromkeys(overrides, FLAG)}
+        return arguments
 
-    def to_yaml(self) -> str:
-        """The settings that differ from their defaults, as a recipe; the Hub's token is left out."""
+    @property
+    def given(self) -> dict[str, str]:
+        """Where settings were given, `flag` or `recipe`, by name; those of an object count where they are not the
+        defaults."""
+        return getattr(self, "_given", None) or dict.fromkeys(self._changed(), FLAG)
+
+    def _changed(self) -> dict[str, Any]:
+        """The settings that differ from their defaults."""
         defaults = {
             f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
             for f in dataclasses.fields(self)
         }
+        return {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k]}
+
+    def to_yaml(self) -> str:
+        """The settings that differ from their defaults, as a recipe; the Hub's token is left out."""
         # A recipe says what is trained, not whether to overwrite, resume or log in.
         left_out = ("hub_token", "overwrite_output_dir", "resume_from_checkpoint", "local_rank", "debug")
-        changed = {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k] and k not in left_out}
-        return yaml.safe_dump(changed, sort_keys=False)
+        return yaml.safe_dump({k: v for k, v in self._changed().items() if k not in left_out}, sort_keys=False)
 
 
 @dataclass
@@ -376,7 +396,7 @@ class ConditionalTrainingArguments(TrainingArguments):
             raise ValueError("label_free_epochs end the run's num_epochs; leave max_train_seconds and max_train_steps.")
         if self.max_text_tokens < 2:
             raise ValueError(f"max_text_tokens must be at least 2, got {self.max_text_tokens}.")
-        self._check_fits_condition()
+        self._check_image_condition()
         if self.guidance_scale < 0:
             raise ValueError(f"guidance_scale must be a number of at least 0, got {self.guidance_scale}.")
         if self.guidance_scale != 1 and not self.condition_dropout and not self.label_free_epochs:
@@ -393,12 +413,7 @@ class ConditionalTrainingArguments(TrainingArguments):
                 f"streaming can't give {told} yet, only classes and conditions made from the image itself."
             )
 
-    def _check_fits_condition(self) -> None:
-        belongs = {"text": ("train_text_encoder",), "image": ("condition_image_column", "image_condition")}
-        for condition, names in belongs.items():
-            for name in names:
-                if getattr(self, name) and self.condition != condition:
-                    raise ValueError(f"{name} goes with --condition {condition}, got condition '{self.condition}'.")
+    def _check_image_condition(self) -> None:
         if self.condition == "image" and (self.condition_image_column is None) == (self.image_condition is None):
             raise ValueError("condition image needs either condition_image_column or image_condition.")
         if self.image_condition not in (None, *FROM_TARGET):
@@ -428,7 +443,13 @@ def parse_arguments(argv: Sequence[str], arguments_class: type[TrainingArguments
             del flags[i : i + (1 if "=" in flag else 2)]
             recipe = recipe_as_flags(path)
             break
-    return _parse(arguments_class, [*recipe, *flags])
+    arguments = _parse(arguments_class, [*recipe, *flags])
+    arguments._given = {**dict.fromkeys(_names(recipe), RECIPE), **dict.fromkeys(_names(flags), FLAG)}
+    return arguments
+
+
+def _names(flags: Sequence[str]) -> list[str]:
+    return [flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
 
 
 def _parse(arguments_class: type[TrainingArguments], flags: Sequence[str]) -> Any:

@@ -25,7 +25,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from ..models import PRESETS, ToyUNet2DModel, build_model
 from ..pipelines import GenerationPipeline
 from ..schedulers import AncestralDDPMScheduler, MixScheduler, ScoreSDEScheduler, SubsequenceDDIMScheduler
-from ..schedulers.noise_path import RECTIFIED_FLOW, DiscretePath
+from ..schedulers.noise_path import RECTIFIED_FLOW
 from .arguments import TrainingArguments, json_option
 from .muon import Muon
 from .objective import DiffusionObjective, MixObjective, Objective
@@ -163,25 +163,47 @@ def _check_shape(model: Any, channels: int, resolution: int) -> None:
             )
 
 
-def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
-    """The loss that the settings ask for; the toy network without time has one of its own.
+def makes_toy(arguments: TrainingArguments) -> bool:
+    """Whether `make_model` gives the toy network without time.
+
+    Raises:
+        ValueError: when there is no such model.
+    """
+    if arguments.model_config_name_or_path is not None or arguments.model == "unet2d":
+        return False
+    if arguments.model in PRESETS:
+        return PRESETS[arguments.model].model_class is ToyUNet2DModel
+    config: Any = _read_config(arguments.model)
+    return isinstance(config, dict) and config.get("_class_name") == ToyUNet2DModel.__name__
+
+
+def noise_schedule(arguments: TrainingArguments) -> str:
+    """The name of the noise path's schedule."""
+    return arguments.schedule or arguments.ddpm_beta_schedule
+
+
+def weighting_name(arguments: TrainingArguments) -> str:
+    """The weighting of losses.
 
     Without a `loss_weighting`, `sample` is weighted by `snr`, which is 1 on epsilon, and on a rectified flow, whose snr
     is unbounded near the data, by `min_snr`; other predictions are not weighted.
     """
+    of_sample = "min_snr" if noise_schedule(arguments) == RECTIFIED_FLOW else "snr"
+    return arguments.loss_weighting or (of_sample if arguments.prediction_type == "sample" else "none")
+
+
+def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
+    """The loss that the settings ask for; the toy network without time has one of its own."""
     if isinstance(model, ToyUNet2DModel):
-        if arguments.prediction_type not in ("epsilon", "sample"):  # epsilon is the flag's default
+        if arguments.prediction_type != "sample" and "prediction_type" in arguments.given:
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
         return MixObjective(arguments.loss)
-    path = make_scheduler(arguments, model).path
-    of_sample = "snr" if isinstance(path, DiscretePath) else "min_snr"
-    weighting = arguments.loss_weighting or (of_sample if arguments.prediction_type == "sample" else "none")
     return DiffusionObjective(
-        path,
+        make_scheduler(arguments, model).path,
         arguments.prediction_type,
         arguments.loss,
         Weighting(
-            weighting,
+            weighting_name(arguments),
             arguments.min_snr_gamma,
             arguments.p2_gamma,
             arguments.p2_k,
@@ -203,7 +225,7 @@ def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
     """The scheduler of previews and of the saved pipeline."""
     if isinstance(model, ToyUNet2DModel):
         return MixScheduler()
-    schedule = arguments.schedule or arguments.ddpm_beta_schedule
+    schedule = noise_schedule(arguments)
     options = json_option("schedule_options", arguments.schedule_options) or None
     if schedule == RECTIFIED_FLOW:
         if options is not None or arguments.rescale_betas_zero_snr:

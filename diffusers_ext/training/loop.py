@@ -34,6 +34,7 @@ from .building import make_model, make_objective, make_optimizer, make_scheduler
 from .conditioning import ClassConditioning, Conditioning, make_conditioning
 from .data import Batch, BatchSchedule, ImageData, identity, load_image_data
 from .doctor import Doctor
+from .effect import without_effect
 from .efficiency import Efficiency, StepClock, flops_of, peak_flops, peak_memory
 from .ema import (
     SNAPSHOT_DIR,
@@ -114,6 +115,9 @@ class Trainer:
         self.output_dir = Path(arguments.output_dir)
         self.resolution = arguments.resolution or (28 if arguments.uses_embedded_data else 64)
         self.accelerator = _make_accelerator(arguments)
+        for sentence in without_effect(arguments):
+            if self.accelerator.is_main_process:
+                logger.warning(sentence)
         self._check_output_dir()
         self._load_data()
         self.conditioning = make_conditioning(arguments, self.data)
@@ -500,9 +504,10 @@ class Trainer:
 
     def _divergence(self, step: int, value: float) -> str:
         a = self.arguments
+        warmup = 0 if a.lr_scheduler == "constant" else a.lr_warmup_steps
         if self.accelerator.mixed_precision == "fp16":
             cause = "fp16 overflowed; try --mixed_precision bf16 or no"
-        elif step <= max(a.lr_warmup_steps, 1):
+        elif step <= max(warmup, 1):
             cause = (
                 f"learning_rate {a.learning_rate:g} is too large for the start; try a tenth, or more lr_warmup_steps"
             )
