@@ -184,6 +184,31 @@ def test_killed_before_the_last_validation_and_resumed_ends_as_unbroken(tiny_run
     assert not differences(*map(load_file, saved))
 
 
+@pytest.mark.parametrize("killed_in", ["_save_what_is_new", "_finish"])
+def test_killed_after_the_last_measures_and_resumed_records_them_once(random_run, tmp_path, monkeypatch, killed_in):
+    ImageClassifier(in_channels=1, num_classes=10, block_channels=[4, 8]).save_pretrained(tmp_path / "judge")
+    measured = {"judge": str(tmp_path / "judge"), "evaluation_steps": 4, "evaluation_size": 20, "validation_steps": 4}
+    train(whole := random_run(**measured))
+
+    def killed(*_):
+        raise InterruptedError
+
+    broken = random_run(**measured, output_dir=str(tmp_path / "broken"), resume_from_checkpoint="latest")
+    monkeypatch.setattr(Trainer, killed_in, killed)
+    with pytest.raises(InterruptedError):
+        train(broken)
+    monkeypatch.undo()
+    assert [r["step"] for r in metrics(broken) if "validation_loss" in r] == [4, 6]  # the last ones had been recorded
+    train(broken)
+    told = [
+        [{k: v for k, v in r.items() if "second" not in k} for r in metrics(a) if "mode" not in r]
+        for a in (whole, broken)
+    ]
+    assert told[0] == told[1]
+    for name in ("loss", "validation_loss", "evaluation_samples"):
+        assert len({r["step"] for r in told[1] if name in r}) == sum(name in r for r in told[1]) >= 2
+
+
 def test_a_checkpoint_that_tells_of_no_measures_still_loads(tiny_run, tmp_path):
     train(arguments := tiny_run(max_train_steps=2))
     checkpoint = tmp_path / "run" / "checkpoint-2"

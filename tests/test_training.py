@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_ext.training import Trainer, TrainingArguments, TrainingDiverged, TrainingInterrupted, train
-from diffusers_ext.training.checkpoint import list_checkpoints
+from diffusers_ext.training.checkpoint import BRANCH, list_checkpoints, mark_branch, own_checkpoints
 from diffusers_ext.training.ema import list_snapshots
 
 SCRIPT = ROOT / "train" / "train_unconditional.py"
@@ -415,6 +415,63 @@ def test_a_mistaken_resume_loses_nothing_before_its_first_checkpoint(tiny_run, t
     ]
     assert [r["step"] for r in metrics(arguments) if "loss" in r] == [2, 4, 5]
     assert capsys.readouterr().out.count("Deleted checkpoint-4, checkpoint-6: later than step 2") == 1
+
+
+def begin(monkeypatch, arguments):
+    """Resume a run and stop it before its first step."""
+
+    def stopped(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(Trainer, "_step", stopped)
+    with pytest.raises(InterruptedError):
+        train(arguments)
+    monkeypatch.undo()
+
+
+def test_latest_stays_with_the_branch_that_was_chosen(tiny_run, tmp_path, monkeypatch, capsys):
+    train(arguments := tiny_run())
+    run = tmp_path / "run"
+    for chosen, latest in (
+        ("checkpoint-2", 2),
+        ("checkpoint-4", 4),
+        ("checkpoint-6", 6),
+        (str(run / "checkpoint-2"), 2),
+    ):
+        for wanted in (chosen, "latest", "latest"):
+            arguments.resume_from_checkpoint, arguments.max_train_steps = wanted, 8
+            begin(monkeypatch, arguments)
+            assert f"checkpoint-{latest}' at step {latest}." in capsys.readouterr().out
+    assert [path.name for path in list_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    begin(monkeypatch, arguments)
+    assert "checkpoint-4, checkpoint-6 will be deleted once the first new" in capsys.readouterr().out
+    arguments.max_train_steps = 3
+    train(arguments)
+    assert [path.name for path in own_checkpoints(run)] == ["checkpoint-2", "checkpoint-3"]
+    assert not (run / BRANCH).exists()
+
+
+def test_latest_stays_with_a_checkpoint_from_elsewhere(tiny_run, tmp_path, monkeypatch, capsys):
+    train(tiny_run(output_dir=str(tmp_path / "elsewhere"), max_train_steps=4))
+    arguments = tiny_run(resume_from_checkpoint=str(tmp_path / "elsewhere" / "checkpoint-4"))
+    begin(monkeypatch, arguments)
+    arguments.resume_from_checkpoint = "latest"
+    begin(monkeypatch, arguments)
+    assert capsys.readouterr().out.count("elsewhere/checkpoint-4' at step 4") == 2
+    train(arguments)
+    assert [path.name for path in own_checkpoints(tmp_path / "run")] == ["checkpoint-6"]
+
+
+def test_a_branch_whose_checkpoint_is_gone_or_that_cannot_be_read_is_none(tmp_path):
+    for step in (2, 4, 6):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    mark_branch(tmp_path, tmp_path / "checkpoint-4", 4)
+    assert [path.name for path in own_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+    (tmp_path / "checkpoint-4").rmdir()
+    assert own_checkpoints(tmp_path) == list_checkpoints(tmp_path)
+    for text in ("", "[]", '{"path": "checkpoint-2"}', '{"path": 3, "step": "2"}'):
+        (tmp_path / BRANCH).write_text(text)
+        assert own_checkpoints(tmp_path) == list_checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize("resumed", [None, "latest"])

@@ -13,6 +13,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
+BRANCH = ".went-on-from.json"  # beside the checkpoints: the one that the run went on from, while it is not the newest
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -28,7 +29,39 @@ def checkpoint_path(output_dir: Path, step: int) -> Path:
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """Checkpoint folders, oldest first; partial ones are not among them."""
     found = [p for p in output_dir.glob("checkpoint-*") if _NAME.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    return sorted(found, key=_step_of)
+
+
+def own_checkpoints(output_dir: Path) -> list[Path]:
+    """Those that the run would go on from, oldest first: none of a branch that it has left, if not yet replaced."""
+    found = list_checkpoints(output_dir)
+    try:
+        branch = json.loads((output_dir / BRANCH).read_text())
+        path, step = output_dir / branch["path"], int(branch["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return found
+    return [*(p for p in found if _step_of(p) < step), path] if path.is_dir() else found
+
+
+def mark_branch(output_dir: Path, path: Path, step: int) -> None:
+    """Remember that the run went on from `path`, of `step`, unless that is the newest checkpoint anyway."""
+    path, newest = path.resolve(), list_checkpoints(output_dir.resolve())[-1:]
+    if newest == [path]:
+        unmark_branch(output_dir)
+        return
+    file = output_dir / BRANCH
+    place = path.name if path.parent == output_dir.resolve() else str(path)
+    partial_path(file).write_text(json.dumps({"path": place, "step": step}))
+    os.replace(partial_path(file), file)
+
+
+def unmark_branch(output_dir: Path) -> None:
+    """Forget it: the newest checkpoint is the run's own."""
+    (output_dir / BRANCH).unlink(missing_ok=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.split("-")[1])
 
 
 def remove_partial(output_dir: Path) -> None:
@@ -96,9 +129,14 @@ def publish(partial: Path, path: Path) -> None:
         os.replace(partial, path)
 
 
+def later_than(output_dir: Path, step: int) -> list[Path]:
+    """Checkpoints of later steps: damaged, or of a branch that a resumed run has left."""
+    return [path for path in list_checkpoints(output_dir) if _step_of(path) > step]
+
+
 def retire_after(output_dir: Path, step: int) -> list[str]:
-    """Delete checkpoints of later steps, damaged or of a branch that a resumed run has left; their names."""
-    later = [path for path in list_checkpoints(output_dir) if int(path.name.split("-")[1]) > step]
+    """Delete checkpoints of later steps; their names."""
+    later = later_than(output_dir, step)
     for path in later:
         shutil.rmtree(path, ignore_errors=True)
     return [path.name for path in later]
@@ -139,8 +177,8 @@ def read_state(path: Path) -> dict[str, Any] | None:
 
 
 def newest_usable(output_dir: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that verifies, with its state; damaged ones are skipped and reported to `warn`."""
-    for path in reversed(list_checkpoints(output_dir)):
+    """The newest own checkpoint that verifies, with its state; damaged ones are skipped and reported to `warn`."""
+    for path in reversed(own_checkpoints(output_dir)):
         try:
             return path, verify(path)
         except CheckpointError as error:

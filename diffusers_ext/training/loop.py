@@ -52,7 +52,7 @@ from .probe import ModeProbe
 from .randomness import generator_of, seed_of
 from .recording import METRICS_FILE, Recorder
 from .report import GIF_IMAGES, preview_grid, write_figures
-from .sample_evaluation import SampleEvaluation
+from .sample_evaluation import EVALUATION, SampleEvaluation
 from .saving import HubPusher, describe, save_pipeline
 from .sharding import WholeCopy, gathered, own_parameters, scattered, uses_fsdp, whole
 from .streaming import START
@@ -62,6 +62,7 @@ logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 BEST_FILE = "best.safetensors"
+VALIDATION = "validation_loss"
 IMPORTANCE_FILE = "importance.safetensors"
 STREAM_EXAMPLES = 64  # images of a stream that are at hand before the first step: for its channels, and for previews
 # Off the CPU, reading a loss makes the host wait for the device; so it is read in groups of this many steps.
@@ -92,7 +93,7 @@ def train(arguments: TrainingArguments) -> DiffusionPipeline:
     try:
         return Trainer(arguments).train()
     except KeyboardInterrupt:  # before the first step, after the last, or for the second time
-        kept = checkpoint.list_checkpoints(Path(arguments.output_dir))
+        kept = checkpoint.own_checkpoints(Path(arguments.output_dir))
         state = f"the newest checkpoint is '{kept[-1]}'" if kept else "no checkpoint had been saved yet"
         raise TrainingInterrupted(f"Stopped at once by Ctrl-C; {state}.", signal.SIGINT) from None
 
@@ -171,6 +172,7 @@ class Trainer:
             if self.arguments.resume_from_checkpoint is None and self.arguments.overwrite_output_dir:
                 for old in checkpoint.list_checkpoints(self.output_dir):
                     shutil.rmtree(old)
+                checkpoint.unmark_branch(self.output_dir)
                 for old in (self.output_dir / "samples").glob("step-*.png"):
                     old.unlink()
                 for old in list_snapshots(self.output_dir):
@@ -294,7 +296,7 @@ class Trainer:
         named = Path(a.resume_from_checkpoint)
         folders = [named if named.is_dir() else self.output_dir / named.name]
         if a.resume_from_checkpoint == "latest":
-            folders = checkpoint.list_checkpoints(self.output_dir)[::-1]
+            folders = checkpoint.own_checkpoints(self.output_dir)[::-1]
         for state in map(checkpoint.read_state, folders):
             if state is not None:
                 stored = state.get("mode")  # none in checkpoints from before there was a choice
@@ -513,7 +515,7 @@ class Trainer:
             )
         else:
             cause = f"learning_rate {a.learning_rate:g} is too large, or the data hold values that are not numbers"
-        kept = checkpoint.list_checkpoints(self.output_dir)
+        kept = checkpoint.own_checkpoints(self.output_dir)
         last = f"the last checkpoint before is '{kept[-1]}'" if kept else "no checkpoint had been saved yet"
         return f"The loss became {value} at step {step}; likely cause: {cause}; {last}."
 
@@ -572,7 +574,7 @@ class Trainer:
             )
         if not math.isfinite(loss):
             raise TrainingDiverged(self._divergence(self.progress.step, loss))
-        self.recorder.log(self.progress.step, self.progress.seconds, validation_loss=loss)
+        self.recorder.log(self.progress.step, self.progress.seconds, **{VALIDATION: loss})
         if self.stopping.update(loss) and a.early_stopping_patience is not None:
             with self._judged() as network:
                 self.best = {name: p.detach().cpu().clone() for name, p in network.named_parameters()}
@@ -738,6 +740,7 @@ class Trainer:
         checkpoint.seal(folder, asdict(progress))
         self._retire_later_checkpoints()
         checkpoint.publish(folder, path)
+        checkpoint.unmark_branch(self.output_dir)
         checkpoint.limit_checkpoints(self.output_dir, self.arguments.checkpoints_total_limit)
 
     def _retire_later_checkpoints(self) -> None:
@@ -812,10 +815,18 @@ class Trainer:
             self.best = load_file(path / BEST_FILE)
         if self.objective.importance is not None and (path / IMPORTANCE_FILE).is_file():
             self.objective.importance.load_state_dict(load_file(path / IMPORTANCE_FILE))
-        self.recorder.forget_after(self.progress.step)
-        self._later_checkpoints = self._later_snapshots = self.progress.step
+        step = self.progress.step
+        measured = {VALIDATION: self.progress.validated_at, EVALUATION: self.progress.evaluated_at}
+        self.recorder.forget_after(step, [name for name, at in measured.items() if at < step])
+        self._later_checkpoints = self._later_snapshots = step
+        if self.accelerator.is_main_process:
+            problem = _attempt(lambda: checkpoint.mark_branch(self.output_dir, path, step))
+            if problem:
+                logger.warning("Where the run goes on from could not be noted (%s).", problem)
+        later = ", ".join(p.name for p in checkpoint.later_than(self.output_dir, step))
         self.accelerator.wait_for_everyone()
-        self.recorder.say(f"Going on from '{path}' at step {self.progress.step}.")
+        until = f" {later} will be deleted once the first new checkpoint is whole." if later else ""
+        self.recorder.say(f"Going on from '{path}' at step {step}.{until}")
 
     def _save_and_raise(self, signal_number: int) -> None:
         self._save_what_is_new()
@@ -833,7 +844,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             problem = _attempt(lambda: save_pipeline(pipeline, self.output_dir, self.arguments))
             if problem:
-                kept = checkpoint.list_checkpoints(self.output_dir)
+                kept = checkpoint.own_checkpoints(self.output_dir)
                 goes_on = f"go on from '{kept[-1]}' with --resume_from_checkpoint latest" if kept else "start again"
                 message = f"The pipeline of step {self.progress.step} could not be saved ({problem})"
                 if last:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +46,7 @@ class Recorder:
         self._paused = 0.0
         self.seconds_not_training = 0.0
         self._told_of_failure = False
-        self._forget_after: int | None = None
+        self._forget_after: tuple[int, Sequence[str]] | None = None
 
     def start(self, step: int) -> None:
         """Open the trackers and start the clock; `step` steps lie behind."""
@@ -125,16 +124,19 @@ class Recorder:
                 logger.warning("Metrics can't be written (%s); training goes on without a record.", error)
             self._told_of_failure = True
 
-    def forget_after(self, step: int) -> None:
-        """With the next line, drop what a killed run wrote after its last checkpoint: those steps come again."""
-        self._forget_after = step
+    def forget_after(self, step: int, measured_again: Sequence[str] = ()) -> None:
+        """With the next line, drop what a killed run wrote after its last checkpoint, since it comes again.
+
+        That is all of later steps, and of `step` itself the lines that hold one of `measured_again`.
+        """
+        self._forget_after = step, measured_again
 
     def forget(self) -> None:
         """Do now, on the main process, what `forget_after` puts off."""
-        step, self._forget_after = self._forget_after, None
-        if step is not None and self.file.is_file():
+        forgotten, self._forget_after = self._forget_after, None
+        if forgotten is not None and self.file.is_file():
             with self._surviving_a_full_disk():
-                lines = [line for line in self.file.read_text().splitlines() if _step_of(line) <= step]
+                lines = [line for line in self.file.read_text().splitlines() if not _comes_again(line, *forgotten)]
                 partial = partial_path(self.file)
                 partial.write_text("".join(line + "\n" for line in lines))
                 os.replace(partial, self.file)
@@ -165,8 +167,10 @@ class Recorder:
         bar.update(0)
 
 
-def _step_of(line: str) -> float:
+def _comes_again(line: str, step: int, measured_again: Sequence[str]) -> bool:
+    """Whether a line is of a later step, or of this one and measured again, or can't be read."""
     try:
-        return json.loads(line)["step"]
+        record = json.loads(line)
+        return record["step"] > step or (record["step"] == step and any(name in record for name in measured_again))
     except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf
+        return True

@@ -17,6 +17,7 @@ from .arguments import TrainingArguments
 from .data import ImageData, permutation
 from .randomness import seed_of
 
+EVALUATION = "evaluation_samples"  # among the measures of every evaluation
 BATCH_SIZE = 50  # samples at a time; a constant, since the noise of a sample depends on it
 
 
@@ -81,7 +82,7 @@ class SampleEvaluation:
         features = torch.cat([part[1] for part in parts])
         predicted = None if self.judge is None else torch.cat([part[2] for part in parts])
         measures = compare_sets(FeatureSet(features, predicted, self.labels), self.real)
-        taken = {"evaluation_samples": self.size, "evaluation_split": self.split, "evaluation_features": self.name}
+        taken = {EVALUATION: self.size, "evaluation_split": self.split, "evaluation_features": self.name}
         floor = {f"{name}_real": value for name, value in self.floor.items() if name in measures}
         return {**taken, **measures, **floor}
 
