@@ -61,21 +61,26 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed
 	touch $@
 
 # Every benchmark, each stopped after so many seconds at most: 39 minutes in all. What a longer run would say more
-# exactly (three seeds, peers up to ten times our time, more samples) is in each file's first lines.
+# exactly (three seeds, peers up to ten times our time, more samples) is in each file's first lines. All of them run;
+# make fails when one of them did, but for those that were stopped (124), and says so of each at the end.
 BENCH_DATA ?= embedded
 BENCH_JUDGE ?= outputs/bench-judge
+BENCH_STATUS ?= outputs/bench-status
 TIMEOUT := $(shell command -v timeout)
-part = $(if $(TIMEOUT),$(TIMEOUT) $(1)) $(BIN)/python benchmarks/$(2)
+part = $(if $(TIMEOUT),$(TIMEOUT) $(1)) $(BIN)/python benchmarks/$(2); echo "$(firstword $(2)) $$?" >>$(BENCH_STATUS)
 
 bench: $(STAMP) $(BENCH_JUDGE)/config.json
-	-$(call part,120,scheduler_step.py)
-	-$(call part,120,model_speed.py --threads $(THREADS) --repeats 3)
-	-$(call part,120,model_table.py --threads $(THREADS) --repeats 1)
-	-$(call part,570,train_throughput.py --threads $(THREADS) --batch_size 32 --turns 3 --turn_seconds 3)
-	-$(call part,840,time_to_quality.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
+	mkdir -p $(dir $(BENCH_STATUS)) && rm -f $(BENCH_STATUS)
+	$(call part,120,scheduler_step.py)
+	$(call part,120,model_speed.py --threads $(THREADS) --repeats 3)
+	$(call part,120,model_table.py --threads $(THREADS) --repeats 1)
+	$(call part,570,train_throughput.py --threads $(THREADS) --batch_size 32 --turns 3 --turn_seconds 3)
+	$(call part,840,time_to_quality.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
 		--seeds 0 --budgets 90 180 --peer_seconds 90 --peer_points 1)
-	-$(call part,480,sampling_steps.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
+	$(call part,480,sampling_steps.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
 		--train_seconds 120 --num_samples 200)
+	@echo "Exit status of each part (124: stopped at the end of its time):" && cat $(BENCH_STATUS)
+	@! grep -vqE " (0|124)$$" $(BENCH_STATUS)
 
 $(BENCH_JUDGE)/config.json: $(STAMP)
 	$(BIN)/diffusers-ext judge train --dataset_name $(BENCH_DATA) --max_train_seconds 60 --output_dir $(BENCH_JUDGE)

@@ -1,6 +1,9 @@
 """What the benchmarks stand on: peers called as they are meant to be, and verdicts that follow from the figures."""
 
 import itertools
+import os
+import shutil
+import subprocess
 import sys
 
 import peers
@@ -9,6 +12,7 @@ import sampling_steps
 import time_to_quality
 import torch
 import train_throughput
+from conftest import ROOT
 from sampling_steps import Run
 from time_to_quality import Result
 from train_throughput import Turn
@@ -113,3 +117,24 @@ def test_the_fewest_network_calls_win(capsys):
     told = capsys.readouterr().out
     assert "ddim at 15 steps, 15 network calls (meets 20)" in told
     assert "40.0 times less time (misses 50)" in told
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(("status", "fails"), [(0, False), (124, False), (1, True), (137, True)])
+def test_make_bench_runs_every_part_and_fails_when_one_of_them_did(tmp_path, status, fails):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$1" in *model_speed.py) exit {status};; esac\n')
+    python.chmod(0o755)
+    for file in ("stamp", "config.json"):
+        (tmp_path / file).touch()
+    places = {"BIN": "", "STAMP": "stamp", "BENCH_JUDGE": "", "BENCH_STATUS": "there/status"}
+    settings = [f"{name}={tmp_path / place}" for name, place in places.items()]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not of `make test`
+    run = subprocess.run(["make", "bench", *settings], cwd=ROOT, capture_output=True, text=True, env=alone)
+    names = ("scheduler_step", "model_speed", "model_table", "train_throughput", "time_to_quality", "sampling_steps")
+    told = [f"{name}.py {status if name == 'model_speed' else 0}" for name in names]
+    assert run.stdout.splitlines()[-len(told) - 1 :] == [
+        "Exit status of each part (124: stopped at the end of its time):",
+        *told,
+    ]
+    assert (run.returncode != 0) == fails
