@@ -32,11 +32,17 @@ def make_probe(tiny, run_seconds=60.0):
 
 
 class Clock:
-    """Time in which a step takes `costs(mode)` seconds for the whole batch, and nothing else takes any."""
+    """Time in which a step takes `costs(mode)` seconds for the whole batch, and nothing else takes any.
 
-    def __init__(self, monkeypatch, costs):
-        self.now, self.more, self.costs, self.modes = 0.0, 0.0, costs, []
-        monkeypatch.setattr(probe, "time", SimpleNamespace(monotonic=lambda: self.now, process_time=lambda: self.now))
+    Other work makes the step of number n (from 0) take `others(n)` times as long to pass; a mode's threads together
+    spend `threads(mode)` times as much processor time as passes.
+    """
+
+    def __init__(self, monkeypatch, costs, others=lambda number: 1.0, threads=lambda mode: 1.0):
+        self.now, self.spent, self.more, self.costs, self.modes, self.steps = 0.0, 0.0, 0.0, costs, [], 0
+        self.others, self.threads = others, threads
+        clocks = {"monotonic": lambda: self.now, "perf_counter": lambda: self.now, "process_time": lambda: self.spent}
+        monkeypatch.setattr(probe, "time", SimpleNamespace(**clocks))
         monkeypatch.setattr(probe.ModeProbe, "_step", lambda measured, network, mode: self._step(measured, mode))
         monkeypatch.setattr(probe, "COMPILING", {"cpu": 120.0})
         monkeypatch.setattr(torch.compiler, "reset", lambda: None)
@@ -46,7 +52,10 @@ class Clock:
         self.modes.append(mode)
 
         def step():
-            self.now += self.more + self.costs(mode) * measured.batch_size / len(measured.inputs[0])
+            seconds = self.more + self.costs(mode) * measured.batch_size / len(measured.inputs[0])
+            self.now += seconds * self.others(self.steps)
+            self.spent += seconds * self.threads(mode)
+            self.steps += 1
 
         return step
 
@@ -75,6 +84,38 @@ def cost(bf16=1.0, channels_last=1.0, plain=1.0, fused=1.0, compiled=1.0, step=0
 def test_the_fastest_mode_is_chosen_and_plain_float32_when_none_is_faster(tiny, monkeypatch, costs, chosen):
     Clock(monkeypatch, costs)
     assert make_probe(tiny).choose() == chosen
+
+
+def bf16(mode):
+    return mode.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("others", "costs", "threads", "chosen", "clock"),
+    [
+        # What passes decides, however much processor time the threads spend in it.
+        (lambda n: 1.0, cost(bf16=0.7), lambda mode: 2 if bf16(mode) else 1, "bf16", " a second:"),
+        (lambda n: 1.0, cost(bf16=1.3), lambda mode: 1 if bf16(mode) else 2, "no", " a second:"),
+        (lambda n: 3.0 if n == 5 else 1.0, cost(bf16=0.7), lambda mode: 2 if bf16(mode) else 1, "bf16", " a second:"),
+        # Work that begins after the first turn of float32, and works that come and go: processor time decides.
+        (lambda n: 1.0 if n < 8 else 2.0, cost(bf16=0.7), lambda mode: 1, "bf16", " a second of processor time:"),
+        (lambda n: 1.3 if n < 8 else 1.0, cost(bf16=0.99), lambda mode: 1, "no", " a second of processor time:"),
+        # Less of it is spent, but more time passes than in float32 with other work beside it: never slower than that.
+        (lambda n: 1.05 if n > 11 else 1.0, cost(bf16=1.1), lambda mode: 0.5 if bf16(mode) else 1, "no", " of proc"),
+    ],
+)
+def test_the_time_that_passes_decides_on_a_quiet_machine(tiny, monkeypatch, others, costs, threads, chosen, clock):
+    Clock(monkeypatch, costs, others, threads)
+    measured = make_probe(tiny, 200.0)
+    assert measured.choose(channels_last=False).precision == chosen
+    assert clock in str(measured)
+
+
+def test_without_time_to_listen_for_other_work_processor_time_decides(tiny, monkeypatch):
+    Clock(monkeypatch, cost(bf16=0.5, step=30.0))
+    measured = make_probe(tiny, 600.0)
+    measured.choose()
+    assert not measured.quiet
 
 
 def test_a_memory_format_that_was_asked_for_is_kept(tiny, monkeypatch):

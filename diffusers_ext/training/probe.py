@@ -29,7 +29,9 @@ OTHER_SECONDS = 60.0  # where a device has none of its own
 MOST_STEPS = 4  # timed in a mode at once, and no more once a mode is
 SLOWER = 1.2  # times as slow as the fastest
 LEAST_STEPS = 1  # a batch is cut where there is no time for so many after the first, which allocates
-NEARLY = 0.97  # another mode has to take less than this part of a simpler one's time
+# Another mode has to take less than this part of a simpler one's time; and times of one mode that differ by more than
+# that tell of other work on the machine.
+NEARLY = 0.97
 # Seconds that compiling may take at the most, where it is tried: on a CPU core it took one to two minutes, and steps of
 # `small` became no faster, in bf16 or in float32.
 COMPILING = {"cuda": 60.0}
@@ -40,6 +42,11 @@ Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]
 class ModeProbe:
     """Times training steps on copies, so that the network itself stays as it is; no generator's state is changed.
 
+    What counts is the time that passes. Other work on a machine lengthens it, so plain float32 is timed twice, before
+    and after the others: where the two differ on a CPU, modes are compared by processor time instead, of all threads
+    together, which other work lengthens little, but which does not tell how well a mode uses several threads. Then,
+    too, no mode is chosen whose steps took longer to pass than those of plain float32 did both times.
+
     Args:
         network: on its device, without wrappers.
         objective: of the run.
@@ -48,8 +55,9 @@ class ModeProbe:
         run_seconds: how long the run will be, from the seconds of one step in float32.
 
     Attributes:
-        seconds: what a step took in each mode, the least of all times; of processor time on a CPU, which other work on
-            the machine lengthens little.
+        passed, spent: what a step took in each mode, the least of all times; the seconds that passed, and those of
+            processor time.
+        quiet: whether `passed` is what modes are compared by.
         batch_size: of the steps, that of the run unless so few would not fit into the time.
     """
 
@@ -65,7 +73,15 @@ class ModeProbe:
         self.device = inputs[0].device
         self._run_seconds = run_seconds
         self.batch_size = len(inputs[0])
-        self.seconds: dict[Mode, float] = {}
+        self.passed: dict[Mode, float] = {}
+        self.spent: dict[Mode, float] = {}
+        self.quiet = True
+        self._longest = math.inf
+
+    @property
+    def seconds(self) -> dict[Mode, float]:
+        """Of a step in each mode, by the clock that decides."""
+        return self.passed if self.quiet else self.spent
 
     def choose(self, channels_last: bool | None = None) -> Mode:
         """The fastest mode, of those with this memory format when one is given; plain float32 when none is faster."""
@@ -78,16 +94,16 @@ class ModeProbe:
         grid = [Mode(precision, channels_last) for precision in precisions for channels_last in formats]
         attentions = [name for name in ATTENTIONS if name] if self.device.type == "cpu" else []
         attentions = attentions if has_attention_switch(self.network) else []
-        self._plan(grid[0], len(grid) + len(attentions) + 2)
-        for mode in grid:
-            self._measure(mode)
+        self._plan(grid[0], len(grid) + len(attentions) + 3)
+        first, *_ = [self._measure(mode) for mode in grid]
+        self._choose_clock(first)
         fastest = self.fastest()
         for attention in attentions:
             self._measure(replace(fastest, attention=attention))
         fastest = self._with_compiled_blocks(self.fastest())
-        if self.seconds[grid[0]] < SLOWER * self.seconds[fastest] and not fastest.compiled:
+        if self.seconds[self._plain] < SLOWER * self.seconds[fastest] and not fastest.compiled:
             # Once more where it is close: a burst of other work on the machine may have hit one of the two.
-            self._measure(grid[0])
+            self._measure(self._plain)
             self._measure(fastest)
         return self.fastest()
 
@@ -95,16 +111,24 @@ class ModeProbe:
     def _on_cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    def _choose_clock(self, first: float) -> None:
+        """Time plain float32 once more, and see whether its steps still take the time that passed before, `first`."""
+        if self.device.type == "cpu":
+            second = self._measure(self._plain)
+            self._longest = max(first, second)
+            self.quiet = min(first, second) > NEARLY * self._longest
+
     def fastest(self) -> Mode:
         """The mode of the least time so far; the earlier one of two that are nearly alike."""
-        best, *others = self.seconds
-        for mode in others:
-            if self.seconds[mode] < NEARLY * self.seconds[best]:
+        best = self._plain
+        for mode in self.seconds:
+            if self.seconds[mode] < NEARLY * self.seconds[best] and self.passed[mode] < self._longest:
                 best = mode
         return best
 
     def _plan(self, plain: Mode, measurements: int) -> None:
         """Decide from two steps in float32 how many steps, of how many images, fit into the time for the probe."""
+        self._plain = plain
         began = time.monotonic()
         self._time(plain, 1)
         step = (time.monotonic() - began) / 2
@@ -115,21 +139,26 @@ class ModeProbe:
         if each < (LEAST_STEPS + 1) * step:
             self.batch_size = max(1, int(self.batch_size * each / ((LEAST_STEPS + 1) * step)))
             step *= self.batch_size / len(self.inputs[0])
-            self.seconds.clear()  # of the whole batch
+            self.passed.clear()  # of the whole batch
+            self.spent.clear()
         self._steps = max(1, min(MOST_STEPS, int(each / step) - 1))
 
-    def _measure(self, mode: Mode) -> None:
-        """Time a mode unless the time is up, which it never is for the first one; one that fails is left out."""
+    def _measure(self, mode: Mode) -> float:
+        """Time a mode unless the time is up, which it never is for the first one; one that fails is left out.
+
+        Gives the least seconds that passed in a step of this turn; infinity without one.
+        """
         if self.seconds and time.monotonic() > self._deadline:
-            return
+            return math.inf
         try:
-            self._time(mode, self._steps)
+            return self._time(mode, self._steps)
         except (RuntimeError, NotImplementedError):
             if not self.seconds:
                 raise
+            return math.inf
 
-    def _time(self, mode: Mode, steps: int) -> None:
-        network = copy.deepcopy(self.network)
+    def _time(self, mode: Mode, steps: int) -> float:
+        network, least = copy.deepcopy(self.network), math.inf
         try:
             replace(mode, compiled=False).apply(network)
             step = self._step(network, mode)
@@ -137,9 +166,13 @@ class ModeProbe:
                 self._compile(network, step)
             step()  # the first one allocates and prepares
             for _ in range(steps):
-                self.seconds[mode] = min(self._seconds(step), self.seconds.get(mode, math.inf))
-                if self.seconds[mode] > SLOWER * min(self.seconds.values()):
+                passed, spent = self._seconds(step)
+                least = min(least, passed)
+                self.passed[mode] = min(passed, self.passed.get(mode, math.inf))
+                self.spent[mode] = min(spent, self.spent.get(mode, math.inf))
+                if mode != self._plain and self.seconds[mode] > SLOWER * min(self.seconds.values()):
                     break
+            return least
         finally:
             set_attention(network, "")
             if self._on_cuda:
@@ -166,13 +199,13 @@ class ModeProbe:
 
         return step
 
-    def _seconds(self, step: Callable[[], None]) -> float:
-        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
+    def _seconds(self, step: Callable[[], None]) -> tuple[float, float]:
+        """Seconds that passed, and seconds of processor time."""
         wait_for(self.device)
-        began = clock()
+        began, spent = time.perf_counter(), time.process_time()
         step()
         wait_for(self.device)
-        return clock() - began
+        return time.perf_counter() - began, time.process_time() - spent
 
     def _with_compiled_blocks(self, fastest: Mode) -> Mode:
         """The mode with compiled blocks, where the run is long enough to try that and to get the time back."""
@@ -185,7 +218,8 @@ class ModeProbe:
         cost = time.monotonic() - began
         saved = self.run_seconds * (1 - self.seconds.get(compiled, math.inf) / self.seconds[fastest])
         if saved < cost:
-            self.seconds.pop(compiled, None)
+            self.passed.pop(compiled, None)
+            self.spent.pop(compiled, None)
         torch.compiler.reset()
         return self.fastest()
 
@@ -197,7 +231,7 @@ class ModeProbe:
         """
         blocks = repeated_blocks(network)
         blocks[0].compile(dynamic=False)
-        one = self._seconds(step)
+        one, _ = self._seconds(step)
         kinds = {(type(block), tuple(p.shape for p in block.parameters())) for block in blocks}
         if one * len(kinds) > self._compile_limit:
             raise RuntimeError(f"Compiling {len(kinds)} kinds of blocks would take {one * len(kinds):.0f} s.")
@@ -207,4 +241,4 @@ class ModeProbe:
         """Images per second in each mode that was measured, as one sentence."""
         rates = {mode: self.batch_size / seconds for mode, seconds in self.seconds.items()}
         told = "; ".join(f"{mode} {rate:,.{0 if rate >= 100 else 1}f}" for mode, rate in rates.items())
-        return f"Images a second{' of processor time' if self.device.type == 'cpu' else ''}: {told}."
+        return f"Images a second{'' if self.quiet else ' of processor time'}: {told}."
