@@ -331,8 +331,7 @@ class TrainingArguments(_Origins):
 
     @property
     def given(self) -> dict[str, str]:
-        """Where settings were given, `flag` or `recipe`, by name; those of an object count where they are not the
-        defaults."""
+        """Where settings were given, `flag` or `recipe`, by name; in Python, those that differ from their defaults."""
         return getattr(self, "_given", None) or dict.fromkeys(self._changed(), FLAG)
 
     def _changed(self) -> dict[str, Any]:
