@@ -816,8 +816,10 @@ class Trainer:
         if self.objective.importance is not None and (path / IMPORTANCE_FILE).is_file():
             self.objective.importance.load_state_dict(load_file(path / IMPORTANCE_FILE))
         step = self.progress.step
-        measured = {VALIDATION: self.progress.validated_at, EVALUATION: self.progress.evaluated_at}
-        self.recorder.forget_after(step, [name for name, at in measured.items() if at < step])
+        judged = step if self.best is None else self.progress.best_at  # where the run ends here
+        measured = {VALIDATION: {step}, EVALUATION: {step, judged}}
+        done = {VALIDATION: self.progress.validated_at, EVALUATION: self.progress.evaluated_at}
+        self.recorder.forget_after(step, [name for name, at in done.items() if at not in measured[name]])
         self._later_checkpoints = self._later_snapshots = step
         if self.accelerator.is_main_process:
             problem = _attempt(lambda: checkpoint.mark_branch(self.output_dir, path, step))
