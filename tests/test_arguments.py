@@ -110,6 +110,14 @@ def test_flags_beside_a_recipe_win():
         assert (arguments.train_batch_size, arguments.channels_last) == (3, False)
 
 
+def test_a_folder_of_images_takes_the_place_of_a_recipes_data_set():
+    recipe = ["--recipe", str(ROOT / "train" / "recipes" / "mnist.yaml")]
+    assert parse_arguments(recipe).dataset_name == "embedded"
+    arguments = parse_arguments([*recipe, "--train_data_dir", "photos"])
+    assert (arguments.dataset_name, arguments.train_data_dir) == (None, "photos")
+    assert not arguments.uses_embedded_data
+
+
 def test_a_recipe_written_out_is_the_same_and_holds_no_token():
     arguments = TrainingArguments(
         model_options='{"a": 1}', hub_token="secret", random_resized_crop=0.5, use_ema=True, schedule="cosine"

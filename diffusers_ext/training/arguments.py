@@ -443,7 +443,11 @@ def parse_arguments(argv: Sequence[str], arguments_class: type[TrainingArguments
             recipe = recipe_as_flags(path)
             break
     arguments = _parse(arguments_class, [*recipe, *flags])
-    arguments._given = {**dict.fromkeys(_names(recipe), RECIPE), **dict.fromkeys(_names(flags), FLAG)}
+    given = {**dict.fromkeys(_names(recipe), RECIPE), **dict.fromkeys(_names(flags), FLAG)}
+    if given.get("train_data_dir") == FLAG and given.get("dataset_name") == RECIPE:
+        arguments = dataclasses.replace(arguments, dataset_name=None)  # a flag wins, though under another name
+        del given["dataset_name"]
+    arguments._given = given
     return arguments
 
 
