@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from .allocator import keep_freed_memory
+
 
 @dataclass
 class ScheduleArguments:
@@ -141,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     function, settings = _command(name)
     parser = HfArgumentParser(settings, prog=f"diffusers-ext {name}", description=settings.__doc__)
     (arguments,) = parser.parse_args_into_dataclasses(words[len(name.split()) :])
+    keep_freed_memory()
     try:
         function(arguments)
     except (ValueError, OSError, ImportError) as error:

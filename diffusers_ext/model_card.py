@@ -183,6 +183,7 @@ def copy_card(folder: str | os.PathLike, file: str | os.PathLike, repo_id: str |
     file = Path(file)
     text = str(make_card(folder, repo_id or f"user/{file.stem}", **settings))
     pictures = file.parent / "pictures"
+    file.parent.mkdir(parents=True, exist_ok=True)
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
         copy = pictures / f"{file.stem}-{Path(name).name}"
         pictures.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def test_the_table_speaks_of_settings_that_exist():
         ("--train_data_dir some --validation_size 9", "validation_size", "there is no validation_split"),
         ("--validation_steps 9 --save_images_epochs 2", "save_images_epochs", "validation_steps takes its place"),
         ("--early_stopping_min_delta 0.1", "early_stopping_min_delta", "early_stopping_patience is not set"),
-        ("--evaluation_size 9", "evaluation_size", "there is no judge"),
+        ("--evaluation_size 9", "evaluation_size", "there is neither judge nor features"),
         ("--logger none --logging_dir there", "logging_dir", "logger is not tensorboard"),
         ("--hub_private_repo", "hub_private_repo", "push_to_hub is off"),
         ("--overwrite_output_dir --resume_from_checkpoint latest", "overwrite_output_dir", "goes on with the run"),
@@ -102,6 +102,7 @@ def test_contradictions_are_refused(line, sentence):
         "--use_ema false --push_to_hub false --hub_private_repo false",
         "--dataset_name some --streaming --max_train_steps 9 --shuffle_buffer_size 9 --validation_steps 3",
         "--condition text --caption_column some --max_text_tokens 9",
+        "--features some --evaluation_steps 9 --evaluation_size 9",
         "--model playground-toy --loss l1 --prediction_type sample",
         # What a flag puts out of use was not asked for.
         f"{recipe('mnist')} --use_ema false",

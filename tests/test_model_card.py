@@ -117,6 +117,14 @@ def test_command_copies_a_card_with_its_pictures(folder, tmp_path, capsys):
     assert "model_index.json is missing" in capsys.readouterr().err
 
 
+def test_command_makes_the_folder_of_a_card_without_pictures(folder, tmp_path):
+    (folder / "figures" / "samples.png").unlink()
+    output = tmp_path / "new" / "folder" / "digits.md"
+    assert main(["card", "--model", str(folder), "--output", str(output)]) == 0
+    assert output.is_file()
+    assert not (output.parent / "pictures").exists()
+
+
 def test_command_exports_a_run_with_its_records(folder, tmp_path, capsys):
     assert main(["export", "--model", str(folder), "--output_dir", str(tmp_path / "out"), "--repo_id", "a/b"]) == 0
     assert {"recipe.yaml", "metrics.jsonl", "figures", "README.md"} <= {p.name for p in (tmp_path / "out").iterdir()}

@@ -147,7 +147,12 @@ NEEDS = (
         lambda a: a.early_stopping_patience is not None,
         "early_stopping_patience is not set",
     ),
-    Need(("evaluation_size",), ("judge",), lambda a: a.judge is not None, "there is no judge"),
+    Need(
+        ("evaluation_size",),
+        ("judge", "features"),
+        lambda a: a.judge is not None or a.features is not None,
+        "there is neither judge nor features",
+    ),
     Need(("logging_dir",), ("logger",), lambda a: a.logger == "tensorboard", "logger is not tensorboard"),
     Need(("hub_private_repo",), ("push_to_hub",), lambda a: a.push_to_hub, "push_to_hub is off"),
     Need(

@@ -28,6 +28,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..allocator import keep_freed_memory
 from . import checkpoint
 from .arguments import ConditionalTrainingArguments, TrainingArguments
 from .building import make_model, make_objective, make_optimizer, make_scheduler
@@ -116,6 +117,8 @@ class Trainer:
         self.output_dir = Path(arguments.output_dir)
         self.resolution = arguments.resolution or (28 if arguments.uses_embedded_data else 64)
         self.accelerator = _make_accelerator(arguments)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         for sentence in without_effect(arguments):
             if self.accelerator.is_main_process:
                 logger.warning(sentence)
