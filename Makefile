@@ -60,7 +60,7 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed
 	.venv-newest/bin/python $(PIP_INSTALL) --upgrade -e ".[eval]" pytest werkzeug
 	touch $@
 
-# Every benchmark, each stopped after so many seconds at most: 39 minutes in all. What a longer run would say more
+# Every benchmark, each stopped after so many seconds at most: under 40 minutes in all. What a longer run would say more
 # exactly (three seeds, peers up to ten times our time, more samples) is in each file's first lines. All of them run;
 # make fails when one of them did, but for those that were stopped (124), and says so of each at the end.
 BENCH_DATA ?= embedded
@@ -74,6 +74,7 @@ bench: $(STAMP) $(BENCH_JUDGE)/config.json
 	$(call part,120,scheduler_step.py)
 	$(call part,120,model_speed.py --threads $(THREADS) --repeats 3)
 	$(call part,120,model_table.py --threads $(THREADS) --repeats 1)
+	$(call part,60,freed_memory.py --threads $(THREADS))
 	$(call part,570,train_throughput.py --threads $(THREADS) --batch_size 32 --turns 3 --turn_seconds 3)
 	$(call part,840,time_to_quality.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
 		--seeds 0 --budgets 90 180 --peer_seconds 90 --peer_points 1)

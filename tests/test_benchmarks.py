@@ -90,6 +90,14 @@ def test_ratios_are_of_turns_beside_one_another():
     assert train_throughput.ratio(ours, theirs, "processor_seconds") == 1
 
 
+def test_kept_memory_costs_no_page_faults():
+    command = [sys.executable, str(ROOT / "benchmarks" / "freed_memory.py"), "--threads", "1", "--turns", "1"]
+    done = subprocess.run([*command, "--turn_seconds", "0.1"], capture_output=True, text=True, check=True)
+    faults = {line.split()[0]: int(line.split()[3].replace(",", "")) for line in done.stdout.splitlines()[2:4]}
+    assert faults["kept"] < faults["returned"] / 10
+    assert "kept / returned: " in done.stdout
+
+
 def test_moments_of_peers_end_at_their_bound():
     found = time_to_quality.moments(60, 600, 8)
     assert found[0] == 60
@@ -131,7 +139,8 @@ def test_make_bench_runs_every_part_and_fails_when_one_of_them_did(tmp_path, sta
     settings = [f"{name}={tmp_path / place}" for name, place in places.items()]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not of `make test`
     run = subprocess.run(["make", "bench", *settings], cwd=ROOT, capture_output=True, text=True, env=alone)
-    names = ("scheduler_step", "model_speed", "model_table", "train_throughput", "time_to_quality", "sampling_steps")
+    names = ["scheduler_step", "model_speed", "model_table", "freed_memory"]
+    names += ["train_throughput", "time_to_quality", "sampling_steps"]
     told = [f"{name}.py {status if name == 'model_speed' else 0}" for name in names]
     assert run.stdout.splitlines()[-len(told) - 1 :] == [
         "Exit status of each part (124: stopped at the end of its time):",
