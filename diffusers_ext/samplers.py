@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,17 @@ from .schedulers.noise_path import RECTIFIED_FLOW
 Build = Callable[..., Any]
 
 
+def _known_to(scheduler: Any, config: Any) -> dict[str, Any]:
+    """Without keys of another scheduler's own, of which diffusers would warn whenever this one is made or loaded."""
+    known = inspect.signature(scheduler).parameters
+    return {key: config[key] for key in config if key in known or key.startswith("_")}
+
+
 def _ddim(**options: Any) -> Build:
     def build(config: Any, subsequence: str = "uniform", inner_steps: int | None = None) -> Any:
-        return SubsequenceDDIMScheduler.from_config(config, subsequence=subsequence, **options)
+        return SubsequenceDDIMScheduler.from_config(
+            _known_to(SubsequenceDDIMScheduler, config), subsequence=subsequence, **options
+        )
 
     return build
 
@@ -31,14 +40,17 @@ def _langevin(rule: str, default_inner_steps: int) -> Build:
     def build(config: Any, subsequence: str = "uniform", inner_steps: int | None = None) -> Any:
         # Its own default and not the configuration's: a bounded x0 is no longer the gradient of a density.
         return GuidedLangevinScheduler.from_config(
-            config, rule=rule, inner_steps=inner_steps or default_inner_steps, clip_sample=False
+            _known_to(GuidedLangevinScheduler, config),
+            rule=rule,
+            inner_steps=inner_steps or default_inner_steps,
+            clip_sample=False,
         )
 
     return build
 
 
 def _plain(scheduler: Any) -> Build:
-    return lambda config, subsequence="uniform", inner_steps=None: scheduler.from_config(config)
+    return lambda config, subsequence="uniform", inner_steps=None: scheduler.from_config(_known_to(scheduler, config))
 
 
 def _flow(predictor: str) -> Callable[[Any], Any]:

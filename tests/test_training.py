@@ -21,6 +21,15 @@ from diffusers_ext.training import Trainer, TrainingArguments, TrainingDiverged,
 from diffusers_ext.training.checkpoint import BRANCH, list_checkpoints, mark_branch, own_checkpoints
 from diffusers_ext.training.ema import list_snapshots
 
+TINY_UNET2D = json.dumps(
+    {
+        "block_out_channels": [8, 8],
+        "down_block_types": ["DownBlock2D"] * 2,
+        "up_block_types": ["UpBlock2D"] * 2,
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+    }
+)
 SCRIPT = ROOT / "train" / "train_unconditional.py"
 
 
@@ -291,13 +300,7 @@ def test_resuming_with_another_accumulation_steps_at_the_last_batch(tiny_run, mo
 
 
 def test_unet2d_loads_without_this_package(tiny_run, environment):
-    options = {
-        "block_out_channels": [8, 8],
-        "down_block_types": ["DownBlock2D"] * 2,
-        "up_block_types": ["UpBlock2D"] * 2,
-    }
-    options |= {"norm_num_groups": 4, "layers_per_block": 1}
-    arguments = tiny_run(model="unet2d", model_options=json.dumps(options), sampler="ddpm", schedule="exponential")
+    arguments = tiny_run(model="unet2d", model_options=TINY_UNET2D, sampler="ddpm", schedule="exponential")
     train(arguments)
     # Read with the package imported and without it: the same classes, the same images.
     expected = images_of(DiffusionPipeline.from_pretrained(arguments.output_dir))
@@ -313,6 +316,65 @@ def test_unet2d_loads_without_this_package(tiny_run, environment):
     subprocess.run([sys.executable, "-c", code], check=True, env={**environment, "PYTHONPATH": ""}, cwd="/")
     images = torch.load(arguments.output_dir + "/images.pt")
     assert torch.equal(images.permute(0, 3, 1, 2), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scheduler", "entries"),
+    [
+        ({"sampler": "dpmsolver++"}, "DPMSolverMultistepScheduler", {}),
+        ({"sampler": "ddim-original", "subsequence": "quadratic"}, "SubsequenceDDIMScheduler", {"clip_sample": False}),
+        ({"sampler": "ddim", "subsequence": "exp"}, "SubsequenceDDIMScheduler", {"subsequence": "exp"}),
+        ({"sampler": "langevin"}, "GuidedLangevinScheduler", {"inner_steps": 4}),
+        (
+            {"sampler": "heun", "schedule": "rectified_flow", "prediction_type": "flow"},
+            "ScoreSDEScheduler",
+            {"predictor": "ode_heun"},
+        ),
+    ],
+)
+def test_the_pipeline_has_the_sampler_asked_for(tiny_run, tmp_path, caplog, settings, scheduler, entries):
+    arguments = tiny_run(max_train_steps=2, **settings)
+    pipeline = train(arguments)
+    loaded = DiffusionPipeline.from_pretrained(arguments.output_dir)
+    assert type(loaded.scheduler).__name__ == scheduler
+    assert entries.items() <= loaded.scheduler.config.items()
+    assert "config attributes" not in caplog.text
+    assert torch.equal(images_of(pipeline), images_of(loaded))
+    assert (tmp_path / "run" / "figures" / "reverse.gif").is_file()
+
+
+def test_a_sampler_that_only_walks_learns_the_same(tiny_run, tmp_path):
+    """The noise path is the schedule's, whichever sampler walks it."""
+    one = tiny_run(max_train_steps=2, sampler="ddim")
+    other = tiny_run(max_train_steps=2, sampler="unipc", output_dir=str(tmp_path / "other"))
+    weights = [dict(train(arguments).unet.named_parameters()) for arguments in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"sampler": "magic"}, "sampler must be one of ddim, ddim-original, ddpm"),
+        ({"subsequence": "magic"}, "subsequence must be one of uniform, quadratic, exp, comp exp, got 'magic'"),
+        (
+            {"subsequence": "exp", "ddpm_num_inference_steps": 1000},
+            "sampler 'ddim' can't preview in ddpm_num_inference_steps 1000 .* a length between 2 and 999, got 1000",
+        ),
+        ({"sampler": "heun", "prediction_type": "score"}, "sampler 'heun' can't preview .* prediction_type 'score'"),
+        ({"sampler": "dpmsolver++", "prediction_type": "score"}, "'dpmsolver\\+\\+' can't preview .* 'score'"),
+        ({"sampler": "langevin", "schedule": "rectified_flow", "prediction_type": "flow"}, "On a rectified flow the"),
+        (
+            {"subsequence": "exp", "schedule": "rectified_flow", "prediction_type": "flow"},
+            "subsequence must be uniform",
+        ),
+        ({"model": "unet2d", "sampler": "unipc"}, "diffusers' own pipelines walk by ddpm or ddim at uniform times"),
+        ({"model": "unet2d", "subsequence": "exp"}, "diffusers' own pipelines walk by ddpm or ddim at uniform times"),
+    ],
+)
+def test_a_sampler_that_cannot_walk_is_refused_before_the_training(tiny_run, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Trainer(tiny_run(**{"model_options": TINY_UNET2D} if "model" in settings else {}, **settings))
 
 
 def test_the_toy_denoiser_trains_and_samples(tiny_run):

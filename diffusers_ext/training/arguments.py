@@ -13,13 +13,14 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..pipelines.image_conditions import IMAGE_CONDITIONS
+from ..samplers import SAMPLERS
+from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from .ema import EMA_KINDS, LONGEST_SIGMA_REL
 from .timestep_sampling import TIMESTEP_SAMPLINGS
 from .weighting import WEIGHTINGS
 
 LOSSES = ("l2", "l1", "huber")
 OPTIMIZERS = ("adamw", "muon")
-SAMPLERS = ("ddpm", "ddim")
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
 LOGGERS = ("tensorboard", "wandb", "none")
@@ -189,8 +190,11 @@ class TrainingArguments(_Origins):
     early_stopping_patience: int | None = option(None, "Stop after so many validations without a better loss.")
     early_stopping_min_delta: float = option(0.0, "How much lower counts as better.")
     eval_batch_size: int = option(16, "Images in a preview.")
-    sampler: str = option("ddpm", "Scheduler of previews and of the saved pipeline: ddpm or ddim.")
-    ddpm_num_inference_steps: int = option(1000, "Sampling steps of previews.")
+    sampler: str = option(
+        "ddpm", f"Scheduler of previews, of measured samples and of the saved pipeline: {', '.join(SAMPLERS)}."
+    )
+    subsequence: str = option("uniform", f"Times that ddim visits: {', '.join(SUBSEQUENCES)}.")
+    ddpm_num_inference_steps: int = option(1000, "Sampling steps of previews and of measured samples.")
     save_images_epochs: int = option(10, "Validate and preview every so many epochs, unless validation_steps is given.")
 
     # output
@@ -242,7 +246,8 @@ class TrainingArguments(_Origins):
             "loss_weighting": (None, *WEIGHTINGS),
             "timestep_sampling": TIMESTEP_SAMPLINGS,
             "optimizer": OPTIMIZERS,
-            "sampler": SAMPLERS,
+            "sampler": tuple(SAMPLERS),
+            "subsequence": SUBSEQUENCES,
             "lr_scheduler": LR_SCHEDULERS,
             "mixed_precision": (None, *MIXED_PRECISIONS),
             "logger": LOGGERS,

@@ -6,6 +6,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from ..models import PRESETS, ToyUNet2DModel, build_model
 from ..pipelines import GenerationPipeline
+from ..samplers import build_sampler
 from ..schedulers import AncestralDDPMScheduler, MixScheduler, ScoreSDEScheduler, SubsequenceDDIMScheduler
 from ..schedulers.noise_path import RECTIFIED_FLOW
 from .arguments import TrainingArguments, json_option
@@ -199,7 +201,7 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
         return MixObjective(arguments.loss)
     return DiffusionObjective(
-        make_scheduler(arguments, model).path,
+        _path_scheduler(arguments).path,
         arguments.prediction_type,
         arguments.loss,
         Weighting(
@@ -222,16 +224,53 @@ def _make_sampler(arguments: TrainingArguments, num_levels: int) -> TimestepSamp
 
 
 def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
-    """The scheduler of previews and of the saved pipeline."""
+    """The scheduler of previews, of measured samples and of the saved pipeline.
+
+    Raises:
+        ValueError: for a sampler or a subsequence that there is not on a rectified flow.
+    """
     if isinstance(model, ToyUNet2DModel):
         return MixScheduler()
+    scheduler = _path_scheduler(arguments)
+    if arguments.sampler in ("ddpm", "ddim"):
+        return scheduler
+    return build_sampler(arguments.sampler, scheduler.config, arguments.subsequence)
+
+
+def check_walk(scheduler: Any, arguments: TrainingArguments) -> None:
+    """Choose the times of a preview and take a first step, to fail now rather than in the middle of a run.
+
+    Raises:
+        ValueError: for a number of steps or a prediction type that the scheduler can't take.
+    """
+    if isinstance(scheduler, MixScheduler):
+        return
+    sample = torch.zeros(1, 1, 2, 2)
+    try:
+        scheduler.set_timesteps(min(arguments.ddpm_num_inference_steps, arguments.ddpm_num_steps))
+        with torch.random.fork_rng(devices=[]):
+            scheduler.step(sample, scheduler.timesteps[0], sample)
+    except (ValueError, NotImplementedError, IndexError) as error:
+        raise ValueError(
+            f"sampler '{arguments.sampler}' can't preview in ddpm_num_inference_steps "
+            f"{arguments.ddpm_num_inference_steps} with prediction_type '{arguments.prediction_type}': "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def _path_scheduler(arguments: TrainingArguments) -> Any:
+    """A scheduler of this package on the noise path that the settings describe."""
     schedule = noise_schedule(arguments)
     options = json_option("schedule_options", arguments.schedule_options) or None
     if schedule == RECTIFIED_FLOW:
         if options is not None or arguments.rescale_betas_zero_snr:
             raise ValueError(f"schedule '{schedule}' takes no schedule_options and no rescale_betas_zero_snr.")
         return _make_flow_scheduler(arguments)
-    scheduler_class = SubsequenceDDIMScheduler if arguments.sampler == "ddim" else AncestralDDPMScheduler
+    scheduler_class: Any = AncestralDDPMScheduler
+    if arguments.sampler != "ddpm":
+        # Of the other samplers, only DDIM itself visits a subsequence.
+        subsequence = arguments.subsequence if arguments.sampler == "ddim" else "uniform"
+        scheduler_class = partial(SubsequenceDDIMScheduler, subsequence=subsequence)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This noise path ends")  # the doctor says it
         return scheduler_class(
@@ -243,7 +282,7 @@ def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
             rescale_betas_zero_snr=arguments.rescale_betas_zero_snr,
             prediction_type=arguments.prediction_type,
             # A clamped x0 beside an unclamped epsilon leaves the probability flow, so that more steps change the image.
-            clip_sample=arguments.sampler != "ddim",
+            clip_sample=arguments.sampler == "ddpm",
             # The walk has to begin where the path ends, at T-1: fewer steps than T would otherwise start too low.
             timestep_spacing="trailing",
         )
@@ -251,7 +290,9 @@ def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
 
 def _make_flow_scheduler(arguments: TrainingArguments) -> ScoreSDEScheduler:
     """On the rectified flow, `ddim` is Euler's method on the velocity, and `ddpm` draws from the posterior as ever."""
-    deterministic = arguments.sampler == "ddim"
+    if arguments.subsequence != "uniform":
+        raise ValueError(f"On a rectified flow the subsequence must be uniform, got '{arguments.subsequence}'.")
+    deterministic = arguments.sampler != "ddpm"
     return ScoreSDEScheduler(
         num_train_timesteps=arguments.ddpm_num_steps,
         sde=RECTIFIED_FLOW,
@@ -279,14 +320,29 @@ def make_optimizer(arguments: TrainingArguments, network: torch.nn.Module, fused
     return torch.optim.AdamW(network.parameters(), **options)
 
 
+def _is_diffusers_walk(scheduler: Any) -> bool:
+    """Whether DDPMPipeline or DDIMPipeline, or Euler's method on a flow, does what the scheduler does."""
+    config = scheduler.config
+    if isinstance(scheduler, ScoreSDEScheduler):
+        return config.sde == RECTIFIED_FLOW and config.predictor in ("ode_euler", "ancestral")
+    if isinstance(scheduler, SubsequenceDDIMScheduler):
+        return config.subsequence == "uniform" and not config.original_targets
+    return isinstance(scheduler, AncestralDDPMScheduler)
+
+
 def make_pipeline(model: Any, scheduler: Any) -> DiffusionPipeline:
     """A pipeline around the network: diffusers' own, without a trace of this package, when the network is diffusers'.
 
     Raises:
-        ValueError: when diffusers has no scheduler for the prediction type of a diffusers network.
+        ValueError: when diffusers has no pipeline for the sampler, or no scheduler for the prediction type, of a
+            diffusers network.
     """
     if not isinstance(model, UNet2DModel):
         return GenerationPipeline(model, scheduler)
+    if not _is_diffusers_walk(scheduler):
+        raise ValueError(
+            "diffusers' own pipelines walk by ddpm or ddim at uniform times; with a UNet2DModel choose one of these."
+        )
     is_flow = scheduler.config.beta_schedule == RECTIFIED_FLOW
     able = ("flow",) if is_flow else DIFFUSERS_PREDICTION_TYPES
     if scheduler.config.prediction_type not in able:

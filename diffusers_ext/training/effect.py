@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..samplers import TAKES_SUBSEQUENCE
 from ..schedulers.noise_path import BETA_RANGE_SCHEDULES
 from .arguments import FLAG, TrainingArguments
 from .building import makes_toy, noise_schedule, weighting_name
@@ -41,7 +42,7 @@ def _condition(condition: str, *names: str) -> Need:
 
 _PATH = "schedule schedule_options ddpm_beta_schedule beta_start beta_end rescale_betas_zero_snr ddpm_num_steps"
 _OBJECTIVE = "loss_weighting min_snr_gamma p2_gamma p2_k sigmoid_bias edm_sigma_data timestep_sampling"
-_TOY = f"{_PATH} {_OBJECTIVE} logit_normal_mean logit_normal_std sampler"
+_TOY = f"{_PATH} {_OBJECTIVE} logit_normal_mean logit_normal_std sampler subsequence"
 
 # A setting is told of by the first entry that it does not meet.
 NEEDS = (
@@ -152,6 +153,12 @@ NEEDS = (
         ("judge", "features"),
         lambda a: a.judge is not None or a.features is not None,
         "there is neither judge nor features",
+    ),
+    Need(
+        ("subsequence",),
+        ("sampler",),
+        lambda a: a.sampler in TAKES_SUBSEQUENCE,
+        f"only {' and '.join(TAKES_SUBSEQUENCE)} visit a subsequence",
     ),
     Need(("logging_dir",), ("logger",), lambda a: a.logger == "tensorboard", "logger is not tensorboard"),
     Need(("hub_private_repo",), ("push_to_hub",), lambda a: a.push_to_hub, "push_to_hub is off"),

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from ..allocator import keep_freed_memory
 from . import checkpoint
 from .arguments import ConditionalTrainingArguments, TrainingArguments
-from .building import make_model, make_objective, make_optimizer, make_scheduler
+from .building import check_walk, make_model, make_objective, make_optimizer, make_scheduler
 from .conditioning import ClassConditioning, Conditioning, make_conditioning
 from .data import Batch, BatchSchedule, ImageData, identity, load_image_data
 from .doctor import Doctor
@@ -130,7 +130,9 @@ class Trainer:
         unet = make_model(arguments, self.data.channels, self.resolution, self.conditioning.model_entries)
         self.objective = make_objective(arguments, unet)
         network = self.conditioning.wrap(unet)
-        self.conditioning.pipeline(network, make_scheduler(arguments, unet))  # fails now rather than after the training
+        scheduler = make_scheduler(arguments, unet)
+        check_walk(scheduler, arguments)
+        self.conditioning.pipeline(network, scheduler)  # fails now rather than after the training
         self._prepare_model(unet, network)
         measured = arguments.judge is not None or arguments.features is not None
         self.sample_evaluation = self._make_sample_evaluation() if measured else None
@@ -886,7 +888,8 @@ class Trainer:
         self._preview()
         if self.accelerator.is_main_process:
             samples, reverse = self._request(self.conditioning.figure_images), self._request(GIF_IMAGES)
-            write_figures(pipeline, self.output_dir, self.arguments, samples, reverse)
+            path = getattr(self.objective, "path", None)
+            write_figures(pipeline, self.output_dir, self.arguments, path, samples, reverse)
             describe(self.output_dir, self.arguments)
             self.pusher.push_last(f"Trained {self.progress.step} steps")
         self.accelerator.wait_for_everyone()

@@ -13,6 +13,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from .. import figures
+from ..pipelines import GenerationPipeline
 from ..schedulers import NoisePath
 from .arguments import TrainingArguments
 from .randomness import seed_of
@@ -64,17 +65,19 @@ def write_figures(
     pipeline: Any,
     output_dir: Path,
     arguments: TrainingArguments,
+    path: Any,
     samples: Mapping[str, Any],
     reverse: Mapping[str, Any],
 ) -> None:
     """Samples, the noise schedule, the loss curve, and a GIF of the reverse process, below `figures/`.
 
-    `samples` and `reverse` are what the pipeline is asked for in the grid and in the GIF.
+    `path` is the noise path of the training, or None where there is none; `samples` and `reverse` are what the pipeline
+    is asked for in the grid and in the GIF.
     """
     folder = output_dir / "figures"
     folder.mkdir(exist_ok=True)
     try:
-        _write_figures(pipeline, output_dir, folder, arguments, samples, reverse)
+        _write_figures(pipeline, output_dir, folder, arguments, path, samples, reverse)
     except ImportError as error:
         logger.warning("No figures were drawn (%s); install 'diffusers_ext[train]' for them.", error)
     except (ValueError, OSError, RuntimeError) as error:  # the pipeline is saved; a picture must not cost the run
@@ -86,19 +89,19 @@ def _write_figures(
     output_dir: Path,
     folder: Path,
     arguments: TrainingArguments,
+    path: Any,
     samples: Mapping[str, Any],
     reverse: Mapping[str, Any],
 ) -> None:
     generator = torch.Generator().manual_seed(seed_of(arguments.seed, "figures"))
     steps = min(arguments.ddpm_num_inference_steps, 100)
     preview_grid(pipeline, steps, generator, folder / "samples.png", **samples)
-    path = getattr(pipeline.scheduler, "path", None)
     if isinstance(path, NoisePath):
         name = arguments.schedule or arguments.ddpm_beta_schedule
         figures.plot_schedule(
             {name: {"betas": path.betas, "alphas_cumprod": path.alphas_cumprod}}, folder / "schedule.png"
         )
-    if path is not None:
+    if path is not None and isinstance(pipeline, GenerationPipeline):
         generator = torch.Generator().manual_seed(seed_of(arguments.seed, "reverse"))
         steps = min(arguments.ddpm_num_inference_steps, GIF_STEPS)
         _write_reverse(pipeline, folder / "reverse.gif", steps, generator, reverse)
