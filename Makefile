@@ -77,7 +77,8 @@ bench: $(STAMP) $(BENCH_JUDGE)/config.json
 	$(call part,60,freed_memory.py --threads $(THREADS))
 	$(call part,570,train_throughput.py --threads $(THREADS) --batch_size 32 --turns 3 --turn_seconds 3)
 	$(call part,840,time_to_quality.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
-		--seeds 0 --budgets 90 180 --peer_seconds 90 --peer_points 1)
+		--seeds 0 --budgets 90 180 --num_samples 500 --peer_seconds 90 --peer_points 1 --peer_sampling_steps 25 \
+		--package_guidance 6)
 	$(call part,480,sampling_steps.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
 		--train_seconds 120 --num_samples 200)
 	@echo "Exit status of each part (124: stopped at the end of its time):" && cat $(BENCH_STATUS)

@@ -112,6 +112,7 @@ def train_and_sample(name: str, seconds: float, repeats: int) -> tuple[torch.Ten
             resolution=size,
             prediction_type="sample" if toy else "v_prediction",
             train_batch_size=DIGITS_BATCH,
+            optimizer="adamw",
             learning_rate=1e-3,
             lr_warmup_steps=min(50, steps // 4 + 1),
             num_epochs=1000,

@@ -14,10 +14,12 @@ that is measured at `--peer_points` moments from half our time to `--peer_factor
 - course: unit 2 of Hugging Face's diffusion course: UNet2DModel with an embedding of the class beside the image, Adam
   at 1e-3, batches of 128, no average, no guidance.
 - denoising-diffusion-pytorch: its U-Net for classifier-free guidance (`--package_dim`) under its `Trainer` with the
-  defaults: Adam at 1e-4, batches of 16, an average of decay 0.995; guidance 6.
+  defaults: Adam at 1e-4, batches of 16, an average of decay 0.995; guidance by each of `--package_guidance`, of which
+  the best counts: 6 is its default, and more than the Frechet distance likes.
 
 Their 1,000 steps of sampling would take hours: `--peer_sampling_steps 50` has them take DDIM steps (the second by its
 own `sampling_timesteps`); 1000 has each walk its own ancestral way. Where 200 samples are under 94 % no more are drawn.
+The sampler, steps and guidance that README gives for ours were chosen with this same measure.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import peers
@@ -246,10 +249,14 @@ class Course:
             self.steps += 1
         return time.perf_counter() - began
 
+    def ways(self) -> Iterator[tuple[str, Sample]]:
+        yield self.name, self.sample
+
     def sample(self, labels: torch.Tensor) -> torch.Tensor:
         scheduler: Any = self.noise_scheduler
         if self.sampling_steps < len(scheduler):
-            scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+            # "leading" times, as its configuration says: the notebook never trains at t = 999, the first trailing one.
+            scheduler = DDIMScheduler.from_config(scheduler.config)
         scheduler.set_timesteps(self.sampling_steps)
         x = torch.randn(len(labels), 1, RESOLUTION, RESOLUTION)
         for t in scheduler.timesteps:
@@ -304,6 +311,7 @@ class Package:
         diffusion = guided.GaussianDiffusion(net, image_size=RESOLUTION, timesteps=1000, sampling_timesteps=steps)
         packed = PackedImages((images + 1) / 2, labels)
         self.trainer = peers.package_trainer(LabelledDiffusion(diffusion), packed, folder)
+        self.scales = arguments.package_guidance
 
     @property
     def steps(self) -> int:
@@ -318,9 +326,13 @@ class Package:
                 self.trainer.train()
         return time.perf_counter() - began
 
-    def sample(self, labels: torch.Tensor) -> torch.Tensor:
+    def ways(self) -> Iterator[tuple[str, Sample]]:
+        for scale in self.scales:
+            yield f"{self.name}, guidance {scale:g}", partial(self.sample, scale)
+
+    def sample(self, scale: float, labels: torch.Tensor) -> torch.Tensor:
         with quietly():
-            return self.trainer.ema.ema_model.diffusion.sample(classes=labels) * 2 - 1
+            return self.trainer.ema.ema_model.diffusion.sample(classes=labels, cond_scale=scale) * 2 - 1
 
 
 PEERS: dict[str, Any] = {peer.name: peer for peer in (Course, Package)}
@@ -340,10 +352,11 @@ def train_peer(
             if moment <= trained:  # steps take longer than the moments are apart
                 continue
             trained += peer.train(moment - trained)
-            grade = exam.grade(peer.sample)
-            exam.tell(name, seed, peer.steps, trained, grade)
-            if exam.passed(grade):
-                return trained
+            for way, sample in peer.ways():
+                grade = exam.grade(sample)
+                exam.tell(way, seed, peer.steps, trained, grade)
+                if exam.passed(grade):
+                    return trained
     return None
 
 
@@ -381,8 +394,9 @@ def report(results: dict[str, list[Result]]) -> None:
             print(f"median {'meets' if reached and median < TARGET_SECONDS else 'misses'} {TARGET_SECONDS:.0f} s")
         elif ours and all(own.reached for own in ours):
             factor = round(statistics.median(r.seconds / own.seconds for r, own in zip(column, ours)), 2)
-            least = "" if all(r.reached for r in column) else "at least "
-            print(f"{least}{factor:g}, {'meets' if factor >= TARGET_FACTOR else 'misses'} {TARGET_FACTOR:g}")
+            seen = all(r.reached for r in column)
+            verdict = "meets" if factor >= TARGET_FACTOR else "misses" if seen else "too short to tell of"
+            print(f"{'' if seen else 'at least '}{factor:g}, {verdict} {TARGET_FACTOR:g}")
         else:
             print("not known, since ours was not good in time" if ours else "not known, since ours was left out")
 
@@ -409,6 +423,7 @@ def main() -> None:
     parser.add_argument("--peer_points", type=int, default=8)
     parser.add_argument("--peer_sampling_steps", type=int, default=50)
     parser.add_argument("--package_dim", type=int, default=28)
+    parser.add_argument("--package_guidance", type=float, nargs="+", default=[1.5, 6.0])
     parser.add_argument("--num_samples", type=int, default=2000)
     parser.add_argument("--sampling_dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

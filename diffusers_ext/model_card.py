@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -487,11 +487,18 @@ def _evaluation(facts: CardFacts) -> str:
     if isinstance(report.get("features"), dict):
         judge += f" The features: {report['features']['name']}."
     return (
-        f"{samples['num_images']:,} samples (weights: {samples['weights']}, sampler: {samples['sampler']}, "
+        f"{samples['num_images']:,} samples (weights: {samples['weights']}, {walk_of(samples)}, "
         f"{samples['num_inference_steps']} steps{scale}, seed {samples['seed']}) against {real['num_images']:,} real "
         f"images ({real['split']}). In brackets: {floor['num_images']:,} other real images ({floor['split']}) in the "
         f"samples' place.{judge} Measured with `diffusers-ext evaluate`; all of it is in `{EVALUATION}`."
     )
+
+
+def walk_of(samples: Mapping[str, Any]) -> str:
+    """The sampler of a report's samples in words; reports of earlier versions name no scheduler."""
+    scheduler = f" ({samples['scheduler']})" if samples.get("scheduler") else ""
+    subsequence = f", subsequence {samples['subsequence']}" if samples.get("subsequence") else ""
+    return f"sampler: {samples['sampler']}{scheduler}{subsequence}"
 
 
 def _samples_note(facts: CardFacts) -> str:

@@ -103,6 +103,12 @@ TAKES_SUBSEQUENCE = ("ddim", "ddim-original")
 TAKES_INNER_STEPS = ("langevin", "langevin-original", "reverse-sde")
 
 
+def check_subsequence(sampler: str | None, subsequence: str) -> None:
+    """Raise ValueError where a subsequence is asked for and the sampler asked for, or none, visits one."""
+    if subsequence != "uniform" and (sampler or "").split(":")[0] not in TAKES_SUBSEQUENCE:
+        raise ValueError(f"subsequence '{subsequence}' needs --sampler {' or '.join(TAKES_SUBSEQUENCE)}.")
+
+
 def build_sampler(name: str, config: Any, subsequence: str = "uniform", inner_steps: int | None = None) -> Any:
     """The scheduler of a name in `SAMPLERS`, on the noise path of the scheduler whose configuration this is.
 

@@ -111,6 +111,7 @@ def test_moments_of_peers_end_at_their_bound():
     [
         ([Result(100, True)], [Result(1000, False)], "at least 10, meets 10"),
         ([Result(100, True)], [Result(500, True)], "5, misses 10"),
+        ([Result(180, True)], [Result(90, False)], "at least 0.5, too short to tell of 10"),
         ([Result(240, False)], [Result(500, True)], "not known"),
     ],
 )

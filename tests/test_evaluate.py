@@ -61,6 +61,7 @@ def test_samples_of_a_perfect_network_measure_like_real_images(perfect, run, cap
 def test_a_report_says_what_it_was_taken_with(perfect, run, judge):
     report = run("--sampler", "ddpm", "--guidance_scale", "1.5", "--seed", "3", "--class_labels", "1", "corner3")
     assert report["samples"]["sampler"] == "ddpm"
+    assert report["samples"]["scheduler"] == "AncestralDDPMScheduler"
     assert report["samples"]["guidance_scale"] == 1.5
     assert report["samples"]["seed"] == 3
     assert report["samples"]["class_labels"] == [1, 3]
@@ -191,6 +192,8 @@ def test_sampler_choices():
         (["--judge", "/nowhere"], "There is no judge '/nowhere'"),
         (["--class_labels", "7"], "class_labels takes all, 0 to 3 or a name among corner0"),
         (["--sampler", "magic"], "got 'magic'"),
+        (["--subsequence", "exp"], "subsequence 'exp' needs --sampler ddim or ddim-original."),
+        (["--sampler", "unipc", "--subsequence", "exp"], "subsequence 'exp' needs --sampler ddim or ddim-original."),
         (["--num_images", "0"], "num_images must be at least 1, got 0"),
     ],
 )

@@ -43,6 +43,8 @@ def test_it_is_measured_every_so_many_steps_and_changes_no_weight(run, corners_j
     for record in records:
         assert (record["evaluation_samples"], record["evaluation_split"]) == (60, "test")
         assert record["evaluation_features"] == "the judge's"
+        assert record["evaluation_scheduler"] == "SubsequenceDDIMScheduler"
+        assert (record["evaluation_num_inference_steps"], record["evaluation_guidance_scale"]) == (2, 2.0)
         assert (record["evaluation_weights"], record["evaluation_weights_step"]) == ("EMA", record["step"])
         assert {f"{name}_real" for name in ("kernel_distance", "recall", "coverage", "diversity")} < record.keys()
         assert record["class_accuracy_real"] > 0.95

@@ -15,8 +15,9 @@ from ..averaging import weights_of
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, compare_sets, extract, floor_measures
 from ..evaluation.judge import ImageClassifier
+from ..model_card import walk_of
 from ..pipelines.batched_generation import generate_images
-from ..samplers import SamplerChoice
+from ..samplers import SamplerChoice, check_subsequence
 from .class_choice import chosen_classes
 from .real_images import RealDataArguments, RealImages, check_judge, real_and_floor
 from .shared import DTYPE_HELP, at_least_one, best_device, load_judge, load_pipeline
@@ -166,7 +167,7 @@ def prepare(arguments: SamplingArguments) -> Bench:
         arguments.seed,
         {"num_inference_steps": steps},
         {
-            **_settings(arguments, steps, classes, judge, real, floor),
+            **_settings(arguments, pipeline, steps, classes, judge, real, floor),
             "features": {
                 "name": getattr(features, "name", "the judge's"),
                 "dimensions": real_set.features.shape[1],
@@ -177,6 +178,7 @@ def prepare(arguments: SamplingArguments) -> Bench:
 
 def choose_sampler(pipeline: Any, arguments: SamplingArguments) -> int:
     """Put the sampler asked for into the pipeline; the number of steps to take."""
+    check_subsequence(arguments.sampler, arguments.subsequence)
     if arguments.sampler is None:
         return arguments.num_inference_steps
     choice = SamplerChoice.parse(arguments.sampler)
@@ -191,6 +193,7 @@ def cycled(labels: torch.Tensor, number: int) -> torch.Tensor:
 
 def _settings(
     arguments: SamplingArguments,
+    pipeline: Any,
     steps: int,
     classes: Sequence[int] | None,
     judge: ImageClassifier | None,
@@ -205,6 +208,8 @@ def _settings(
             "num_images": arguments.num_images,
             "class_labels": classes,
             "sampler": arguments.sampler or "the pipeline's own",
+            "scheduler": type(pipeline.scheduler).__name__,
+            "subsequence": pipeline.scheduler.config.get("subsequence"),
             "num_inference_steps": steps,
             "dtype": arguments.dtype,
             "seed": arguments.seed,
@@ -222,7 +227,7 @@ def print_report(report: dict[str, Any]) -> None:
     scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
     print(
         f"{samples['num_images']:,} samples of {samples['model']} (weights: {samples['weights']}), "
-        f"{samples['sampler']} sampler, {samples['num_inference_steps']} steps{scale}, seed {samples['seed']}, "
+        f"{walk_of(samples)}, {samples['num_inference_steps']} steps{scale}, seed {samples['seed']}, "
         f"in {samples['seconds']:.1f} s"
     )
     print(f"against {real['num_images']:,} real images ({real['split']})")

@@ -81,7 +81,7 @@ def real_and_floor(
     real = RealImages(data, arguments.split, indices[:number])
     if len(indices) >= 2 * number:
         return real, RealImages(data, arguments.split, indices[number : 2 * number])
-    if arguments.floor_split == arguments.split:
+    if arguments.floor_split.partition("[")[0] == arguments.split.partition("[")[0]:  # parts of one may overlap
         half = len(indices) // 2
         return RealImages(data, arguments.split, indices[:half]), RealImages(data, arguments.split, indices[half:])
     other = _load(arguments, arguments.floor_split, channels, resolution)

@@ -42,10 +42,11 @@ class SampleArguments:
 def sample(arguments: SampleArguments) -> None:
     """Write a grid of samples, and a GIF of how they came about when asked."""
     from .. import figures
-    from ..samplers import SAMPLERS, build_sampler
+    from ..samplers import SAMPLERS, build_sampler, check_subsequence
 
     at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    check_subsequence(arguments.sampler, arguments.subsequence)
     if arguments.sampler is not None:
         if arguments.sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got '{arguments.sampler}'.")

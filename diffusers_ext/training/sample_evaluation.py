@@ -82,14 +82,24 @@ class SampleEvaluation:
         features = torch.cat([part[1] for part in parts])
         predicted = None if self.judge is None else torch.cat([part[2] for part in parts])
         measures = compare_sets(FeatureSet(features, predicted, self.labels), self.real)
-        taken = {EVALUATION: self.size, "evaluation_split": self.split, "evaluation_features": self.name}
+        taken = {
+            EVALUATION: self.size,
+            "evaluation_split": self.split,
+            "evaluation_features": self.name,
+            "evaluation_scheduler": type(pipeline.scheduler).__name__,
+            "evaluation_num_inference_steps": self._steps_of(pipeline),
+            **{f"evaluation_{name}": value for name, value in self.options.items() if self.labels is not None},
+        }
         floor = {f"{name}_real": value for name, value in self.floor.items() if name in measures}
         return {**taken, **measures, **floor}
+
+    def _steps_of(self, pipeline: Any) -> int:
+        return min(self.steps, pipeline.scheduler.config.num_train_timesteps)
 
     def _shares(self, pipeline: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
         """(number, features, classes by the judge) of the batches that fall to this process."""
         pipeline.set_progress_bar_config(disable=True)
-        steps = min(self.steps, pipeline.scheduler.config.num_train_timesteps)
+        steps = self._steps_of(pipeline)
         for number, start in enumerate(range(0, self.size, BATCH_SIZE)):
             if number % self.accelerator.num_processes != self.accelerator.process_index:
                 continue

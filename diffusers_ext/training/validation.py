@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .data import Batch
+from .data import Batch, permutation
 from .objective import Objective
 from .randomness import generator_of
 
@@ -26,7 +26,7 @@ def validation_loss(
     seed: int,
     condition: Callable[[int, Batch], dict[str, Any]] = lambda number, batch: {},
 ) -> float:
-    """Mean loss over the first `size` images of `data`, with noise and times fixed by `seed`.
+    """Mean loss over `size` images of `data`, always the same ones, with noise and times fixed by `seed`.
 
     Equal networks give equal values at every call, so a difference is the network's. Times are drawn as in training,
     except that nothing learned has a part in it. Work is split over processes; the result is the same for any number of
@@ -34,11 +34,12 @@ def validation_loss(
     batch and its number.
     """
     size = min(size, len(data))
+    chosen = permutation(0, 0, len(data))[:size]  # the first ones of a folder would be of the first classes
     total, count = 0.0, 0
     for number, start in enumerate(range(0, size, BATCH_SIZE)):
         if number % accelerator.num_processes != accelerator.process_index:
             continue
-        keys = [(index, 0) for index in range(start, min(start + BATCH_SIZE, size))]
+        keys = [(int(index), 0) for index in chosen[start : start + BATCH_SIZE]]
         batch = {name: values.to(accelerator.device) for name, values in data.__getitems__(keys).items()}
         x0 = to_range(batch["images"], objective.data_range)
         generator = generator_of(seed, "validation", number, device=accelerator.device)
