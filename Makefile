@@ -74,7 +74,7 @@ bench: $(STAMP) $(BENCH_JUDGE)/config.json
 	$(call part,120,scheduler_step.py)
 	$(call part,120,model_speed.py --threads $(THREADS) --repeats 3)
 	$(call part,120,model_table.py --threads $(THREADS) --repeats 1)
-	$(call part,60,freed_memory.py --threads $(THREADS))
+	$(call part,60,freed_memory.py --threads $(THREADS) --turns 5 --turn_seconds 2)
 	$(call part,570,train_throughput.py --threads $(THREADS) --batch_size 32 --turns 3 --turn_seconds 3)
 	$(call part,840,time_to_quality.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
 		--seeds 0 --budgets 90 180 --num_samples 500 --peer_seconds 90 --peer_points 1 --peer_sampling_steps 25 \

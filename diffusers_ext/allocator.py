@@ -6,7 +6,7 @@ import ctypes
 
 # mallopt(3) of the GNU C library: parameters by number.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_NEVER = 2**31 - 1
+_NEVER = -1
 
 
 def keep_freed_memory() -> bool:

@@ -3,6 +3,7 @@
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,18 @@ def test_kept_memory_is_not_taken_from_the_system_again():
     assert taken == "True"
     assert int(returned) > 20 * 2**26 / 2**16 / 4  # even with pages of 64 KiB, some of them huge
     assert int(kept) < int(returned) / 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="no /proc")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="not the GNU C library")
+def test_however_much_is_freed_is_kept():
+    code = (
+        "from diffusers_ext.allocator import keep_freed_memory\nkeep_freed_memory()\n"
+        "blocks = [b'x' * 2**26 for _ in range(40)]\ndel blocks\n"
+        "import resource; print(int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 40 * 2**26
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

@@ -110,12 +110,15 @@ def test_flags_beside_a_recipe_win():
         assert (arguments.train_batch_size, arguments.channels_last) == (3, False)
 
 
-def test_a_folder_of_images_takes_the_place_of_a_recipes_data_set():
-    recipe = ["--recipe", str(ROOT / "train" / "recipes" / "mnist.yaml")]
-    assert parse_arguments(recipe).dataset_name == "embedded"
-    arguments = parse_arguments([*recipe, "--train_data_dir", "photos"])
-    assert (arguments.dataset_name, arguments.train_data_dir) == (None, "photos")
-    assert not arguments.uses_embedded_data
+@pytest.mark.parametrize("recipe", ["mnist", "ict1022"])
+def test_a_folder_of_images_takes_the_place_of_a_recipes_data_set(recipe):
+    path = str(ROOT / "train" / "recipes" / f"{recipe}.yaml")
+    assert parse_arguments(["--recipe", path]).dataset_name is not None
+    by_flag = parse_arguments(["--recipe", path, "--train_data_dir", "photos"])
+    for arguments in (by_flag, TrainingArguments.from_recipe(path, train_data_dir="photos")):
+        assert (arguments.dataset_name, arguments.image_column, arguments.train_data_dir) == (None, None, "photos")
+        assert not arguments.uses_embedded_data
+        assert "dataset_name" not in arguments.given
 
 
 def test_a_recipe_written_out_is_the_same_and_holds_no_token():

@@ -118,6 +118,11 @@ def test_without_time_to_listen_for_other_work_processor_time_decides(tiny, monk
     assert not measured.quiet
 
 
+def test_without_time_to_listen_no_mode_is_slower_than_float32_was(tiny, monkeypatch):
+    Clock(monkeypatch, cost(bf16=1.1, step=30.0), threads=lambda mode: 0.5 if bf16(mode) else 1)
+    assert make_probe(tiny, 600.0).choose().precision == "no"
+
+
 def test_a_memory_format_that_was_asked_for_is_kept(tiny, monkeypatch):
     clock = Clock(monkeypatch, cost(channels_last=3.0))
     assert make_probe(tiny).choose(channels_last=True).channels_last

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from diffusers_ext.pipelines.batched_generation import as_tensor
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
 from diffusers_ext.training import sample_evaluation as module
 from diffusers_ext.training.data import load_image_data
@@ -127,6 +128,13 @@ def test_other_features_with_a_judge_and_without(evaluation, corners_judge):
     assert second == pytest.approx(first)
     alone = {name: value for name, value in first.items() if not name.startswith("class_accuracy")}
     assert third == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_of_diffusers_pipelines_old_and_new(channels_last):
+    images = torch.rand(2, 1, 4, 3)
+    given = images.permute(0, 2, 3, 1).numpy() if channels_last else images
+    assert torch.equal(as_tensor(given), images)
 
 
 def test_the_size_is_bound_by_the_held_out_images(evaluation):

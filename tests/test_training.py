@@ -368,6 +368,14 @@ def test_a_sampler_that_only_walks_learns_the_same(tiny_run, tmp_path):
             {"subsequence": "exp", "schedule": "rectified_flow", "prediction_type": "flow"},
             "subsequence must be uniform",
         ),
+        (
+            {"sampler": "heun", "rescale_betas_zero_snr": True, "schedule": "linear"},
+            "sampler 'heun' can't preview .*: its first step is not finite",
+        ),
+        (
+            {"model": "unet2d", "prediction_type": "epsilon", "ddpm_num_steps": 300, "ddpm_num_inference_steps": 200},
+            "would begin far below the noise; take a number that divides 300",
+        ),
         ({"model": "unet2d", "sampler": "unipc"}, "diffusers' own pipelines walk by ddpm or ddim at uniform times"),
         ({"model": "unet2d", "subsequence": "exp"}, "diffusers' own pipelines walk by ddpm or ddim at uniform times"),
     ],
@@ -375,6 +383,37 @@ def test_a_sampler_that_only_walks_learns_the_same(tiny_run, tmp_path):
 def test_a_sampler_that_cannot_walk_is_refused_before_the_training(tiny_run, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         Trainer(tiny_run(**{"model_options": TINY_UNET2D} if "model" in settings else {}, **settings))
+
+
+@pytest.mark.parametrize("option", ["model_config_name_or_path", "model"])
+def test_a_configuration_takes_the_size_of_the_run(tiny_run, tmp_path, option):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"_class_name": "UNet2DModel", "in_channels": 1, "out_channels": 1, **json.loads(TINY_UNET2D)})
+    )
+    settings = {"model_options": None, option: str(tmp_path / "config.json"), "resolution": 24}
+    assert Trainer(tiny_run(**settings)).network.config.sample_size == 24
+
+
+def test_a_variance_that_would_not_be_learned_is_refused(tiny_run):
+    options = json.dumps({**json.loads(TINY_UNET2D), "out_channels": 2})
+    with pytest.raises(ValueError, match="The model gives 2 channels, but the images have 1; no variance is"):
+        Trainer(tiny_run(model="unet2d", model_options=options))
+
+
+def test_an_average_asked_for_at_the_end_begins_with_the_weights_there(tiny_run):
+    trained = dict(train(tiny_run(use_ema=False, max_train_steps=2)).unet.named_parameters())
+    resumed = train(tiny_run(use_ema=True, max_train_steps=2, resume_from_checkpoint="latest"))
+    assert all(torch.equal(p, trained[name]) for name, p in resumed.unet.named_parameters())
+
+
+def test_early_stopping_asked_for_at_a_resume_waits_from_there(tiny_run):
+    worse = {"validation_steps": 1, "checkpointing_steps": 1, "learning_rate": 0.0, "max_train_steps": 3}
+    train(tiny_run(**worse, use_ema=False))
+    settings = {**worse, "max_train_steps": 8, "resume_from_checkpoint": "latest", "early_stopping_patience": 2}
+    trainer = Trainer(tiny_run(**settings, use_ema=False))
+    trainer.train()
+    assert trainer.progress.step == 6  # one that is better than none, and two that are not
+    assert trainer.progress.best_at == 4
 
 
 def test_the_toy_denoiser_trains_and_samples(tiny_run):

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+
+
+def as_tensor(images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """A pipeline's `pt` images (batch, channels, height, width), on the CPU.
+
+    Before diffusers 0.34, DDPMPipeline and DDIMPipeline give (batch, height, width, channels) in NumPy.
+    """
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
+    return images.cpu()
 
 
 def generate_images(
@@ -35,5 +46,5 @@ def generate_images(
         count = min(batch_size, number - start)
         given = {} if labels is None else {"class_labels": labels[start : start + count]}
         result = pipeline(batch_size=count, generator=generator, output_type="pt", **given, **options)
-        images.append(result.images.cpu() * 2 - 1)
+        images.append(as_tensor(result.images) * 2 - 1)
     return torch.cat(images)

@@ -330,8 +330,9 @@ class TrainingArguments(_Origins):
             ValueError, FileNotFoundError: one sentence on what is wrong with the recipe or a setting.
         """
         flags = recipe_as_flags(path)
-        arguments = dataclasses.replace(_parse(cls, flags), **overrides)
-        arguments._given = {**dict.fromkeys(_names(flags), RECIPE), **dict.fromkeys(overrides, FLAG)}
+        given = {**dict.fromkeys(_names(flags), RECIPE), **dict.fromkeys(overrides, FLAG)}
+        arguments = dataclasses.replace(_parse(cls, flags), **{**_other_data(cls, given), **overrides})
+        arguments._given = given
         return arguments
 
     @property
@@ -449,11 +450,23 @@ def parse_arguments(argv: Sequence[str], arguments_class: type[TrainingArguments
             break
     arguments = _parse(arguments_class, [*recipe, *flags])
     given = {**dict.fromkeys(_names(recipe), RECIPE), **dict.fromkeys(_names(flags), FLAG)}
-    if given.get("train_data_dir") == FLAG and given.get("dataset_name") == RECIPE:
-        arguments = dataclasses.replace(arguments, dataset_name=None)  # a flag wins, though under another name
-        del given["dataset_name"]
+    arguments = dataclasses.replace(arguments, **_other_data(arguments_class, given))
     arguments._given = given
     return arguments
+
+
+def _other_data(arguments_class: type[TrainingArguments], given: dict[str, str]) -> dict[str, Any]:
+    """What a recipe says of its data set, back to the defaults and out of `given`, where a flag names other data.
+
+    So a flag wins, though under another name.
+    """
+    if not (given.get("train_data_dir") == FLAG and given.get("dataset_name") == RECIPE):
+        return {}
+    of_the_set = ("dataset_name", "dataset_config_name", "image_column", "label_column", "caption_column")
+    dropped = [name for name in of_the_set if given.get(name) == RECIPE]
+    for name in dropped:
+        del given[name]
+    return {f.name: f.default for f in dataclasses.fields(arguments_class) if f.name in dropped}
 
 
 def _names(flags: Sequence[str]) -> list[str]:

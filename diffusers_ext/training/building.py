@@ -34,6 +34,8 @@ from .objective import DiffusionObjective, MixObjective, Objective
 from .timestep_sampling import ImportanceSampler, TimestepSampler
 from .weighting import Weighting
 
+NEARLY_ALL = 0.9  # of the noise levels, that a walk has to begin with
+
 # What diffusers' own DDPMPipeline can run; other predictions need our schedulers.
 DIFFUSERS_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -62,7 +64,7 @@ def make_model(
     shape = {"in_channels": channels, "out_channels": channels, "sample_size": resolution}
     if arguments.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(arguments.model_config_name_or_path)
-        model = _from_config({"_class_name": "UNet2DModel", **config}, options)
+        model = _from_config({"_class_name": "UNet2DModel", **config}, {"sample_size": resolution, **options})
     elif arguments.model == "unet2d":
         model = _from_config({"_class_name": "UNet2DModel", **_UNET2D_CONFIG, **shape}, options)
     elif arguments.model in PRESETS:
@@ -70,7 +72,7 @@ def make_model(
         entries = {**_fitting(arguments.model, shape), **options}
         model = _checked(lambda: build_model(arguments.model, **entries))
     else:
-        model = _from_config(_read_config(arguments.model), options)
+        model = _from_config(_read_config(arguments.model), {"sample_size": resolution, **options})
     _check_shape(model, channels, resolution)
     return model
 
@@ -156,6 +158,10 @@ def _check_shape(model: Any, channels: int, resolution: int) -> None:
         raise ValueError(f"{type(model).__name__} is not a U-Net that this script can train.")
     if config.in_channels != channels:
         raise ValueError(f"The model takes {config.in_channels} channels, but the images have {channels}.")
+    if config.get("out_channels", channels) != channels:
+        raise ValueError(
+            f"The model gives {config.out_channels} channels, but the images have {channels}; no variance is learned."
+        )
     if isinstance(model, UNet2DModel):
         factor = 2 ** (len(config.block_out_channels) - 1)
         if resolution % factor:
@@ -240,21 +246,32 @@ def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
 def check_walk(scheduler: Any, arguments: TrainingArguments) -> None:
     """Choose the times of a preview and take a first step, to fail now rather than in the middle of a run.
 
+    Args:
+        scheduler: of the pipeline.
+        arguments: of the run.
+
     Raises:
-        ValueError: for a number of steps or a prediction type that the scheduler can't take.
+        ValueError: for a number of steps, a schedule or a prediction type that the scheduler can't take.
     """
     if isinstance(scheduler, MixScheduler):
         return
-    sample = torch.zeros(1, 1, 2, 2)
+    sample, levels = torch.zeros(1, 1, 2, 2), arguments.ddpm_num_steps
+    count = min(arguments.ddpm_num_inference_steps, levels)
     try:
-        scheduler.set_timesteps(min(arguments.ddpm_num_inference_steps, arguments.ddpm_num_steps))
+        scheduler.set_timesteps(count)
         with torch.random.fork_rng(devices=[]):
-            scheduler.step(sample, scheduler.timesteps[0], sample)
+            walked = scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample
+        start = torch.as_tensor(getattr(scheduler, "init_noise_sigma", 1.0))
+        if not (start.isfinite() and walked.isfinite().all()):
+            raise ValueError("its first step is not finite")
+        if isinstance(scheduler, DDPMScheduler | DDIMScheduler) and count * (levels // count) < NEARLY_ALL * levels:
+            # Their "leading" times are multiples of the stride.
+            raise ValueError(f"it would begin far below the noise; take a number that divides {levels}")
     except (ValueError, NotImplementedError, IndexError) as error:
         raise ValueError(
             f"sampler '{arguments.sampler}' can't preview in ddpm_num_inference_steps "
             f"{arguments.ddpm_num_inference_steps} with prediction_type '{arguments.prediction_type}': "
-            f"{' '.join(str(error).split())}"
+            f"{' '.join(str(error).split()).rstrip('.')}."
         ) from error
 
 

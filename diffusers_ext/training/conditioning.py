@@ -117,6 +117,8 @@ class ClassConditioning(_Conditional):
 
     def inputs(self, batch: Batch, data: ImageData, dropped: torch.Tensor, seed: int, mine: slice) -> dict[str, Any]:
         labels = batch["labels"]
+        if data.stream is not None and labels.min() < 0:  # of other data it is known beforehand
+            raise ValueError("a row of the stream has no class; every image needs one")
         return {"class_labels": labels.masked_fill(dropped.to(labels.device), len(self.id2label))}
 
     def pipeline(self, network: Any, scheduler: Any) -> Any:

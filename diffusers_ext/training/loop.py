@@ -130,9 +130,8 @@ class Trainer:
         unet = make_model(arguments, self.data.channels, self.resolution, self.conditioning.model_entries)
         self.objective = make_objective(arguments, unet)
         network = self.conditioning.wrap(unet)
-        scheduler = make_scheduler(arguments, unet)
-        check_walk(scheduler, arguments)
-        self.conditioning.pipeline(network, scheduler)  # fails now rather than after the training
+        pipeline = self.conditioning.pipeline(network, make_scheduler(arguments, unet))
+        check_walk(pipeline.scheduler, arguments)  # fails now rather than after the training
         self._prepare_model(unet, network)
         measured = arguments.judge is not None or arguments.features is not None
         self.sample_evaluation = self._make_sample_evaluation() if measured else None
@@ -811,13 +810,18 @@ class Trainer:
                 # A power-function average has followed every step.
                 updates = self.progress.ema_updates if name == EMA_FILE else self.progress.step
                 average.load(scattered(self.network, load_file(path / name)), updates)
-            elif name != EMA_FILE:
+            elif name == EMA_FILE:
+                average.load(dict(own_parameters(self.network)), 0)  # it begins here
+            else:
                 raise checkpoint.CheckpointError(
                     f"Checkpoint '{path}' has no {name}: a power-function average can't begin in the middle of a run; "
                     "resume with the ema_kind, ema_sigma_rel and ema_snapshots that it was begun with."
                 )
-        if self.arguments.early_stopping_patience is not None and (path / BEST_FILE).is_file():
-            self.best = load_file(path / BEST_FILE)
+        if self.arguments.early_stopping_patience is not None:
+            if (path / BEST_FILE).is_file():
+                self.best = load_file(path / BEST_FILE)
+            else:  # nobody kept the weights of the best loss so far
+                self.stopping.best, self.stopping.waited = math.inf, 0
         if self.objective.importance is not None and (path / IMPORTANCE_FILE).is_file():
             self.objective.importance.load_state_dict(load_file(path / IMPORTANCE_FILE))
         step = self.progress.step

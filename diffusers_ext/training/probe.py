@@ -115,8 +115,8 @@ class ModeProbe:
         """Time plain float32 once more, and see whether its steps still take the time that passed before, `first`."""
         if self.device.type == "cpu":
             second = self._measure(self._plain)
-            self._longest = max(first, second)
-            self.quiet = min(first, second) > NEARLY * self._longest
+            self._longest = first if second == math.inf else max(first, second)
+            self.quiet = min(first, second) > NEARLY * max(first, second)
 
     def fastest(self) -> Mode:
         """The mode of the least time so far; the earlier one of two that are nearly alike."""

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, compare_sets, evenly_spread, extract, floor_measures
 from ..evaluation.judge import ImageClassifier
+from ..pipelines.batched_generation import as_tensor
 from .arguments import TrainingArguments
 from .data import ImageData, permutation
 from .randomness import seed_of
@@ -106,10 +107,10 @@ class SampleEvaluation:
             count = min(BATCH_SIZE, self.size - start)
             asked = {} if self.labels is None else {"class_labels": self.labels[start : start + count], **self.options}
             generator = torch.Generator().manual_seed(seed_of(self.seed, "evaluation", number))
-            images = pipeline(
+            given = pipeline(
                 batch_size=count, num_inference_steps=steps, generator=generator, output_type="pt", **asked
             ).images
-            found = extract([images * 2 - 1], self.features, self.judge)
+            found = extract([as_tensor(given) * 2 - 1], self.features, self.judge)
             yield number, found.features, found.predicted
         pipeline.set_progress_bar_config()
 
