@@ -407,7 +407,7 @@ def test_an_average_asked_for_at_the_end_begins_with_the_weights_there(tiny_run)
 
 
 def test_early_stopping_asked_for_at_a_resume_waits_from_there(tiny_run):
-    worse = {"validation_steps": 1, "checkpointing_steps": 1, "learning_rate": 0.0, "max_train_steps": 3}
+    worse = {"validation_steps": 1, "checkpointing_steps": 1, "learning_rate": 1e-30, "max_train_steps": 3}
     train(tiny_run(**worse, use_ema=False))
     settings = {**worse, "max_train_steps": 8, "resume_from_checkpoint": "latest", "early_stopping_patience": 2}
     trainer = Trainer(tiny_run(**settings, use_ema=False))
