@@ -80,7 +80,7 @@ bench: $(STAMP) $(BENCH_JUDGE)/config.json
 		--seeds 0 --budgets 90 180 --num_samples 500 --peer_seconds 90 --peer_points 1 --peer_sampling_steps 25 \
 		--package_guidance 6)
 	$(call part,480,sampling_steps.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
-		--train_seconds 120 --num_samples 200)
+		--train_seconds 60 --num_samples 200)
 	@echo "Exit status of each part (124: stopped at the end of its time):" && cat $(BENCH_STATUS)
 	@! grep -vqE " (0|124)$$" $(BENCH_STATUS)
 
