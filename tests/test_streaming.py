@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, TrainingArguments, train
 from diffusers_ext.training.checkpoint import CheckpointError
+from diffusers_ext.training.conditioning import ClassConditioning
 from diffusers_ext.training.data import UnreadableImageError, load_image_data
 
 ROWS = 60
@@ -208,3 +209,15 @@ def test_a_streamed_run_resumes_bit_for_bit_on_two_processes_and_on_no_other_num
 
 def test_a_recipe_may_stream():
     assert TrainingArguments(streaming=True, max_train_steps=3).to_yaml() == "streaming: true\nmax_train_steps: 3\n"
+
+
+def test_a_row_without_a_class_matters_only_where_classes_are_told(tmp_path):
+    rows = table(range(4))
+    rows = rows.remove_columns("label").add_column("label", [0, -1, 1, 0]).cast_column("label", rows.features["label"])
+    rows.to_parquet(str(tmp_path / "train.parquet"))
+    data = load_image_data(str(tmp_path), streamed_examples=4, shuffle_buffer_size=1)
+    batch = next(iter(data.stream.batches(4)))
+    assert sorted(batch["labels"].tolist()) == [-1, 0, 0, 1]
+    told = ClassConditioning.__new__(ClassConditioning)
+    with pytest.raises(ValueError, match="a row of the stream has no class; every image needs one"):
+        told.inputs(batch, data, torch.zeros(4, dtype=torch.bool), 0, slice(0, 4))

@@ -11,7 +11,7 @@ import torch
 def as_tensor(images: torch.Tensor | np.ndarray) -> torch.Tensor:
     """A pipeline's `pt` images (batch, channels, height, width), on the CPU.
 
-    Before diffusers 0.34, DDPMPipeline and DDIMPipeline give (batch, height, width, channels) in NumPy.
+    In diffusers 0.33, DDPMPipeline and DDIMPipeline give (batch, height, width, channels) in NumPy.
     """
     if isinstance(images, np.ndarray):
         return torch.from_numpy(images).permute(0, 3, 1, 2)
