@@ -1,6 +1,7 @@
 """Networks in pieces (FSDP2, two processes over gloo), and the launcher's configurations."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from test_exactness import differences, metrics, train_alone
 
 from diffusers_ext.training import Trainer, loop, train
+from diffusers_ext.training.checkpoint import list_checkpoints
 from diffusers_ext.training.sharding import own_parameters, uses_fsdp
 
 CONFIGURATIONS = ROOT / "train" / "accelerate-configs"
@@ -71,6 +73,29 @@ def test_pieces_on_two_processes_learn_what_copies_learn_and_resume_bit_for_bit(
     pieces.resume_from_checkpoint = "latest"
     with pytest.raises(ValueError, match="is of another model or optimizer"):
         train(pieces)  # by copies
+
+
+def train_where_a_disk_is_full(rank, arguments):
+    """The first process can't write its first checkpoint: once all have given their pieces of it."""
+    torch.set_num_threads(1)
+    trainer = Trainer(arguments)
+    save_state, said = trainer.accelerator.save_state, []
+
+    def full(folder):
+        save_state(folder)
+        if rank == 0 and not said:
+            said.append(folder)
+            raise OSError(28, "No space left on device")
+
+    trainer.accelerator.save_state = full
+    trainer.train()
+    assert len(said) == (rank == 0)
+
+
+def test_a_process_that_cannot_write_leaves_no_other_waiting(tiny_run):
+    arguments = tiny_run(max_train_steps=4, checkpointing_steps=2, train_batch_size=4)
+    assert run_processes(2, train_where_a_disk_is_full, arguments, **environment_of("fsdp.yaml")) == 0
+    assert [path.name for path in list_checkpoints(Path(arguments.output_dir))] == ["checkpoint-4"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -686,7 +687,7 @@ class Trainer:
         accelerator, step = self.accelerator, self.progress.step
         path = checkpoint.checkpoint_path(self.output_dir, step)
         partial = checkpoint.partial_path(path)
-        problem = _attempt(lambda: self._save_own_part(partial))
+        problem = self._save_own_part(partial)
         if self._nobody_failed(problem):
             if accelerator.is_main_process:
                 problem = _attempt(lambda: self._complete_checkpoint(partial, path))
@@ -707,16 +708,22 @@ class Trainer:
         if self._saved != self._stage():
             self._save_checkpoint()
 
-    def _save_own_part(self, folder: Path) -> None:
-        """What every process saves, or gives its piece of."""
-        self.accelerator.save_state(str(folder))
+    def _save_own_part(self, folder: Path) -> str:
+        """What every process saves, or gives its piece of; returns what went wrong here, or "".
+
+        A process that could not write takes part in all gathering that the others wait in.
+        """
+        problem = _attempt(lambda: self.accelerator.save_state(str(folder)))
+        if not self._nobody_failed(problem):
+            return problem
         for name, average in self._averages().items():
             averages = gathered(self.network, average.averages)
-            if self.accelerator.is_main_process:
-                save_file(_packed(averages), folder / name)
-        if self.data.stream is not None:
+            if self.accelerator.is_main_process and not problem:
+                problem = _attempt(functools.partial(save_file, _packed(averages), folder / name))
+        if self.data.stream is not None and not problem:
             share = self.accelerator.num_processes, self.accelerator.process_index
-            checkpoint.write_position(folder, *share, self._position)
+            problem = _attempt(lambda: checkpoint.write_position(folder, *share, self._position))
+        return problem
 
     def _nobody_failed(self, problem: str) -> bool:
         """Whether all processes came through; all give the same answer, so that none waits for one that went astray."""
