@@ -43,7 +43,7 @@ def test_the_table_speaks_of_settings_that_exist():
         ("--loss_weighting snr --p2_gamma 2 --p2_k 2", "p2_gamma and p2_k", "loss_weighting is not p2"),
         ("--loss_weighting p2 --sigmoid_bias=-1", "sigmoid_bias", "loss_weighting is not sigmoid"),
         ("--edm_sigma_data 1", "edm_sigma_data", "loss_weighting is not edm"),
-        ("--logit_normal_mean 1", "logit_normal_mean", "timestep_sampling is not logit_normal"),
+        ("--logit_normal_mean 1", "logit_normal_mean", "timestep_sampling is not (stratified_)logit_normal"),
         ("--dataset_name some --train_data_dir other", "train_data_dir", "dataset_name takes its place"),
         ("--train_data_dir some --dataset_config_name other", "dataset_config_name", "names no data set"),
         ("--shuffle_buffer_size 9", "shuffle_buffer_size", "streaming is off"),

@@ -206,6 +206,22 @@ def test_times_of_a_continuous_path_are_continuous_and_told_in_steps_of_training
     assert loss.item() == pytest.approx((-2.5 - (-1.0 - 2.0)) ** 2)
 
 
+def test_stratified_logit_normal_times_follow_the_distribution_and_hold_every_part_once():
+    sampler = TimestepSampler("stratified_logit_normal", 1, 0.8, 0.6)
+    for count in (32, 5000):
+        positions = sampler.draw(count, torch.Generator().manual_seed(0), CPU).double().numpy()
+        below = stats.norm.cdf((np.log(positions / (1 - positions)) - 0.8) / 0.6) * count
+        assert np.abs(below - np.arange(count) - 0.5).max() < 0.5 + 1e-2  # float32 rounds
+    assert stats.kstest(below % 1, "uniform").pvalue > 0.01
+    levels = drawn(TimestepSampler("stratified_logit_normal", T), 40_000)
+    # Parts of a distribution vary less than draws: nearer to what is expected than chi-square allows those to be.
+    assert p_value(levels, logit_normal_levels(0.0, 1.0)) > 0.99
+    # Even where a part's end rounds to a certainty.
+    ends = TimestepSampler("stratified_logit_normal", 1, 0.0, 9.0).draw(2**22, torch.Generator().manual_seed(0), CPU)
+    assert ends.min() >= 0
+    assert ends.max() <= 1
+
+
 def test_stratified_times_hold_every_part_once():
     times = drawn(TimestepSampler("stratified", T), 2 * T)
     assert np.bincount(times).tolist() == [2] * T

@@ -10,6 +10,7 @@ from ..samplers import TAKES_SUBSEQUENCE
 from ..schedulers.noise_path import BETA_RANGE_SCHEDULES
 from .arguments import FLAG, TrainingArguments
 from .building import makes_toy, noise_schedule, weighting_name
+from .timestep_sampling import LOGIT_NORMAL
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ NEEDS = (
     Need(
         ("logit_normal_mean", "logit_normal_std"),
         ("timestep_sampling",),
-        lambda a: a.timestep_sampling == "logit_normal",
-        "timestep_sampling is not logit_normal",
+        lambda a: a.timestep_sampling in LOGIT_NORMAL,
+        "timestep_sampling is not (stratified_)logit_normal",
     ),
     # data
     Need(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-TIMESTEP_SAMPLINGS = ("uniform", "stratified", "logit_normal", "importance")
+TIMESTEP_SAMPLINGS = ("uniform", "stratified", "logit_normal", "stratified_logit_normal", "importance")
+LOGIT_NORMAL = ("logit_normal", "stratified_logit_normal")
 
 HISTORY = 10  # losses kept of each level, as in Nichol and Dhariwal 2021
 UNIFORM_SHARE = 1e-3  # of the draws: no level is ever left out, so that no sample counts too much
@@ -15,7 +18,8 @@ class TimestepSampler:
 
     Args:
         kind: `uniform`; `stratified`: one draw from each of batch-size equal parts; `logit_normal`: T times the
-            sigmoid of a normal variable (Esser et al. 2024, arXiv:2403.03206, eq. 19).
+            sigmoid of a normal variable (Esser et al. 2024, arXiv:2403.03206, eq. 19); `stratified_logit_normal`: one
+            draw from each of batch-size equally likely parts of that.
         num_levels: T.
         mean, std: of that normal variable; a positive mean prefers noise. std is above 0.
     """
@@ -29,8 +33,10 @@ class TimestepSampler:
             normal = torch.randn(count, generator=generator, device=device)
             return torch.sigmoid(self.mean + self.std * normal) * self.num_levels
         u = torch.rand(count, generator=generator, device=device)
-        if self.kind == "stratified":
+        if self.kind != "uniform":
             u = (torch.arange(count, device=device) + u) / count
+        if self.kind == "stratified_logit_normal":
+            u = torch.sigmoid(self.mean + self.std * math.sqrt(2) * torch.erfinv(2 * u - 1))
         return u * self.num_levels
 
 
