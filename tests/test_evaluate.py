@@ -58,7 +58,7 @@ def test_samples_of_a_perfect_network_measure_like_real_images(perfect, run, cap
     assert f"{100 * samples['class_accuracy']:.2f} %" in printed
 
 
-def test_a_report_says_what_it_was_taken_with(perfect, run, judge):
+def test_a_report_says_what_it_was_taken_with(perfect, run, judge, capsys):
     report = run("--sampler", "ddpm", "--guidance_scale", "1.5", "--seed", "3", "--class_labels", "1", "corner3")
     assert report["samples"]["sampler"] == "ddpm"
     assert report["samples"]["scheduler"] == "AncestralDDPMScheduler"
@@ -67,6 +67,7 @@ def test_a_report_says_what_it_was_taken_with(perfect, run, judge):
     assert report["samples"]["class_labels"] == [1, 3]
     assert report["real_images"] == {"data": report["real_images"]["data"], "split": "test", "num_images": 80}
     assert report["floor"]["split"] == "train"  # the test split has 80 of these classes, which is not twice 80
+    assert "The floor is of another split, for test has too few" in capsys.readouterr().out
     assert "% right on 160 (test)" in report["judge"]["description"]
 
 
@@ -77,8 +78,9 @@ def test_without_guidance_the_class_is_left_to_chance(perfect, run):
     assert report["measures"]["real_images"]["class_accuracy"] > 0.97
 
 
-def test_the_floor_is_of_other_images_of_the_split_where_it_has_enough(perfect, run):
+def test_the_floor_is_of_other_images_of_the_split_where_it_has_enough(perfect, run, capsys):
     report = run("--num_images", "40")
+    assert "another split" not in capsys.readouterr().out
     assert report["floor"] == {**report["real_images"], "num_images": 40}
     assert report["measures"]["real_images"]["frechet_distance"] > 0
 

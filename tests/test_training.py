@@ -13,10 +13,12 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffusers_ext.pipelines.guidance import GuidedNetwork
 from diffusers_ext.training import Trainer, TrainingArguments, TrainingDiverged, TrainingInterrupted, train
 from diffusers_ext.training.checkpoint import BRANCH, list_checkpoints, mark_branch, own_checkpoints
 from diffusers_ext.training.ema import list_snapshots
@@ -680,6 +682,18 @@ def test_metrics_and_previews_that_cannot_be_written_do_not_stop_the_run(tiny_ru
     train(arguments := tiny_run(logger=logger))
     assert "step-000006.png' could not be saved" in caplog.text
     assert caplog.text.count("Metrics can't be written") == 1
+    assert DiffusionPipeline.from_pretrained(arguments.output_dir)
+
+
+def test_a_preview_of_what_is_no_number_is_black_and_does_not_stop_the_run(tiny_run, monkeypatch, caplog):
+    def broken(self, noise, *_, **__):
+        return torch.full_like(noise, torch.nan)
+
+    monkeypatch.setattr(GuidedNetwork, "__call__", broken)
+    train(arguments := tiny_run())
+    assert "2 of 2 sampled images hold pixels that are no numbers" in caplog.text
+    with Image.open(os.path.join(arguments.output_dir, "samples", "step-000006.png")) as grid:
+        assert set(grid.convert("L").getdata()) == {0, 255}  # images on white
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
 
 

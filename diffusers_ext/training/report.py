@@ -48,13 +48,22 @@ def _columns(class_labels: list[int] | None) -> int | None:
 
 
 def sample(pipeline: Any, steps: int, generator: torch.Generator, **request: Any) -> np.ndarray:
-    """Images as floats in [0, 1], shape (count, height, width, channels), without a progress bar."""
+    """Images as floats in [0, 1], shape (count, height, width, channels), without a progress bar.
+
+    Pixels that are no numbers are black, and warned about: a picture must not cost the run.
+    """
     pipeline.set_progress_bar_config(disable=True)
     steps = min(steps, pipeline.scheduler.config.num_train_timesteps)
     try:
-        return pipeline(num_inference_steps=steps, generator=generator, output_type="np", **request).images
+        images = pipeline(num_inference_steps=steps, generator=generator, output_type="np", **request).images
     finally:
         pipeline.set_progress_bar_config()
+    broken = np.isnan(images).any(axis=(1, 2, 3)).sum()
+    if broken:
+        logger.warning(
+            "%d of %d sampled images hold pixels that are no numbers; they are drawn black.", broken, len(images)
+        )
+    return np.nan_to_num(images)
 
 
 def _scale(images: np.ndarray) -> int:
@@ -114,7 +123,7 @@ def _write_reverse(
     frames: list[torch.Tensor] = []
 
     def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        frames.append(tensors["latents"].float().clamp(-1, 1).cpu())
+        frames.append(tensors["latents"].float().nan_to_num(-1).clamp(-1, 1).cpu())
         return {}
 
     sample(pipeline, steps, generator, callback_on_step_end=keep, **request)
