@@ -6,13 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY_MODEL
+from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0, SlicedAttnProcessor
+from torch.overrides import TorchFunctionMode
 
 from diffusers_ext.models import build_model
 from diffusers_ext.models import unet_annotated as annotated
 from diffusers_ext.schedulers.noise_path import NoisePath
 from diffusers_ext.training import Trainer, loop, probe
 from diffusers_ext.training.objective import DiffusionObjective
-from diffusers_ext.training.precision import Mode, as_loaded, set_attention
+from diffusers_ext.training.precision import Mode, as_loaded, attentions_of, set_attention
 
 
 @pytest.fixture
@@ -79,6 +82,7 @@ def cost(bf16=1.0, channels_last=1.0, plain=1.0, fused=1.0, compiled=1.0, step=0
         (cost(bf16=0.99, channels_last=0.99, fused=0.99), Mode()),  # too little to leave float32 for
         (cost(bf16=1.5, channels_last=0.7), Mode("no", True)),
         (lambda mode: 0.01 if mode == Mode("bf16", True) else 0.02, Mode("bf16", True)),  # only both together help
+        (lambda mode: 0.01 if mode == Mode("bf16", attention="plain") else 0.02, Mode("bf16", attention="plain")),
     ],
 )
 def test_the_fastest_mode_is_chosen_and_plain_float32_when_none_is_faster(tiny, monkeypatch, costs, chosen):
@@ -185,6 +189,38 @@ def test_attention_paths_agree_and_are_undone(tiny):
             torch.testing.assert_close(network(x, times).sample, expected, rtol=1e-4, atol=1e-5)
     as_loaded(network)
     assert annotated.PLAIN_ATTENTION_TOKENS == 128
+
+
+def test_attention_paths_of_a_diffusers_network_agree_and_are_undone():
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["AttnDownBlock2D"] * 2, "up_block_types": ["AttnUpBlock2D"] * 2}
+    sizes = {"in_channels": 1, "out_channels": 1, "block_out_channels": [8, 8], "norm_num_groups": 4}
+    network = UNet2DModel(**blocks, **sizes, attention_head_dim=4, layers_per_block=1).eval()
+    parts = [part for part in network.modules() if isinstance(part, Attention)]
+    parts[0].set_processor(own := SlicedAttnProcessor(2))
+    assert attentions_of(network) == ["plain"]
+    with torch.no_grad(), CountedCalls() as fused:
+        for size, calls in ((28, 0), (40, 2)):  # of 784 and 196 tokens, and of 1,600 and 400
+            x, times = torch.randn(2, 1, size, size), torch.tensor([3, 700])
+            as_loaded(network)
+            expected = network(x, times).sample
+            set_attention(network, "plain")
+            before = fused.calls
+            torch.testing.assert_close(network(x, times).sample, expected, rtol=1e-4, atol=1e-5)
+            assert fused.calls == before + calls
+    as_loaded(network)
+    assert parts[0].processor is own
+    assert {type(part.processor) for part in parts[1:]} == {AttnProcessor2_0}
+
+
+class CountedCalls(TorchFunctionMode):
+    """Of the fused kernel."""
+
+    calls = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.calls += function is torch.nn.functional.scaled_dot_product_attention
+        return function(*args, **(kwargs or {}))
 
 
 def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_to_it(tiny_run, monkeypatch, capsys):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
 
 def resolve_mixed_precision(wanted: str | None) -> str | None:
@@ -36,6 +37,25 @@ def cpu_multiplies_bf16() -> bool:
 # Up to how many tokens attention is the plain product instead of the fused kernel; "" leaves each model its own bound.
 ATTENTIONS = {"": None, "plain": 1024, "fused": 0}
 _SWITCH = "PLAIN_ATTENTION_TOKENS"
+
+
+class PlainAttnProcessor(AttnProcessor):
+    """Diffusers' attention as plain products up to 1,024 tokens, which train faster on some CPUs, and fused above."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See `AttnProcessor`; `hidden_states` is (batch, channels, height, width) or (batch, tokens, channels)."""
+        tokens = hidden_states.shape[2:].numel() if hidden_states.ndim == 4 else hidden_states.shape[1]
+        short = tokens <= (ATTENTIONS["plain"] or 0)
+        attend: Any = super().__call__ if short else AttnProcessor2_0()
+        result: torch.Tensor = attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        return result
 
 
 @dataclass(frozen=True)
@@ -72,22 +92,36 @@ class Mode:
 
 
 def set_attention(network: torch.nn.Module, attention: str) -> None:
-    """Choose the attention path of the network's models on CPUs, in this process."""
+    """Choose the attention path of the network's models on CPUs, in this process.
+
+    Diffusers' own have two: those with a processor of another kind than its default keep it.
+    """
     for module in _modules_with_switch(network):
         tokens = ATTENTIONS[attention]
         own = module.__dict__.setdefault("_own_" + _SWITCH, getattr(module, _SWITCH))
         setattr(module, _SWITCH, own if tokens is None else tokens)
+    for part in _parts_with_processor(network):
+        processor: Any = PlainAttnProcessor() if attention == "plain" else AttnProcessor2_0()
+        part.set_processor(processor)
 
 
-def has_attention_switch(network: torch.nn.Module) -> bool:
-    """Whether `set_attention` changes anything."""
-    return bool(_modules_with_switch(network))
+def attentions_of(network: torch.nn.Module) -> list[str]:
+    """The names of `ATTENTIONS` that change anything."""
+    if _modules_with_switch(network):
+        return ["plain", "fused"]
+    return ["plain"] if _parts_with_processor(network) else []
 
 
 def _modules_with_switch(network: torch.nn.Module) -> list[Any]:
     """Python modules of the network's parts that choose between two ways to attend."""
     found = {type(part).__module__: sys.modules[type(part).__module__] for part in network.modules()}
     return [module for module in found.values() if hasattr(module, _SWITCH)]
+
+
+def _parts_with_processor(network: torch.nn.Module) -> list[Attention]:
+    """Diffusers' attention with the processor that it has of itself, or that `set_attention` gave it."""
+    parts = [part for part in network.modules() if isinstance(part, Attention)]
+    return [part for part in parts if type(part.processor) in (AttnProcessor2_0, PlainAttnProcessor)]
 
 
 def repeated_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:

@@ -14,10 +14,9 @@ import torch
 from .efficiency import DTYPES, wait_for
 from .objective import Objective
 from .precision import (
-    ATTENTIONS,
     Mode,
+    attentions_of,
     compile_blocks,
-    has_attention_switch,
     repeated_blocks,
     resolve_mixed_precision,
     set_attention,
@@ -92,20 +91,28 @@ class ModeProbe:
     def _choose(self, formats: Sequence[bool]) -> Mode:
         precisions = dict.fromkeys(["no", resolve_mixed_precision("auto"), *(["fp16"] if self._on_cuda else [])])
         grid = [Mode(precision, channels_last) for precision in precisions for channels_last in formats]
-        attentions = [name for name in ATTENTIONS if name] if self.device.type == "cpu" else []
-        attentions = attentions if has_attention_switch(self.network) else []
+        attentions = attentions_of(self.network) if self.device.type == "cpu" else []
         self._plan(grid[0], len(grid) + len(attentions) + 3)
         first, *_ = [self._measure(mode) for mode in grid]
         self._choose_clock(first)
-        fastest = self.fastest()
-        for attention in attentions:
-            self._measure(replace(fastest, attention=attention))
+        for mode in self._promising():
+            for attention in attentions:
+                self._measure(replace(mode, attention=attention))
         fastest = self._with_compiled_blocks(self.fastest())
         if self.seconds[self._plain] < SLOWER * self.seconds[fastest] and not fastest.compiled:
             # Once more where it is close: a burst of other work on the machine may have hit one of the two.
             self._measure(self._plain)
             self._measure(fastest)
         return self.fastest()
+
+    def _promising(self) -> list[Mode]:
+        """What other attention is tried in: the fastest mode, and where that is float32 the fastest of a shorter
+        precision, in which the fused kernel may have cost what the rest of the network gained."""
+        fastest = self.fastest()
+        shorter = [mode for mode in self.seconds if mode.precision != "no"]
+        if fastest.precision != "no" or not shorter:
+            return [fastest]
+        return [min(shorter, key=self.seconds.__getitem__), fastest]
 
     @property
     def _on_cuda(self) -> bool:
