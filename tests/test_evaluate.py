@@ -67,7 +67,7 @@ def test_a_report_says_what_it_was_taken_with(perfect, run, judge, capsys):
     assert report["samples"]["class_labels"] == [1, 3]
     assert report["real_images"] == {"data": report["real_images"]["data"], "split": "test", "num_images": 80}
     assert report["floor"]["split"] == "train"  # the test split has 80 of these classes, which is not twice 80
-    assert "The floor is of another split, for test has too few" in capsys.readouterr().out
+    assert "The floor is of another split, for test has too few such images" in capsys.readouterr().out
     assert "% right on 160 (test)" in report["judge"]["description"]
 
 

@@ -1,5 +1,6 @@
 """Networks in pieces (FSDP2, two processes over gloo), and the launcher's configurations."""
 
+import faulthandler
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,26 +76,37 @@ def test_pieces_on_two_processes_learn_what_copies_learn_and_resume_bit_for_bit(
         train(pieces)  # by copies
 
 
-def train_where_a_disk_is_full(rank, arguments):
-    """The first process can't write its first checkpoint: once all have given their pieces of it."""
+def train_where_a_disk_is_full(rank, arguments, writer, name):
+    """The first process can't write one file of its first checkpoint."""
     torch.set_num_threads(1)
-    trainer = Trainer(arguments)
-    save_state, said = trainer.accelerator.save_state, []
+    faulthandler.dump_traceback_later(300, exit=True)  # a process that waits for ever
+    module, function = writer
+    save, failed = getattr(module, function), []
 
-    def full(folder):
-        save_state(folder)
-        if rank == 0 and not said:
-            said.append(folder)
+    def full(tensors, path, *more, **options):
+        if rank == 0 and not failed and os.path.basename(path) == name:
+            failed.append(path)
             raise OSError(28, "No space left on device")
+        save(tensors, path, *more, **options)
 
-    trainer.accelerator.save_state = full
-    trainer.train()
-    assert len(said) == (rank == 0)
+    setattr(module, function, full)
+    train(arguments)
+    faulthandler.cancel_dump_traceback_later()
+    assert len(failed) == (rank == 0)
 
 
-def test_a_process_that_cannot_write_leaves_no_other_waiting(tiny_run):
+@pytest.mark.parametrize(
+    ("writer", "name"),
+    [
+        ((torch, "save"), "pytorch_model_fsdp.bin"),
+        ((torch, "save"), "optimizer.bin"),
+        ((loop, "save_file"), "ema.safetensors"),
+    ],
+)
+def test_a_process_that_cannot_write_leaves_no_other_waiting(tiny_run, writer, name):
     arguments = tiny_run(max_train_steps=4, checkpointing_steps=2, train_batch_size=4)
-    assert run_processes(2, train_where_a_disk_is_full, arguments, **environment_of("fsdp.yaml")) == 0
+    environment = environment_of("fsdp.yaml")
+    assert run_processes(2, train_where_a_disk_is_full, arguments, writer, name, **environment) == 0
     assert [path.name for path in list_checkpoints(Path(arguments.output_dir))] == ["checkpoint-4"]
 
 

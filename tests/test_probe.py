@@ -213,6 +213,49 @@ def test_attention_paths_of_a_diffusers_network_agree_and_are_undone():
     assert {type(part.processor) for part in parts[1:]} == {AttnProcessor2_0}
 
 
+@pytest.mark.parametrize(
+    ("shape", "keys", "device", "mask", "plain"),
+    [
+        ((2, 1024, 8), None, "cpu", None, True),
+        ((2, 1025, 8), None, "cpu", None, False),
+        ((2, 8, 32, 32), None, "cpu", None, True),
+        ((2, 16, 8), 40, "cpu", torch.zeros(2, 1, 40), True),
+        ((2, 16, 8), 40, "cpu", torch.ones(2, 1, 40, dtype=torch.bool), False),
+        ((2, 16, 8), 1025, "cpu", None, False),
+        ((40, 1024, 8), None, "cpu", None, False),  # 40 x 2 x 1,024 x 1,024 scores
+        ((2, 16, 8), None, "meta", None, False),
+    ],
+)
+def test_attention_is_plain_where_that_is_right_and_small(shape, keys, device, mask, plain):
+    part = Attention(8, heads=2, dim_head=4).to(device)
+    x = torch.randn(shape, device=device)
+    told = None if keys is None else torch.randn(shape[0], keys, 8, device=device)
+    with torch.no_grad(), CountedCalls() as fused:
+        expected = part(x, told, attention_mask=mask)
+        set_attention(part, "plain")
+        found = part(x, told, attention_mask=mask)
+    assert fused.calls == (1 if plain else 2)
+    if device == "cpu":
+        torch.testing.assert_close(found, expected)
+
+
+def test_attention_with_normalised_queries_stays_as_it_is():
+    part = Attention(8, heads=2, dim_head=4, qk_norm="layer_norm")
+    assert attentions_of(part) == []
+    set_attention(part, "plain")
+    assert type(part.processor) is AttnProcessor2_0
+
+
+def test_where_time_is_short_the_fastest_mode_comes_first_and_hopeless_ones_get_no_other_attention(tiny, monkeypatch):
+    clock = Clock(monkeypatch, cost(bf16=2.5, channels_last=2.5))
+    make_probe(tiny).choose()
+    assert Mode(attention="plain") in clock.modes
+    assert Mode("bf16", attention="plain") not in clock.modes
+    clock = Clock(monkeypatch, cost(bf16=1.5, channels_last=1.5))
+    make_probe(tiny).choose()
+    assert clock.modes.index(Mode(attention="plain")) < clock.modes.index(Mode("bf16", attention="plain"))
+
+
 class CountedCalls(TorchFunctionMode):
     """Of the fused kernel."""
 

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import corners
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from diffusers_ext.pipelines.batched_generation import as_tensor
+from diffusers_ext.pipelines.guidance import GuidedNetwork
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
 from diffusers_ext.training import sample_evaluation as module
 from diffusers_ext.training.data import load_image_data
@@ -53,6 +55,21 @@ def test_it_is_measured_every_so_many_steps_and_changes_no_weight(run, corners_j
         assert record["frechet_distance"] > 3 * record["frechet_distance_real"]
     weights = [load_file(f"{a.output_dir}/unet/diffusion_pytorch_model.safetensors") for a in (judged, alone)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_samples_that_are_no_numbers_are_told_and_do_not_stop_the_run(run, corners_judge, monkeypatch):
+    def broken(self, noise, *_, **__):
+        return torch.where(torch.arange(len(noise)).reshape(-1, 1, 1, 1) == 3, torch.nan, noise)
+
+    monkeypatch.setattr(GuidedNetwork, "__call__", broken)
+    train(arguments := run("broken", judge=corners_judge, evaluation_steps=4))
+    assert evaluations(arguments) == []
+    with open(f"{arguments.output_dir}/metrics.jsonl") as file:
+        records = [record for record in map(json.loads, file) if "evaluation_samples" in record]
+    assert [record["evaluation_samples_not_finite"] for record in records] == [2, 2]  # one a batch
+    with open(f"{arguments.output_dir}/metrics.jsonl") as file:
+        assert "2 samples to be measured hold pixels that are no numbers" in file.read()
+    assert DiffusionPipeline.from_pretrained(arguments.output_dir)
 
 
 def test_under_early_stopping_the_last_evaluation_judges_what_is_saved(run, corners_judge):

@@ -697,6 +697,16 @@ def test_a_preview_of_what_is_no_number_is_black_and_does_not_stop_the_run(tiny_
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
 
 
+def test_a_resumed_run_warns_where_noise_levels_are_drawn_otherwise(tiny_run, caplog):
+    train(arguments := tiny_run(max_train_steps=2, timestep_sampling="stratified"))
+    arguments.resume_from_checkpoint, arguments.max_train_steps = "latest", 3
+    train(arguments)
+    assert "Noise levels were drawn" not in caplog.text
+    arguments.timestep_sampling, arguments.logit_normal_mean, arguments.max_train_steps = "logit_normal", 0.5, 4
+    train(arguments)
+    assert "Noise levels were drawn as stratified before and are as logit_normal (0.5, 1) now" in caplog.text
+
+
 def test_a_signal_during_the_last_validation_saves_first(tiny_run, monkeypatch):
     arguments = tiny_run(checkpointing_steps=100)
     validate = Trainer._validate

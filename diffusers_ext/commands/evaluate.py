@@ -234,8 +234,8 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"floor: {floor['num_images']:,} real images ({floor['split']}) against the same")
     if floor["split"] != real["split"]:
         print(
-            f"The floor is of another split, for {real['split']} has too few images for two sets: it differs from "
-            "one of a single split where a judge was trained on one of them."
+            f"The floor is of another split, for {real['split']} has too few such images for two sets; features "
+            "that were learned on one of the splits tell them apart."
         )
     if report["judge"] is not None:
         print(f"judge: {report['judge']['description']}")

@@ -119,8 +119,9 @@ class TrainingArguments(_Origins):
     edm_sigma_data: float = option(0.5, "Standard deviation of the data, for edm.")
     timestep_sampling: str = option(
         "uniform",
-        "uniform, stratified over each global batch, logit_normal, stratified_logit_normal, or importance (more often "
-        "where losses are large, and counted less there).",
+        "uniform, logit_normal (the ends of the noise path hardly ever), each also as stratified or "
+        "stratified_logit_normal over the global batch, or importance (more often where losses are large, and counted "
+        "less there).",
     )
     logit_normal_mean: float = option(0.0, "Mean of logit_normal's normal variable; a positive one prefers noise.")
     logit_normal_std: float = option(1.0, "Its standard deviation.")

@@ -54,10 +54,11 @@ from .probe import ModeProbe
 from .randomness import generator_of, seed_of
 from .recording import METRICS_FILE, Recorder
 from .report import GIF_IMAGES, preview_grid, write_figures
-from .sample_evaluation import EVALUATION, SampleEvaluation
+from .sample_evaluation import BROKEN, EVALUATION, SampleEvaluation
 from .saving import HubPusher, describe, save_pipeline
-from .sharding import WholeCopy, gathered, own_parameters, scattered, uses_fsdp, whole
+from .sharding import WholeCopy, failed_writes, gathered, own_parameters, scattered, uses_fsdp, whole
 from .streaming import START
+from .timestep_sampling import LOGIT_NORMAL
 from .validation import EarlyStopping, to_range, validation_loss
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Progress:
     evaluated_at: int = 0  # the step whose weights were judged last
     best_at: int = 0
     mode: dict[str, Any] | None = None
+    noise_levels: str = ""  # how they were drawn; older checkpoints do not tell
 
 
 def train(arguments: TrainingArguments) -> DiffusionPipeline:
@@ -595,6 +597,8 @@ class Trainer:
         self.model.eval()
         with self._judged() as network, carrying(network, best or {}):
             measures = self.sample_evaluation(self._pipeline_of(network))
+        if BROKEN in measures:
+            self._warn(f"{measures[BROKEN]} samples to be measured hold pixels that are no numbers; none is measured.")
         kind = "raw" if self.ema is None else "EMA"
         weights: dict[str, Any] = {"evaluation_weights": kind, "evaluation_weights_step": step}
         self.recorder.log(self.progress.step, self.progress.seconds, **weights, **measures)
@@ -713,13 +717,18 @@ class Trainer:
 
         A process that could not write takes part in all gathering that the others wait in.
         """
-        problem = _attempt(lambda: self.accelerator.save_state(str(folder)))
+        problem = _attempt(lambda: folder.mkdir(parents=True, exist_ok=True))
+        if not self._nobody_failed(problem):
+            return problem
+        with failed_writes() as failed:
+            problem = _attempt(lambda: self.accelerator.save_state(str(folder)))
+        problem = problem or "; ".join(failed)
         if not self._nobody_failed(problem):
             return problem
         for name, average in self._averages().items():
             averages = gathered(self.network, average.averages)
             if self.accelerator.is_main_process and not problem:
-                problem = _attempt(functools.partial(save_file, _packed(averages), folder / name))
+                problem = _attempt(functools.partial(_write, averages, folder / name))
         if self.data.stream is not None and not problem:
             share = self.accelerator.num_processes, self.accelerator.process_index
             problem = _attempt(lambda: checkpoint.write_position(folder, *share, self._position))
@@ -747,7 +756,7 @@ class Trainer:
             save_file(_packed(self.best), folder / BEST_FILE)
         if self.objective.importance is not None:
             save_file(self.objective.importance.state_dict(), folder / IMPORTANCE_FILE)
-        progress.mode = asdict(self.mode)
+        progress.mode, progress.noise_levels = asdict(self.mode), _noise_levels(self.arguments)
         checkpoint.seal(folder, asdict(progress))
         self._retire_later_checkpoints()
         checkpoint.publish(folder, path)
@@ -811,6 +820,9 @@ class Trainer:
             self._position = checkpoint.read_position(path, *share)
         measured = {"validated_at": state["step"], "evaluated_at": state["step"]}  # older checkpoints do not tell
         self.progress = Progress(**{**measured, **state})
+        before, now = self.progress.noise_levels, _noise_levels(self.arguments)
+        if before not in ("", now) and self.accelerator.is_main_process:
+            logger.warning("Noise levels were drawn as %s before and are as %s now: losses will differ.", before, now)
         self.stopping.best, self.stopping.waited = self.progress.best_loss, self.progress.validations_without_better
         for name, average in self._averages().items():
             if (path / name).is_file():
@@ -973,6 +985,12 @@ def _lr_factor(arguments: TrainingArguments, max_steps: int) -> Any:
     return scheduler.lr_lambdas[0]
 
 
+def _noise_levels(arguments: TrainingArguments) -> str:
+    """How a run draws them, in words."""
+    kind, location, scale = arguments.timestep_sampling, arguments.logit_normal_mean, arguments.logit_normal_std
+    return f"{kind} ({location:g}, {scale:g})" if kind in LOGIT_NORMAL else kind
+
+
 def _attempt(save: Callable[[], Any]) -> str:
     """Do it; what went wrong, in one line, or an empty string."""
     try:
@@ -980,6 +998,10 @@ def _attempt(save: Callable[[], Any]) -> str:
     except (OSError, RuntimeError, SafetensorError) as error:
         return " ".join(str(error).split())
     return ""
+
+
+def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    save_file(_packed(tensors), path)
 
 
 def _packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -37,10 +37,12 @@ def cpu_multiplies_bf16() -> bool:
 # Up to how many tokens attention is the plain product instead of the fused kernel; "" leaves each model its own bound.
 ATTENTIONS = {"": None, "plain": 1024, "fused": 0}
 _SWITCH = "PLAIN_ATTENTION_TOKENS"
+# Scores of one call, batch x heads x queries x keys, that may be kept for the backward pass: about 400 MB with softmax.
+MOST_SCORES = 2**26
 
 
 class PlainAttnProcessor(AttnProcessor):
-    """Diffusers' attention as plain products up to 1,024 tokens, which train faster on some CPUs, and fused above."""
+    """Diffusers' attention as plain products on a CPU, where these may train faster; fused where they are large."""
 
     def __call__(
         self,
@@ -51,9 +53,13 @@ class PlainAttnProcessor(AttnProcessor):
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `AttnProcessor`; `hidden_states` is (batch, channels, height, width) or (batch, tokens, channels)."""
-        tokens = hidden_states.shape[2:].numel() if hidden_states.ndim == 4 else hidden_states.shape[1]
-        short = tokens <= (ATTENTIONS["plain"] or 0)
-        attend: Any = super().__call__ if short else AttnProcessor2_0()
+        queries = hidden_states.shape[2:].numel() if hidden_states.ndim == 4 else hidden_states.shape[1]
+        keys = queries if encoder_hidden_states is None else encoder_hidden_states.shape[1]
+        few = max(queries, keys) <= (ATTENTIONS["plain"] or 0)
+        small = len(hidden_states) * attn.heads * queries * keys <= MOST_SCORES
+        masked = attention_mask is not None and attention_mask.dtype == torch.bool  # which the plain kind can't add
+        plain = hidden_states.device.type == "cpu" and few and small and not masked
+        attend: Any = super().__call__ if plain else AttnProcessor2_0()
         result: torch.Tensor = attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         return result
 
@@ -119,9 +125,13 @@ def _modules_with_switch(network: torch.nn.Module) -> list[Any]:
 
 
 def _parts_with_processor(network: torch.nn.Module) -> list[Attention]:
-    """Diffusers' attention with the processor that it has of itself, or that `set_attention` gave it."""
+    """Diffusers' attention with the processor that it has of itself, or that `set_attention` gave it.
+
+    Its plain kind knows of no normalised queries and keys.
+    """
     parts = [part for part in network.modules() if isinstance(part, Attention)]
-    return [part for part in parts if type(part.processor) in (AttnProcessor2_0, PlainAttnProcessor)]
+    plain = [part for part in parts if getattr(part, "norm_q", None) is None and getattr(part, "norm_k", None) is None]
+    return [part for part in plain if type(part.processor) in (AttnProcessor2_0, PlainAttnProcessor)]
 
 
 def repeated_blocks(network: torch.nn.Module) -> list[torch.nn.Module]:

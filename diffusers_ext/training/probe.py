@@ -27,6 +27,7 @@ LEAST_SECONDS, MOST_SECONDS = 1.0, {"cpu": 20.0}  # within these bounds; and
 OTHER_SECONDS = 60.0  # where a device has none of its own
 MOST_STEPS = 4  # timed in a mode at once, and no more once a mode is
 SLOWER = 1.2  # times as slow as the fastest
+HOPELESS = 2.0  # times as slow as float32: no other attention makes up for that
 LEAST_STEPS = 1  # a batch is cut where there is no time for so many after the first, which allocates
 # Another mode has to take less than this part of a simpler one's time; and times of one mode that differ by more than
 # that tell of other work on the machine.
@@ -92,7 +93,7 @@ class ModeProbe:
         precisions = dict.fromkeys(["no", resolve_mixed_precision("auto"), *(["fp16"] if self._on_cuda else [])])
         grid = [Mode(precision, channels_last) for precision in precisions for channels_last in formats]
         attentions = attentions_of(self.network) if self.device.type == "cpu" else []
-        self._plan(grid[0], len(grid) + len(attentions) + 3)
+        self._plan(grid[0], len(grid) + len(attentions) * len(precisions) + 3)
         first, *_ = [self._measure(mode) for mode in grid]
         self._choose_clock(first)
         for mode in self._promising():
@@ -110,9 +111,9 @@ class ModeProbe:
         precision, in which the fused kernel may have cost what the rest of the network gained."""
         fastest = self.fastest()
         shorter = [mode for mode in self.seconds if mode.precision != "no"]
-        if fastest.precision != "no" or not shorter:
-            return [fastest]
-        return [min(shorter, key=self.seconds.__getitem__), fastest]
+        best = min(shorter, key=self.seconds.__getitem__, default=fastest)
+        hopeless = self.seconds[best] > HOPELESS * self.seconds[fastest]
+        return [fastest] if fastest.precision != "no" or best == fastest or hopeless else [fastest, best]
 
     @property
     def _on_cuda(self) -> bool:

@@ -19,6 +19,7 @@ from .data import ImageData, permutation
 from .randomness import seed_of
 
 EVALUATION = "evaluation_samples"  # among the measures of every evaluation
+BROKEN = "evaluation_samples_not_finite"
 BATCH_SIZE = 50  # samples at a time; a constant, since the noise of a sample depends on it
 
 
@@ -76,13 +77,15 @@ class SampleEvaluation:
         """All measures of `compare_sets`, each with `_real`: what real images get in the samples' place.
 
         How many samples there are, of which split as many real images, and whose features, stands before them. Every
-        process has to call this, and gets the same numbers.
+        process has to call this, and gets the same numbers. Where pixels of some samples are no numbers, how many these
+        samples are takes the place of the measures.
         """
         own = list(self._shares(pipeline))
         parts = sorted(gather_object(own) if self.accelerator.num_processes > 1 else own, key=lambda part: part[0])
         features = torch.cat([part[1] for part in parts])
         predicted = None if self.judge is None else torch.cat([part[2] for part in parts])
-        measures = compare_sets(FeatureSet(features, predicted, self.labels), self.real)
+        broken = int((~features.isfinite()).any(dim=1).sum())
+        measures = {} if broken else compare_sets(FeatureSet(features, predicted, self.labels), self.real)
         taken = {
             EVALUATION: self.size,
             "evaluation_split": self.split,
@@ -90,6 +93,7 @@ class SampleEvaluation:
             "evaluation_scheduler": type(pipeline.scheduler).__name__,
             "evaluation_num_inference_steps": self._steps_of(pipeline),
             **{f"evaluation_{name}": value for name, value in self.options.items() if self.labels is not None},
+            **({BROKEN: broken} if broken else {}),
         }
         floor = {f"{name}_real": value for name, value in self.floor.items() if name in measures}
         return {**taken, **measures, **floor}

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -39,6 +40,28 @@ def uses_fsdp(accelerator: Accelerator) -> bool:
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
     return True
+
+
+@contextmanager
+def failed_writes() -> Iterator[list[str]]:
+    """Within it a `torch.save` that fails is noted in the list instead of raised.
+
+    Accelerate gathers the optimizer's pieces after the main process has written the network's: if writing raised, the
+    other processes would wait in that gathering for ever.
+    """
+    save, failed = torch.save, []
+
+    def attempt(*args: Any, **kwargs: Any) -> None:
+        try:
+            save(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            failed.append(" ".join(str(error).split()))
+
+    torch.save = attempt
+    try:
+        yield failed
+    finally:
+        torch.save = save
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
