@@ -10,7 +10,7 @@ TEST_PROCESSES ?= 2
 THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.logicalcpu)
 
 # What of the tests asks the other libraries most: registration, pipelines, schedulers both ways, everything on a Hub.
-VERSION_TESTS ?= tests/test_package.py tests/test_pipelines.py tests/test_pipelines_guidance.py \
+VERSION_TESTS ?= tests/test_package.py tests/test_probe.py tests/test_pipelines.py tests/test_pipelines_guidance.py \
 	tests/test_schedulers_diffusers.py tests/test_hub.py
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
