@@ -146,7 +146,7 @@ def compile_blocks(network: torch.nn.Module) -> None:
     options: dict[str, Any] = {"dynamic": False}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         options["recompile_limit"] = 64  # a U-Net has more shapes of blocks than torch's limit of 8
-    for block in repeated_blocks(network):  # `compile_repeated_blocks` came with diffusers 0.34
+    for block in repeated_blocks(network):  # diffusers 0.33 has no `compile_repeated_blocks`
         block.compile(**options)
 
 
