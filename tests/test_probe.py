@@ -246,7 +246,7 @@ def test_attention_with_normalised_queries_stays_as_it_is():
     assert type(part.processor) is AttnProcessor2_0
 
 
-def test_where_time_is_short_the_fastest_mode_comes_first_and_hopeless_ones_get_no_other_attention(tiny, monkeypatch):
+def test_other_attention_is_tried_in_the_fastest_mode_first_and_in_no_hopeless_one(tiny, monkeypatch):
     clock = Clock(monkeypatch, cost(bf16=2.5, channels_last=2.5))
     make_probe(tiny).choose()
     assert Mode(attention="plain") in clock.modes
