@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $(THREADS) \
-		train/train_unconditional.py --recipe train/recipes/mnist.yaml --overwrite_output_dir $(TRAIN_FLAGS)
+		train/train_unconditional.py --recipe diffusers_ext/recipes/mnist.yaml --overwrite_output_dir $(TRAIN_FLAGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -64,28 +64,28 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed
 # exactly (three seeds, peers up to ten times our time, more samples) is in each file's first lines. All of them run;
 # make fails when one of them did, but for those that were stopped (124), and says so of each at the end.
 BENCH_DATA ?= embedded
-BENCH_JUDGE ?= outputs/bench-judge
+BENCH_CLASSIFIER ?= outputs/bench-classifier
 BENCH_STATUS ?= outputs/bench-status
 TIMEOUT := $(shell command -v timeout)
 part = $(if $(TIMEOUT),$(TIMEOUT) $(1)) $(BIN)/python benchmarks/$(2); echo "$(firstword $(2)) $$?" >>$(BENCH_STATUS)
 
-bench: $(STAMP) $(BENCH_JUDGE)/config.json
+bench: $(STAMP) $(BENCH_CLASSIFIER)/config.json
 	mkdir -p $(dir $(BENCH_STATUS)) && rm -f $(BENCH_STATUS)
 	$(call part,120,scheduler_step.py)
 	$(call part,120,model_speed.py --threads $(THREADS) --repeats 3)
 	$(call part,120,model_table.py --threads $(THREADS) --repeats 1)
 	$(call part,60,freed_memory.py --threads $(THREADS) --turns 5 --turn_seconds 2)
 	$(call part,570,train_throughput.py --threads $(THREADS) --batch_size 32 --turns 3 --turn_seconds 3)
-	$(call part,840,time_to_quality.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
+	$(call part,840,time_to_quality.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
 		--seeds 0 --budgets 90 180 --num_samples 500 --peer_seconds 90 --peer_points 1 --peer_sampling_steps 25 \
 		--package_guidance 6)
-	$(call part,480,sampling_steps.py --threads $(THREADS) --judge $(BENCH_JUDGE) --dataset_name $(BENCH_DATA) \
+	$(call part,480,sampling_steps.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
 		--train_seconds 60 --num_samples 200)
 	@echo "Exit status of each part (124: stopped at the end of its time):" && cat $(BENCH_STATUS)
 	@! grep -vqE " (0|124)$$" $(BENCH_STATUS)
 
-$(BENCH_JUDGE)/config.json: $(STAMP)
-	$(BIN)/diffusers-ext judge train --dataset_name $(BENCH_DATA) --max_train_seconds 60 --output_dir $(BENCH_JUDGE)
+$(BENCH_CLASSIFIER)/config.json: $(STAMP)
+	$(BIN)/diffusers-ext classifier train --dataset_name $(BENCH_DATA) --max_train_seconds 60 --output_dir $(BENCH_CLASSIFIER)
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest outputs

@@ -20,8 +20,8 @@ from collections.abc import Callable
 
 import torch
 
-from diffusers_ext.allocator import keep_freed_memory
 from diffusers_ext.models import build_model
+from diffusers_ext.training.allocator import keep_freed_memory
 
 KINDS = ("kept", "returned")
 

@@ -24,7 +24,7 @@ from diffusers import UNet2DModel
 from peers import package_network
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusers_ext.convert import build_from_weights
+from diffusers_ext.hub.convert import build_from_weights
 from diffusers_ext.models import build_model
 
 

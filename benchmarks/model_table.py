@@ -6,8 +6,8 @@ can be. Multiply-adds are half of the operations that torch counts in convolutio
     python benchmarks/model_table.py [--threads 1] [--batch 4] [--repeats 3]
     python benchmarks/model_table.py --train_seconds 120 --output table.png     # processor seconds of training each
 
-Training is that of `train/recipes/mnist.yaml` for every model: real digits of one channel, v-prediction on the cosine
-path (the toy keeps its own objective), as many steps as the budget holds by a measurement just before.
+Training is that of `diffusers_ext/recipes/mnist.yaml` for every model: real digits of one channel, v-prediction on the
+cosine path (the toy keeps its own objective), as many steps as the budget holds by a measurement just before.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def train_and_sample(name: str, seconds: float, repeats: int) -> tuple[torch.Ten
     toy = PRESETS[name].beta_schedule is None
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments.from_recipe(
-            str(ROOT / "train/recipes/mnist.yaml"),
+            str(ROOT / "diffusers_ext/recipes/mnist.yaml"),
             model=name,
             resolution=size,
             prediction_type="sample" if toy else "v_prediction",

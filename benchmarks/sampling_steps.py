@@ -1,12 +1,12 @@
 """How few steps give samples as good as 1,000 steps of DDPM, and in what share of the time.
 
 Samples of one network, from one list of classes and one seed, are compared with test images by Frechet distance in a
-judge's features: first by 1,000 ancestral steps, then by other samplers at more and more steps until one is within 5 %
-of that. Wall times are of the whole sampling. The distance of as many other real images is told beside. The ancestral
-walk bounds its x0, as training with `--sampler ddpm` does, whatever the pipeline's own sampler does.
+classifier's features: first by 1,000 ancestral steps, then by other samplers at more and more steps until one is
+within 5 % of that. Wall times are of the whole sampling. The distance of as many other real images stands beside it. The
+ancestral sampler bounds its x0, as training with `--sampler ddpm` does, whatever the pipeline's own sampler does.
 
-    python benchmarks/sampling_steps.py --judge judge --model outputs/mnist-classes [--dataset_name DIR]
-    python benchmarks/sampling_steps.py --judge judge --train_seconds 120 [--recipe RECIPE] [--dataset_name DIR]
+    python benchmarks/sampling_steps.py --classifier classifier --model outputs/mnist-classes [--dataset_name DIR]
+    python benchmarks/sampling_steps.py --classifier classifier --train_seconds 120 [--recipe RECIPE]
 
 The second trains the network first. Distances of few samples (`--num_samples`) are larger than those of many by about
 the same amount, which makes 5 % of them more than 5 % of what is left: take thousands where a ratio near 1 matters.
@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from diffusers_ext.commands.evaluate import Bench, SamplingArguments, prepare
+from diffusers_ext.cli.evaluate import Bench, SamplingArguments, prepare
 from diffusers_ext.evaluation.features import compare_sets
 from diffusers_ext.evaluation.metrics import frechet_distance
-from diffusers_ext.samplers import SamplerChoice
+from diffusers_ext.schedulers.registry import SamplerChoice
 from diffusers_ext.training import train
 from diffusers_ext.training.arguments import ConditionalTrainingArguments
 
@@ -134,10 +134,10 @@ def trained(arguments: argparse.Namespace, folder: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--judge", required=True, help="folder of a judge (`diffusers-ext judge train`)")
+    parser.add_argument("--classifier", required=True, help="folder of a classifier (`diffusers-ext classifier train`)")
     parser.add_argument("--model", help="folder of a pipeline")
     parser.add_argument("--train_seconds", type=float, help="train one for so long instead")
-    parser.add_argument("--recipe", default="train/recipes/mnist-classes.yaml")
+    parser.add_argument("--recipe", default="diffusers_ext/recipes/mnist-classes.yaml")
     parser.add_argument("--dataset_name", default="embedded")
     parser.add_argument("--num_samples", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -154,7 +154,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = SamplingArguments(
             model=arguments.model or trained(arguments, folder),
-            judge=arguments.judge,
+            classifier=arguments.classifier,
             dataset_name=arguments.dataset_name,
             num_images=arguments.num_samples,
             batch_size=min(250, arguments.num_samples),

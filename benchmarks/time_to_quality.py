@@ -1,10 +1,10 @@
 """Seconds of training, from nothing, to a good class-conditional model of digits: ours against its peers'.
 
-Good means: of 2,000 samples the judge finds at least 97 % to be the digit asked for, and their Frechet distance from as
-many test images, by the judge's features, is under three times that of as many other real images. One judge and one
-code measure all, each with the sampler and guidance that it uses itself. Measuring is told, and not counted.
+Good means: of 2,000 samples the classifier finds at least 97 % to be the digit asked for, and their Frechet distance
+from as many test images, by the classifier's features, is under three times that of as many other real images. One
+classifier and one code measure all, each with the sampler and guidance that it uses itself. Measuring is not counted.
 
-    python benchmarks/time_to_quality.py --judge DIR [--dataset_name DIR] [--seeds 0 1 2] [--budgets 60 90 120 180]
+    python benchmarks/time_to_quality.py --classifier DIR [--dataset_name DIR] [--seeds 0 1 2] [--budgets 60 90 120 180]
 
 Ours is trained as a user would: `--max_train_seconds` for each of the budgets in turn, every time from nothing, until
 one of them is enough; its learning rate knows its budget, and no run goes on from another. The time in which
@@ -42,16 +42,16 @@ import peers
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
-from diffusers_ext.commands.evaluate import cycled
-from diffusers_ext.commands.real_images import RealDataArguments, real_and_floor
-from diffusers_ext.commands.shared import DTYPES, load_judge
+from diffusers_ext.cli.evaluate import cycled
+from diffusers_ext.cli.real_images import RealDataArguments, real_and_floor
+from diffusers_ext.cli.shared import DTYPES, load_classifier
+from diffusers_ext.data.images import load_image_data
 from diffusers_ext.evaluation.features import extract
 from diffusers_ext.evaluation.metrics import frechet_distance
 from diffusers_ext.pipelines.batched_generation import generate_images
-from diffusers_ext.samplers import SamplerChoice
-from diffusers_ext.training import loop
+from diffusers_ext.schedulers.registry import SamplerChoice
+from diffusers_ext.training import trainer as loop
 from diffusers_ext.training.arguments import ConditionalTrainingArguments
-from diffusers_ext.training.data import load_image_data
 
 ACCURACY, FLOORS = 0.97, 3.0
 SCREENING_SAMPLES, SCREENING_ACCURACY = 200, 0.94
@@ -65,7 +65,7 @@ Sample = Callable[[torch.Tensor], torch.Tensor]  # classes (number,) -> images (
 
 @dataclass
 class Grade:
-    """What the judge says of samples; `seconds` is the time of sampling and judging."""
+    """What the classifier says of samples; `seconds` is the time of sampling and judging."""
 
     samples: int
     accuracy: float
@@ -74,19 +74,21 @@ class Grade:
 
 
 class Exam:
-    """One judge, one list of classes, one set of real images for all."""
+    """One classifier, one list of classes, one set of real images for all."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self.judge = load_judge(arguments.judge, "cpu")
+        self.classifier = load_classifier(arguments.classifier, "cpu")
         self.dtype = DTYPES[arguments.sampling_dtype]
         self.samples, data = arguments.num_samples, RealDataArguments(dataset_name=arguments.dataset_name)
         sets = real_and_floor(data, self.samples, 1, RESOLUTION, list(range(CLASSES)))
-        self.real, floor = (extract(s.batches(), self.judge, self.judge, s.labels) for s in sets)
+        self.real, floor = (extract(s.batches(), self.classifier, self.classifier, s.labels) for s in sets)
         assert self.real.labels is not None
         self.labels = cycled(self.real.labels, self.samples)
         self.floor = frechet_distance(floor.features, self.real.features)
         right = 100 * (self.real.accuracy() or 0)
-        print(f"judge: {self.judge.description()}, {right:.2f} % right on {len(self.real):,} ({sets[0].split})")
+        print(
+            f"classifier: {self.classifier.description()}, {right:.2f} % right on {len(self.real):,} ({sets[0].split})"
+        )
         print(f"Frechet distance of {len(floor):,} other real images ({sets[1].split}): {self.floor:.3f}", flush=True)
 
     def grade(self, sample: Sample) -> Grade:
@@ -101,7 +103,7 @@ class Exam:
             torch.manual_seed(0)
             images = torch.cat([sample(part).float() for part in labels.split(BATCH_SIZE)])
         images = images.nan_to_num().clamp(-1, 1)  # a young network may give what is no number, and fails for it
-        found = extract(images.split(BATCH_SIZE), self.judge, self.judge, labels)
+        found = extract(images.split(BATCH_SIZE), self.classifier, self.classifier, labels)
         distance = frechet_distance(found.features, self.real.features)
         return Grade(number, found.accuracy() or 0.0, distance, time.perf_counter() - began)
 
@@ -403,9 +405,9 @@ def report(results: dict[str, list[Result]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--judge", required=True, help="folder of a judge (`diffusers-ext judge train`)")
+    parser.add_argument("--classifier", required=True, help="folder of a classifier (`diffusers-ext classifier train`)")
     parser.add_argument("--dataset_name", default="embedded")
-    parser.add_argument("--recipe", default="train/recipes/mnist-classes.yaml")
+    parser.add_argument("--recipe", default="diffusers_ext/recipes/mnist-classes.yaml")
     parser.add_argument("--model", help="of ours; the recipe's if not given")
     parser.add_argument("--mixed_precision", help="of ours; the recipe's if not given")
     parser.add_argument("--sampler", help="of ours: ddim, dpmsolver++, ...; the recipe's if not given")

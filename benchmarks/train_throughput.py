@@ -182,7 +182,7 @@ def train_peer(arguments: argparse.Namespace, inner: Any, network: Any, folder: 
 
 def digits() -> torch.Tensor:
     """The embedded digits, (10000, 1, 28, 28) in [-1, 1]."""
-    from diffusers_ext.training.data import load_image_data
+    from diffusers_ext.data.images import load_image_data
 
     data = load_image_data("embedded", None, None, "train", resolution=28)
     return data.__getitems__(range(len(data)))["images"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from .registration import BASE_NAMES, register
+from .hub.registration import BASE_NAMES, register
 
 __version__ = "0.1.0"
 
@@ -30,14 +30,14 @@ _CLASSES = {
         "SubsequenceDDIMScheduler",
     ],
     "pipelines": ["GenerationPipeline"],
-    "evaluation.judge": ["ImageClassifier"],
+    "evaluation.classifier": ["ImageClassifier"],
 }
 _OTHERS = {
     "models": ["PRESETS", "build_model"],
     "schedulers": ["NoisePath", "PREDICTION_TYPES", "SCHEDULES"],
     "training": ["ConditionalTrainingArguments", "TrainingArguments", "Trainer", "train"],
-    "hub": ["export", "push_to_hub"],
-    "model_card": ["write_card"],
+    "hub.export": ["export", "push_to_hub"],
+    "hub.model_card": ["write_card"],
 }
 _MODULE_OF = {name: module for table in (_CLASSES, _OTHERS) for module, names in table.items() for name in names}
 

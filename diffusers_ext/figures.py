@@ -534,10 +534,10 @@ def plot_guidance_sweep(
 
     Args:
         scales: guidance scales, (count,).
-        accuracy: share of the samples that the judge takes for the class asked for, in [0, 1].
+        accuracy: share of the samples that the classifier takes for the class asked for, in [0, 1].
         diversity: as a share of that of real images; 1 is drawn as a line.
         path: of the file; its suffix says which kind.
-        real_accuracy: the judge's share of real images, drawn as a line.
+        real_accuracy: the classifier's share of real images, drawn as a line.
         title: above the plot.
 
     Raises ValueError for no scales, or lists of different lengths.
@@ -570,7 +570,7 @@ def plot_guidance_sweep(
         right.grid(False)
         right.spines["right"].set_visible(True)
         left.set_xlabel("guidance scale (0 unconditional, 1 conditional)")
-        left.set_ylabel("class accuracy by the judge, %", color=COLORS[0])
+        left.set_ylabel("class accuracy by the classifier, %", color=COLORS[0])
         right.set_ylabel("diversity within a class (real images 1)", color=COLORS[1])
         for axes, color in ((left, COLORS[0]), (right, COLORS[1])):
             axes.tick_params(axis="y", colors=color)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffusers_ext.evaluation.mixture import GaussianMixture
+from diffusers_ext.proofs.mixture import GaussianMixture
 
 
 class ExactModel:

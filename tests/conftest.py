@@ -69,14 +69,14 @@ def corners_data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def corners_judge(corners_data, tmp_path_factory):
-    """The folder of a judge of `corners_data`, which names nearly every test image right."""
+def corners_classifier(corners_data, tmp_path_factory):
+    """The folder of a classifier of `corners_data`, which names nearly every test image right."""
     from diffusers_ext import ImageClassifier
     from diffusers_ext.cli import main
 
-    folder = str(tmp_path_factory.mktemp("judge"))
+    folder = str(tmp_path_factory.mktemp("classifier"))
     small = ["--block_channels", "8", "16", "--train_batch_size", "16", "--num_epochs", "5", "--learning_rate", "0.02"]
     still = ["--shift", "0", "--rotation", "0", "--zoom", "0", "--mixed_precision", "no"]
-    assert main(["judge", "train", "--train_data_dir", corners_data, *small, *still, "--output_dir", folder]) == 0
+    assert main(["classifier", "train", "--train_data_dir", corners_data, *small, *still, "--output_dir", folder]) == 0
     assert ImageClassifier.from_pretrained(folder).config.test_accuracy > 0.98
     return folder

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusers_ext import allocator
+from diffusers_ext.training import allocator
 
 # Page faults of taking and freeing 64 MB twenty times, once before and once after the memory is kept.
 FAULTS = """
 import resource
-from diffusers_ext.allocator import keep_freed_memory
+from diffusers_ext.training.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -40,7 +40,7 @@ def test_kept_memory_is_not_taken_from_the_system_again():
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="not the GNU C library")
 def test_however_much_is_freed_is_kept():
     code = (
-        "from diffusers_ext.allocator import keep_freed_memory\nkeep_freed_memory()\n"
+        "from diffusers_ext.training.allocator import keep_freed_memory\nkeep_freed_memory()\n"
         "blocks = [b'x' * 2**26 for _ in range(40)]\ndel blocks\n"
         "import resource; print(int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize())"
     )
@@ -55,7 +55,7 @@ def test_another_c_library_is_left_alone(monkeypatch):
 
 @pytest.mark.parametrize(("device", "calls"), [("cpu", 1), ("cuda", 0)])
 def test_training_keeps_memory_on_a_cpu(device, calls, tiny_run, monkeypatch):
-    from diffusers_ext.training import loop
+    from diffusers_ext.training import trainer as loop
 
     class Stop(Exception):
         pass

@@ -136,7 +136,7 @@ def test_make_bench_runs_every_part_and_fails_when_one_of_them_did(tmp_path, sta
     python.chmod(0o755)
     for file in ("stamp", "config.json"):
         (tmp_path / file).touch()
-    places = {"BIN": "", "STAMP": "stamp", "BENCH_JUDGE": "", "BENCH_STATUS": "there/status"}
+    places = {"BIN": "", "STAMP": "stamp", "BENCH_CLASSIFIER": "", "BENCH_STATUS": "there/status"}
     settings = [f"{name}={tmp_path / place}" for name, place in places.items()]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not of `make test`
     run = subprocess.run(["make", "bench", *settings], cwd=ROOT, capture_output=True, text=True, env=alone)

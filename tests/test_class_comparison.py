@@ -5,13 +5,13 @@ import csv
 import corners
 import pytest
 import torch
+from diffusers_ext.commands import compare as compare_command
 from PIL import Image
 
-from diffusers_ext.class_comparison import compare_classes
 from diffusers_ext.cli import main
-from diffusers_ext.commands import compare as compare_command
-from diffusers_ext.comparison import timed_samples
-from diffusers_ext.samplers import SamplerChoice
+from diffusers_ext.evaluation.class_comparison import compare_classes
+from diffusers_ext.evaluation.comparison import timed_samples
+from diffusers_ext.schedulers.registry import SamplerChoice
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def rows_of(folder):
         return {(row["sampler"], float(row["guidance_scale"])): row for row in csv.DictReader(file)}
 
 
-def test_one_command_shows_the_failure_and_its_repair(perfect, corners_data, corners_judge, tmp_path, capsys):
+def test_one_command_shows_the_failure_and_its_repair(perfect, corners_data, corners_classifier, tmp_path, capsys):
     samplers = ["langevin-original:50", "langevin:12x6", "reverse-sde:50", "ddim:20"]
     flags = ["--samplers", *samplers, "--guidance_scales", "0.1", "1", "--num_images", "8"]
-    judged = ["--judge", corners_judge, "--train_data_dir", corners_data, "--output_dir", str(tmp_path)]
+    judged = ["--classifier", corners_classifier, "--train_data_dir", corners_data, "--output_dir", str(tmp_path)]
     assert main(["compare", "--model", "perfect", *flags, *judged]) == 0
     rows = rows_of(tmp_path)
     assert list(rows) == [
@@ -48,10 +48,20 @@ def test_one_command_shows_the_failure_and_its_repair(perfect, corners_data, cor
     assert "real images: Frechet" in printed
 
 
-def test_evaluations_are_counted_for_each_image(perfect, corners_judge, tmp_path):
+def test_evaluations_are_counted_for_each_image(perfect, corners_classifier, tmp_path):
     flags = ["--samplers", "ddim:6", "langevin:3", "--inner_steps", "2", "--guidance_scales", "0", "1", "2"]
     few = ["--class_labels", "2", "corner0", "--num_images", "3", "--batch_size", "4"]
-    words = ["compare", "--model", "perfect", *flags, *few, "--judge", corners_judge, "--output_dir", str(tmp_path)]
+    words = [
+        "compare",
+        "--model",
+        "perfect",
+        *flags,
+        *few,
+        "--classifier",
+        corners_classifier,
+        "--output_dir",
+        str(tmp_path),
+    ]
     assert main(words) == 0
     rows = rows_of(tmp_path)
     counts = {key: int(row["evaluations"]) for key, row in rows.items()}
@@ -67,7 +77,7 @@ def test_evaluations_are_counted_for_each_image(perfect, corners_judge, tmp_path
     assert {row["frechet_distance"] for row in rows.values()} == {""}  # there were no real images
 
 
-def test_without_a_judge_there_are_pictures_only(perfect, tmp_path):
+def test_without_a_classifier_there_are_pictures_only(perfect, tmp_path):
     words = ["--samplers", "ddim", "--lengths", "2", "4", "--num_images", "1", "--output_dir", str(tmp_path)]
     assert main(["compare", "--model", "perfect", *words]) == 0
     with (tmp_path / "comparison.csv").open() as file:

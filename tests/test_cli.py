@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusers_ext import AnnotatedUNet2DModel, GenerationPipeline, SubsequenceDDIMScheduler, build_model
 from diffusers_ext.cli import main
-from diffusers_ext.comparison import compare, full_flow
+from diffusers_ext.evaluation.comparison import compare, full_flow
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
-from diffusers_ext.pipelines.image_conditions import image_condition
+from diffusers_ext.conditions.image import image_condition
+from diffusers_ext.conditions.text_encoder import load_text_encoder, small_text_encoder, tokenize, train_tokenizer
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
-from diffusers_ext.training.text import load_text_encoder, small_text_encoder, tokenize, train_tokenizer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 TINY_ADM = {

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from diffusers_ext import GenerationPipeline
 from diffusers_ext.cli import main
-from diffusers_ext.convert import (
+from diffusers_ext.hub.convert import (
     FILE_TYPES,
     SOURCES,
     build_from_weights,

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_ext.training.data import (
+from diffusers_ext.data.images import (
     BatchSchedule,
     ImageData,
     decode,
@@ -28,7 +28,7 @@ from diffusers_ext.training.data import (
     random_boxes,
     uniforms,
 )
-from diffusers_ext.training.image_sources import EMBEDDED_FOLDER, ZipReader
+from diffusers_ext.data.sources import EMBEDDED_FOLDER, ZipReader
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data, which is not here")
@@ -659,7 +659,7 @@ def test_unreadable_images_can_be_errors(broken_folder, max_memory_bytes):
 
 
 def test_an_error_does_not_wait_for_the_rest(tmp_path, monkeypatch):
-    from diffusers_ext.training import data
+    from diffusers_ext.data import images as data
 
     decoded = []
 

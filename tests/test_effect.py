@@ -10,7 +10,7 @@ from local_processes import run_processes
 
 from diffusers_ext.models import build_model
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, TrainingArguments, parse_arguments
-from diffusers_ext.training.building import make_objective
+from diffusers_ext.training.build import make_objective
 from diffusers_ext.training.effect import NEEDS, without_effect
 
 RECIPES = sorted((ROOT / "train" / "recipes").glob("*.yaml"))
@@ -22,7 +22,7 @@ def told_of(line, kind=ConditionalTrainingArguments):
 
 
 def recipe(name):
-    return f"--recipe {ROOT}/train/recipes/{name}.yaml"
+    return f"--recipe {ROOT}/diffusers_ext/recipes/{name}.yaml"
 
 
 def test_the_table_speaks_of_settings_that_exist():
@@ -56,7 +56,7 @@ def test_the_table_speaks_of_settings_that_exist():
         ("--train_data_dir some --validation_size 9", "validation_size", "there is no validation_split"),
         ("--validation_steps 9 --save_images_epochs 2", "save_images_epochs", "validation_steps takes its place"),
         ("--early_stopping_min_delta 0.1", "early_stopping_min_delta", "early_stopping_patience is not set"),
-        ("--evaluation_size 9", "evaluation_size", "there is neither judge nor features"),
+        ("--evaluation_size 9", "evaluation_size", "there is neither classifier nor features"),
         ("--sampler dpmsolver++ --subsequence exp", "subsequence", "only ddim and ddim-original visit a subsequence"),
         ("--logger none --logging_dir there", "logging_dir", "logger is not tensorboard"),
         ("--hub_private_repo", "hub_private_repo", "push_to_hub is off"),

@@ -13,11 +13,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from diffusers_ext.averaging import Reconstruction, weights_of
 from diffusers_ext.cli import main
-from diffusers_ext.commands.ema import replace_weights
-from diffusers_ext.hub import files_to_push
-from diffusers_ext.model_card import make_card
+from diffusers_ext.cli.ema import replace_weights
+from diffusers_ext.hub.averages import Reconstruction, weights_of
+from diffusers_ext.hub.export import files_to_push
+from diffusers_ext.hub.model_card import make_card
 from diffusers_ext.training import Trainer, train
 from diffusers_ext.training.checkpoint import CheckpointError
 from diffusers_ext.training.ema import (

@@ -6,15 +6,15 @@ import json
 import corners
 import pytest
 import torch
+from diffusers_ext.commands import evaluate as evaluate_command
 from PIL import Image
 
 from diffusers_ext import ImageClassifier
-from diffusers_ext.averaging import Reconstruction, weights_of
 from diffusers_ext.cli import main
-from diffusers_ext.commands import evaluate as evaluate_command
 from diffusers_ext.evaluation.features import FeatureSet, compare_sets, evenly_spread, extract
+from diffusers_ext.hub.averages import Reconstruction, weights_of
 from diffusers_ext.pipelines.batched_generation import generate_images
-from diffusers_ext.samplers import SamplerChoice
+from diffusers_ext.schedulers.registry import SamplerChoice
 
 
 @pytest.fixture
@@ -30,15 +30,15 @@ def data(corners_data):
 
 
 @pytest.fixture
-def judge(corners_judge):
-    return corners_judge
+def classifier(corners_classifier):
+    return corners_classifier
 
 
 @pytest.fixture
-def run(data, judge, tmp_path):
+def run(data, classifier, tmp_path):
     def evaluate(*words):
         output = tmp_path / "report.json"
-        flags = ["--model", "perfect", "--judge", judge, "--train_data_dir", data, "--output", str(output)]
+        flags = ["--model", "perfect", "--classifier", classifier, "--train_data_dir", data, "--output", str(output)]
         assert main(["evaluate", *flags, "--num_images", "80", "--num_inference_steps", "20", *words]) == 0
         return json.loads(output.read_text())
 
@@ -58,7 +58,7 @@ def test_samples_of_a_perfect_network_measure_like_real_images(perfect, run, cap
     assert f"{100 * samples['class_accuracy']:.2f} %" in printed
 
 
-def test_a_report_says_what_it_was_taken_with(perfect, run, judge, capsys):
+def test_a_report_says_what_it_was_taken_with(perfect, run, classifier, capsys):
     report = run("--sampler", "ddpm", "--guidance_scale", "1.5", "--seed", "3", "--class_labels", "1", "corner3")
     assert report["samples"]["sampler"] == "ddpm"
     assert report["samples"]["scheduler"] == "AncestralDDPMScheduler"
@@ -68,7 +68,7 @@ def test_a_report_says_what_it_was_taken_with(perfect, run, judge, capsys):
     assert report["real_images"] == {"data": report["real_images"]["data"], "split": "test", "num_images": 80}
     assert report["floor"]["split"] == "train"  # the test split has 80 of these classes, which is not twice 80
     assert "The floor is of another split, for test has too few such images" in capsys.readouterr().out
-    assert "% right on 160 (test)" in report["judge"]["description"]
+    assert "% right on 160 (test)" in report["classifier"]["description"]
 
 
 def test_without_guidance_the_class_is_left_to_chance(perfect, run):
@@ -91,8 +91,8 @@ def test_a_poor_sampler_is_found_out(perfect, run):
     assert measures[0]["frechet_distance"] < 0.5 * measures[1]["frechet_distance"]
 
 
-def test_sweep_draws_and_tells_what_guidance_gives_and_takes(perfect, data, judge, tmp_path):
-    flags = ["--model", "perfect", "--judge", judge, "--train_data_dir", data, "--output_dir", str(tmp_path)]
+def test_sweep_draws_and_tells_what_guidance_gives_and_takes(perfect, data, classifier, tmp_path):
+    flags = ["--model", "perfect", "--classifier", classifier, "--train_data_dir", data, "--output_dir", str(tmp_path)]
     few = ["--num_images", "40", "--num_inference_steps", "10", "--guidance_scales", "3", "0", "1"]
     assert main(["sweep", *flags, *few]) == 0
     with (tmp_path / "sweep.csv").open() as file:
@@ -128,8 +128,8 @@ def test_features_of_any_module():
         extract([images], torch.nn.Flatten(), labels=torch.zeros(5))
 
 
-def test_the_judges_own_features_cost_one_pass(judge):
-    network = ImageClassifier.from_pretrained(judge)
+def test_the_classifiers_own_features_cost_one_pass(classifier):
+    network = ImageClassifier.from_pretrained(classifier)
     calls = []
     network.conv_in.register_forward_hook(lambda *_: calls.append(1))
     images, labels = corners.draw(8, 5)
@@ -191,7 +191,7 @@ def test_sampler_choices():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--judge", "/nowhere"], "There is no judge '/nowhere'"),
+        (["--classifier", "/nowhere"], "There is no classifier '/nowhere'"),
         (["--class_labels", "7"], "class_labels takes all, 0 to 3 or a name among corner0"),
         (["--sampler", "magic"], "got 'magic'"),
         (["--subsequence", "exp"], "subsequence 'exp' needs --sampler ddim or ddim-original."),
@@ -199,18 +199,18 @@ def test_sampler_choices():
         (["--num_images", "0"], "num_images must be at least 1, got 0"),
     ],
 )
-def test_wrong_words_are_one_sentence(perfect, data, judge, capsys, words, sentence):
-    assert main(["evaluate", "--model", "perfect", "--judge", judge, "--train_data_dir", data, *words]) == 1
+def test_wrong_words_are_one_sentence(perfect, data, classifier, capsys, words, sentence):
+    assert main(["evaluate", "--model", "perfect", "--classifier", classifier, "--train_data_dir", data, *words]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert sentence in error
 
 
-def test_a_judge_of_other_classes_or_channels_is_refused(perfect, data, judge, capsys):
-    flags = ["--model", "perfect", "--judge", judge, "--train_data_dir", data]
+def test_a_classifier_of_other_classes_or_channels_is_refused(perfect, data, classifier, capsys):
+    flags = ["--model", "perfect", "--classifier", classifier, "--train_data_dir", data]
     perfect.register_to_config(id2label={"0": "somewhere else"})
     assert main(["evaluate", *flags]) == 1
-    assert "Class 0 is 'corner0' for the judge and 'somewhere else' for the pipeline" in capsys.readouterr().err
+    assert "Class 0 is 'corner0' for the classifier and 'somewhere else' for the pipeline" in capsys.readouterr().err
     perfect.unet.config.in_channels = 3
     assert main(["evaluate", *flags]) == 1
-    assert "The judge takes 1 channels, and the pipeline makes 3" in capsys.readouterr().err
+    assert "The classifier takes 1 channels, and the pipeline makes 3" in capsys.readouterr().err

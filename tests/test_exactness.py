@@ -13,10 +13,10 @@ from local_processes import run_processes
 from safetensors.torch import load_file
 
 from diffusers_ext import ImageClassifier
+from diffusers_ext.objectives.timestep_sampling import HISTORY
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
 from diffusers_ext.training.checkpoint import list_checkpoints, remove_partial, seal
 from diffusers_ext.training.ema import list_snapshots
-from diffusers_ext.training.timestep_sampling import HISTORY
 
 # Parts of a run that a kill may hit; `_step` holds all the batches that an optimizer step accumulates.
 LEARNING = ("_step", "_save_checkpoint", "_after_step")
@@ -186,8 +186,13 @@ def test_killed_before_the_last_validation_and_resumed_ends_as_unbroken(tiny_run
 
 @pytest.mark.parametrize("killed_in", ["_save_what_is_new", "_finish"])
 def test_killed_after_the_last_measures_and_resumed_records_them_once(random_run, tmp_path, monkeypatch, killed_in):
-    ImageClassifier(in_channels=1, num_classes=10, block_channels=[4, 8]).save_pretrained(tmp_path / "judge")
-    measured = {"judge": str(tmp_path / "judge"), "evaluation_steps": 4, "evaluation_size": 20, "validation_steps": 4}
+    ImageClassifier(in_channels=1, num_classes=10, block_channels=[4, 8]).save_pretrained(tmp_path / "classifier")
+    measured = {
+        "classifier": str(tmp_path / "classifier"),
+        "evaluation_steps": 4,
+        "evaluation_size": 20,
+        "validation_steps": 4,
+    }
     train(whole := random_run(**measured))
 
     def killed(*_):
@@ -231,7 +236,7 @@ def test_a_checkpoint_that_a_kill_left_half_replaced_is_put_back(tiny_run, tmp_p
 
 
 def test_what_only_watches_the_training_changes_no_bit(random_run, tmp_path):
-    ImageClassifier(in_channels=1, num_classes=10, block_channels=[4, 8]).save_pretrained(tmp_path / "judge")
+    ImageClassifier(in_channels=1, num_classes=10, block_channels=[4, 8]).save_pretrained(tmp_path / "classifier")
     train(plain := random_run(logging_steps=100, validation_steps=100, checkpointing_steps=100))
     watched = random_run(
         logger="tensorboard",
@@ -242,7 +247,7 @@ def test_what_only_watches_the_training_changes_no_bit(random_run, tmp_path):
         sampler="ddpm",
         ddpm_num_inference_steps=3,
         guidance_scale=2.0,
-        judge=str(tmp_path / "judge"),
+        classifier=str(tmp_path / "classifier"),
         evaluation_steps=2,
         evaluation_size=20,
         early_stopping_patience=100,

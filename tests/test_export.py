@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from diffusers_ext import AncestralDDPMScheduler, GenerationPipeline, build_model, export, hub
-from diffusers_ext.hub import files_to_push
-from diffusers_ext.model_card import make_card
+from diffusers_ext.hub.export import files_to_push
+from diffusers_ext.hub.model_card import make_card
 from diffusers_ext.training.saving import HubPusher
 
 

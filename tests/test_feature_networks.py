@@ -7,13 +7,13 @@ import numpy as np
 import peers
 import pytest
 import torch
+from diffusers_ext.commands import evaluate as evaluate_command
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from diffusers_ext import ImageClassifier
 from diffusers_ext.cli import main
-from diffusers_ext.commands import evaluate as evaluate_command
 from diffusers_ext.evaluation.feature_networks import as_bytes, load_feature_network
 from diffusers_ext.evaluation.features import extract
 from diffusers_ext.evaluation.inception import Inception, resize_as_tensorflow_1
@@ -362,19 +362,21 @@ def evaluate(monkeypatch, corners_data, tmp_path):
     return run
 
 
-def test_evaluate_compares_by_any_of_them_and_says_by_which(evaluate, vision_model, corners_judge, tmp_path, capsys):
+def test_evaluate_compares_by_any_of_them_and_says_by_which(
+    evaluate, vision_model, corners_classifier, tmp_path, capsys
+):
     report = evaluate("--features", vision_model()[1])
     assert report["features"] == {"name": "pooled output of tiny-vit, a ViTModel", "dimensions": 16}
-    assert report["judge"] is None
+    assert report["classifier"] is None
     measures = report["measures"]
     assert measures["samples"]["frechet_distance"] < 3 * measures["real_images"]["frechet_distance"]
     printed = capsys.readouterr().out
     assert "features: pooled output of tiny-vit, a ViTModel" in printed
     assert "no more images than" not in printed
-    report = evaluate("--features", archive(tmp_path, Archived()), "--judge", corners_judge)
+    report = evaluate("--features", archive(tmp_path, Archived()), "--classifier", corners_classifier)
     assert report["features"]["name"].startswith("features of the TorchScript archive")
     assert report["measures"]["samples"]["class_accuracy"] > 0.95
-    assert evaluate("--judge", corners_judge)["features"] == {"name": "the judge's", "dimensions": 16}
+    assert evaluate("--classifier", corners_classifier)["features"] == {"name": "the classifier's", "dimensions": 16}
 
 
 def test_evaluate_warns_of_fewer_images_than_dimensions(evaluate, vision_model, capsys):

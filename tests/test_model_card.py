@@ -11,9 +11,9 @@ from hub_server import TAGS
 from huggingface_hub import ModelCard
 
 from diffusers_ext import AncestralDDPMScheduler, GenerationPipeline, build_model, export, write_card
-from diffusers_ext.averaging import Reconstruction
 from diffusers_ext.cli import main
-from diffusers_ext.model_card import TEMPLATE, card_text, make_card
+from diffusers_ext.hub.averages import Reconstruction
+from diffusers_ext.hub.model_card import TEMPLATE, card_text, make_card
 
 CARDS = [path for path in sorted((ROOT / "model_cards").glob("*.md")) if path.name != "TEMPLATE.md"]
 
@@ -57,7 +57,7 @@ def test_puts_an_evaluation_beside_its_floor(folder):
         "samples": {"num_images": 100, "weights": "EMA", "sampler": "ddim", "num_inference_steps": 25, "seed": 0},
         "real_images": {"num_images": 100, "split": "test"},
         "floor": {"num_images": 90, "split": "train"},
-        "judge": {"description": "99 % right on 1,000 test images"},
+        "classifier": {"description": "99 % right on 1,000 test images"},
         "measures": {"samples": {"class_accuracy": 0.9, "recall": 0.5}, "real_images": {"class_accuracy": 0.99}},
     }
     (folder / "evaluation.json").write_text(json.dumps(report))

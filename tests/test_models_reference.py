@@ -13,7 +13,7 @@ from reference_models import (
     randomized,
 )
 
-from diffusers_ext.convert import translate
+from diffusers_ext.hub.convert import translate
 from diffusers_ext.models import (
     PRESETS,
     ADMUNet2DModel,

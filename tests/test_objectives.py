@@ -16,12 +16,12 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from scipy import stats
 
+from diffusers_ext.objectives.diffusion import DiffusionObjective
+from diffusers_ext.objectives.timestep_sampling import HISTORY, UNIFORM_SHARE, ImportanceSampler, TimestepSampler
+from diffusers_ext.objectives.weighting import WEIGHTINGS, X0_WEIGHTINGS, Weighting
 from diffusers_ext.schedulers.noise_path import PREDICTION_TYPES, NoisePath, RectifiedFlowPath
 from diffusers_ext.training import Trainer, TrainingArguments, train
-from diffusers_ext.training.building import make_objective
-from diffusers_ext.training.objective import DiffusionObjective
-from diffusers_ext.training.timestep_sampling import HISTORY, UNIFORM_SHARE, ImportanceSampler, TimestepSampler
-from diffusers_ext.training.weighting import WEIGHTINGS, X0_WEIGHTINGS, Weighting
+from diffusers_ext.training.build import make_objective
 
 T = 20
 PATH = NoisePath.from_schedule("linear", T, 0.01, 0.4)

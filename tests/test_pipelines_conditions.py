@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from diffusers_ext import ADMUNet2DModel, GenerationPipeline, SubsequenceDDIMScheduler
+from diffusers_ext.conditions.image import image_tensor, mask_tensor, random_masks
 from diffusers_ext.pipelines import IMAGE_CONDITIONS, encode_prompts, image_condition
-from diffusers_ext.pipelines.image_conditions import image_tensor, mask_tensor, random_masks
 
 WORDS = "[PAD] [UNK] [BOS] [EOS] a the red green blue cat dog house on left right of small big".split()  # noqa: SIM905
 TOKENS, DIM = 8, 16

@@ -1,4 +1,4 @@
-"""The judge's view of samples while a network trains: true, the same on any number of processes, and without effect."""
+"""Evaluation of samples during training: right, the same on any number of processes, and without effect on it."""
 
 import json
 from types import SimpleNamespace
@@ -9,11 +9,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
+from diffusers_ext.data.images import load_image_data
 from diffusers_ext.pipelines.batched_generation import as_tensor
 from diffusers_ext.pipelines.guidance import GuidedNetwork
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
 from diffusers_ext.training import sample_evaluation as module
-from diffusers_ext.training.data import load_image_data
 from diffusers_ext.training.sample_evaluation import SampleEvaluation
 
 
@@ -36,8 +36,8 @@ def evaluations(arguments):
         return [record for record in map(json.loads, file) if "frechet_distance" in record]
 
 
-def test_it_is_measured_every_so_many_steps_and_changes_no_weight(run, corners_judge):
-    judged, alone = run("judged", judge=corners_judge, evaluation_steps=4), run("alone")
+def test_it_is_measured_every_so_many_steps_and_changes_no_weight(run, corners_classifier):
+    judged, alone = run("judged", classifier=corners_classifier, evaluation_steps=4), run("alone")
     for arguments in (judged, alone):
         train(arguments)
     records = evaluations(judged)
@@ -45,7 +45,7 @@ def test_it_is_measured_every_so_many_steps_and_changes_no_weight(run, corners_j
     assert evaluations(alone) == []
     for record in records:
         assert (record["evaluation_samples"], record["evaluation_split"]) == (60, "test")
-        assert record["evaluation_features"] == "the judge's"
+        assert record["evaluation_features"] == "the classifier's"
         assert record["evaluation_scheduler"] == "SubsequenceDDIMScheduler"
         assert (record["evaluation_num_inference_steps"], record["evaluation_guidance_scale"]) == (2, 2.0)
         assert (record["evaluation_weights"], record["evaluation_weights_step"]) == ("EMA", record["step"])
@@ -57,12 +57,12 @@ def test_it_is_measured_every_so_many_steps_and_changes_no_weight(run, corners_j
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
-def test_samples_that_are_no_numbers_are_told_and_do_not_stop_the_run(run, corners_judge, monkeypatch):
+def test_samples_that_are_no_numbers_are_told_and_do_not_stop_the_run(run, corners_classifier, monkeypatch):
     def broken(self, noise, *_, **__):
         return torch.where(torch.arange(len(noise)).reshape(-1, 1, 1, 1) == 3, torch.nan, noise)
 
     monkeypatch.setattr(GuidedNetwork, "__call__", broken)
-    train(arguments := run("broken", judge=corners_judge, evaluation_steps=4))
+    train(arguments := run("broken", classifier=corners_classifier, evaluation_steps=4))
     assert evaluations(arguments) == []
     with open(f"{arguments.output_dir}/metrics.jsonl") as file:
         records = [record for record in map(json.loads, file) if "evaluation_samples" in record]
@@ -72,10 +72,12 @@ def test_samples_that_are_no_numbers_are_told_and_do_not_stop_the_run(run, corne
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
 
 
-def test_under_early_stopping_the_last_evaluation_judges_what_is_saved(run, corners_judge):
+def test_under_early_stopping_the_last_evaluation_judges_what_is_saved(run, corners_classifier):
     worse = {"learning_rate": 0.5, "max_grad_norm": 1e9, "lr_scheduler": "constant", "use_ema": False}
     early = {"validation_steps": 1, "early_stopping_patience": 2, "checkpointing_steps": 1, "max_train_steps": 200}
-    trainer = Trainer(arguments := run("stopped", judge=corners_judge, evaluation_steps=100, **early, **worse))
+    trainer = Trainer(
+        arguments := run("stopped", classifier=corners_classifier, evaluation_steps=100, **early, **worse)
+    )
     pipeline = trainer.train()
     record, best = evaluations(arguments)[-1], trainer.progress.best_at
     assert record["step"] == trainer.progress.step == best + 2
@@ -89,10 +91,10 @@ def test_under_early_stopping_the_last_evaluation_judges_what_is_saved(run, corn
     assert len(evaluations(arguments)) == 1  # these weights have been judged
 
 
-def test_the_last_record_is_of_what_is_saved_though_it_was_judged_before(run, corners_judge):
+def test_the_last_record_is_of_what_is_saved_though_it_was_judged_before(run, corners_classifier):
     worse = {"learning_rate": 0.5, "max_grad_norm": 1e9, "lr_scheduler": "constant", "use_ema": False}
     early = {"validation_steps": 1, "early_stopping_patience": 1, "max_train_steps": 200}
-    trainer = Trainer(arguments := run("stopped", judge=corners_judge, evaluation_steps=1, **early, **worse))
+    trainer = Trainer(arguments := run("stopped", classifier=corners_classifier, evaluation_steps=1, **early, **worse))
     trainer.train()
     steps = [(record["step"], record["evaluation_weights_step"]) for record in evaluations(arguments)]
     best = trainer.progress.best_at
@@ -100,13 +102,13 @@ def test_the_last_record_is_of_what_is_saved_though_it_was_judged_before(run, co
 
 
 @pytest.fixture
-def evaluation(run, corners_data, corners_judge):
+def evaluation(run, corners_data, corners_classifier):
     def make(num_processes=1, process_index=0, by_class=True, **overrides):
         accelerator = SimpleNamespace(
             num_processes=num_processes, process_index=process_index, device=torch.device("cpu")
         )
         data = load_image_data(train_data_dir=corners_data, split="test")
-        settings = {"judge": corners_judge, "ddpm_num_inference_steps": 20, **overrides}
+        settings = {"classifier": corners_classifier, "ddpm_num_inference_steps": 20, **overrides}
         arguments = run("evaluation", **settings)
         return SampleEvaluation(arguments, accelerator, data, by_class, {"guidance_scale": 1.0} if by_class else {})
 
@@ -132,14 +134,14 @@ def test_processes_share_the_work_and_find_the_same(evaluation, monkeypatch):
     assert evaluation(2, 0)(pipeline) == pytest.approx(alone)
 
 
-def test_other_features_with_a_judge_and_without(evaluation, corners_judge):
+def test_other_features_with_a_classifier_and_without(evaluation, corners_classifier):
     pipeline = corners.perfect_pipeline()
     first, second, third = (
         evaluation(**settings)(pipeline)
-        for settings in ({}, {"features": corners_judge}, {"features": corners_judge, "judge": None})
+        for settings in ({}, {"features": corners_classifier}, {"features": corners_classifier, "classifier": None})
     )
     names = [measures.pop("evaluation_features") for measures in (first, second, third)]
-    assert names[0] == "the judge's"
+    assert names[0] == "the classifier's"
     assert names[1] == names[2]
     assert names[1].startswith("penultimate features of ")
     assert second == pytest.approx(first)
@@ -161,10 +163,10 @@ def test_the_size_is_bound_by_the_held_out_images(evaluation):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({"evaluation_steps": 5}, "evaluation_steps needs a judge"),
-        ({"judge": "x", "validation_split": None}, "judge needs a validation_split"),
+        ({"evaluation_steps": 5}, "evaluation_steps needs a classifier"),
+        ({"classifier": "x", "validation_split": None}, "classifier needs a validation_split"),
         ({"features": "x", "validation_split": None}, "features needs a validation_split"),
-        ({"judge": "x", "evaluation_size": 0}, "evaluation_size must be at least 1, got 0"),
+        ({"classifier": "x", "evaluation_size": 0}, "evaluation_size must be at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_be_are_one_sentence(run, overrides, sentence):
@@ -172,9 +174,9 @@ def test_settings_that_cannot_be_are_one_sentence(run, overrides, sentence):
         run("wrong", **overrides)
 
 
-def test_a_judge_that_is_not_there_is_one_sentence(run):
-    with pytest.raises(ValueError, match="judge '/nowhere' is no folder of a judge"):
-        Trainer(run("nowhere", judge="/nowhere"))
+def test_a_classifier_that_is_not_there_is_one_sentence(run):
+    with pytest.raises(ValueError, match="classifier '/nowhere' is no folder of a classifier"):
+        Trainer(run("nowhere", classifier="/nowhere"))
 
 
 def test_features_that_are_not_there_are_one_sentence(run):
@@ -182,6 +184,6 @@ def test_features_that_are_not_there_are_one_sentence(run):
         Trainer(run("nowhere", features="/nowhere"))
 
 
-def test_a_judge_of_other_channels_is_one_sentence(run, corners_judge):
-    with pytest.raises(ValueError, match="judge takes images of 1 channels, and the data have 3"):
-        Trainer(run("colour", judge=corners_judge, channels=3))
+def test_a_classifier_of_other_channels_is_one_sentence(run, corners_classifier):
+    with pytest.raises(ValueError, match="classifier takes images of 1 channels, and the data have 3"):
+        Trainer(run("colour", classifier=corners_classifier, channels=3))

@@ -17,7 +17,6 @@ import pytest
 import torch
 from analytic import MIXTURES, ExactModel, walk
 
-from diffusers_ext.samplers import FLOW_SAMPLERS, build_sampler
 from diffusers_ext.schedulers import (
     SCHEDULES,
     AncestralDDPMScheduler,
@@ -27,6 +26,7 @@ from diffusers_ext.schedulers import (
     ScoreSDEScheduler,
     SubsequenceDDIMScheduler,
 )
+from diffusers_ext.schedulers.registry import FLOW_SAMPLERS, build_sampler
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,4 +1,4 @@
-"""The oracle itself, against autograd, quadrature and closed forms: what judges the schedulers is judged first."""
+"""The oracle itself, against autograd, quadrature and closed forms: what classifiers the schedulers is judged first."""
 
 from __future__ import annotations
 

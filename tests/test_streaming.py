@@ -12,10 +12,10 @@ from local_processes import run_processes
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffusers_ext.data.images import UnreadableImageError, load_image_data
 from diffusers_ext.training import ConditionalTrainingArguments, Trainer, TrainingArguments, train
 from diffusers_ext.training.checkpoint import CheckpointError
 from diffusers_ext.training.conditioning import ClassConditioning
-from diffusers_ext.training.data import UnreadableImageError, load_image_data
 
 ROWS = 60
 

@@ -653,7 +653,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_run(tiny_run, mon
 
 
 def test_a_pipeline_that_cannot_be_saved_stops_only_a_finished_run(tiny_run, monkeypatch, caplog):
-    from diffusers_ext.training import loop
+    from diffusers_ext.training import trainer as loop
 
     saved = []
 
@@ -722,7 +722,7 @@ def test_a_signal_during_the_last_validation_saves_first(tiny_run, monkeypatch):
 
 
 def test_ctrl_c_after_the_last_step_is_one_sentence(tiny_run, monkeypatch):
-    from diffusers_ext.training import loop
+    from diffusers_ext.training import trainer as loop
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -1,6 +1,6 @@
 """Train a diffusion model that is told a class, a text or an image.
 
-    accelerate launch train/train_conditional.py --recipe train/recipes/mnist-classes.yaml
+    accelerate launch train/train_conditional.py --recipe diffusers_ext/recipes/mnist-classes.yaml
     python train/train_conditional.py --condition text --dataset_name my/captioned-images --caption_column text
     python train/train_conditional.py --condition image --image_condition super_resolution_4 --train_data_dir photos.zip
     python train/train_conditional.py --help

@@ -1,6 +1,6 @@
 """Train an unconditional diffusion model.
 
-    accelerate launch train/train_unconditional.py --recipe train/recipes/mnist.yaml
+    accelerate launch train/train_unconditional.py --recipe diffusers_ext/recipes/mnist.yaml
     torchrun --nproc_per_node 2 train/train_unconditional.py --dataset_name my/images --resolution 32
     python train/train_unconditional.py --help
 

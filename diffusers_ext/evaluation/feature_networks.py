@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from ..weight_files import read_tensors
+from ..hub.safe_loading import read_tensors
+from .classifier import ImageClassifier
 from .inception import NUM_FEATURES, Inception
-from .judge import ImageClassifier
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -146,7 +146,9 @@ def _of_folder(name: str) -> FeatureNetwork:
     if config.get("_class_name") == ImageClassifier.__name__:
         return _of_classifier(name)
     if "model_type" not in config:
-        raise ValueError(f"'{name}' is no classifier of `diffusers-ext judge train`, and no model of transformers.")
+        raise ValueError(
+            f"'{name}' is no classifier of `diffusers-ext classifier train`, and no model of transformers."
+        )
     return _of_vision_model(name)
 
 

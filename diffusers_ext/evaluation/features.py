@@ -1,4 +1,4 @@
-"""Sets of features, and how good one set is beside another. Any network gives features: the judge, or a user's own."""
+"""Sets of features of images, and measures between two sets. Any network can give the features."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import metrics
+from ..evaluation import metrics
 
 
 @dataclass
@@ -19,7 +19,7 @@ class FeatureSet:
 
     Attributes:
         features: (number, dimensions).
-        predicted: the judge's classes (number,), or None without a judge.
+        predicted: the classifier's classes (number,), or None without a classifier.
         labels: the classes that the images were asked for, or have (number,), or None.
     """
 
@@ -31,7 +31,7 @@ class FeatureSet:
         return len(self.features)
 
     def accuracy(self) -> float | None:
-        """Share of the images that the judge takes for what they should be; None without judge or labels."""
+        """Share of the images that the classifier takes for what they should be; None without classifier or labels."""
         if self.predicted is None or self.labels is None:
             return None
         return metrics.class_accuracy(self.predicted, self.labels)
@@ -41,7 +41,7 @@ class FeatureSet:
 def extract(
     batches: Iterable[torch.Tensor],
     features: torch.nn.Module,
-    judge: torch.nn.Module | None = None,
+    classifier: torch.nn.Module | None = None,
     labels: torch.Tensor | None = None,
 ) -> FeatureSet:
     """Features and classes of images.
@@ -49,7 +49,7 @@ def extract(
     Args:
         batches: images (batch, channels, height, width) in [-1, 1].
         features: any module. Its `features(images)` where it has one, else its output, one row an image.
-        judge: images -> logits; forms its classes from its own features where it is `features` too.
+        classifier: images -> logits; forms its classes from its own features where it is `features` too.
         labels: the classes that the images should have (number,).
 
     Returns:
@@ -57,12 +57,12 @@ def extract(
 
     Raises ValueError when there are no images, or labels of another number.
     """
-    for network in (features, judge):
+    for network in (features, classifier):
         if network is not None:
             network.eval()
     rows, classes = [], []
     for images in batches:
-        found, logits = _features_and_logits(images, features, judge)
+        found, logits = _features_and_logits(images, features, classifier)
         rows.append(found.flatten(1).float().cpu())
         if logits is not None:
             classes.append(logits.argmax(dim=1).cpu())
@@ -75,15 +75,15 @@ def extract(
 
 
 def _features_and_logits(
-    images: torch.Tensor, features: torch.nn.Module, judge: torch.nn.Module | None
+    images: torch.Tensor, features: torch.nn.Module, classifier: torch.nn.Module | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     found = _call(features, getattr(features, "features", features), images)
-    if judge is None:
+    if classifier is None:
         return found, None
-    if judge is features and hasattr(judge, "logits_of_features"):
-        shared: Any = judge
+    if classifier is features and hasattr(classifier, "logits_of_features"):
+        shared: Any = classifier
         return found, shared.logits_of_features(found)
-    return found, _call(judge, judge, images)
+    return found, _call(classifier, classifier, images)
 
 
 def _call(network: torch.nn.Module, function: Any, images: torch.Tensor) -> torch.Tensor:
@@ -96,9 +96,9 @@ def _call(network: torch.nn.Module, function: Any, images: torch.Tensor) -> torc
 def compare_sets(generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
     """Every measure of `metrics` that the two sets allow, by name; of real images in place of `generated`: the floor.
 
-    Neighbour measures need more than five images a set, class measures a judge and labels. Where both sets have the
-    very same number of images of each class, the kernel distance comes out a little below 0 for equal laws, since its
-    estimate takes images for independent: one more reason to read it beside the floor.
+    Neighbour measures need more than five images a set, class measures a classifier and labels. Where both sets have
+    the very same number of images of each class, the kernel distance comes out a little below 0 for equal laws, since
+    its estimate takes images for independent: one more reason to read it beside the floor.
     """
     result: dict[str, float] = {}
     accuracy = generated.accuracy()

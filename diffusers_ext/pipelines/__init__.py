@@ -1,7 +1,7 @@
 """Pipelines, one a file, and the conditions that pipelines and training make alike."""
 
-from .image_conditions import IMAGE_CONDITIONS, image_condition
+from ..conditions.image import IMAGE_CONDITIONS, image_condition
+from ..conditions.text import encode_prompts
 from .pipeline_generation import GenerationPipeline
-from .text_conditions import encode_prompts
 
 __all__ = ["IMAGE_CONDITIONS", "GenerationPipeline", "encode_prompts", "image_condition"]

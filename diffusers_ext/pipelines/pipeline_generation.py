@@ -12,9 +12,9 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .conditioning import ClassCondition, Condition, PictureCondition, TextCondition, arguments_known_to
+from ..conditions.base import ClassCondition, Condition, PictureCondition, TextCondition, arguments_known_to
+from ..conditions.image import Size, check_condition_name
 from .guidance import GuidedNetwork, check_guidance
-from .image_conditions import Size, check_condition_name
 
 # Bytes, that of memory which PyTorch allocates itself.
 ALIGNMENT = 64

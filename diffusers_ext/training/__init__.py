@@ -2,7 +2,7 @@
 
 from .arguments import ConditionalTrainingArguments, TrainingArguments, parse_arguments
 from .interruption import TrainingInterrupted
-from .loop import Trainer, TrainingDiverged, train
+from .trainer import Trainer, TrainingDiverged, train
 
 __all__ = [
     "ConditionalTrainingArguments",

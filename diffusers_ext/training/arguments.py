@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from ..pipelines.image_conditions import IMAGE_CONDITIONS
-from ..samplers import SAMPLERS
+from ..conditions.image import IMAGE_CONDITIONS
+from ..objectives.timestep_sampling import TIMESTEP_SAMPLINGS
+from ..objectives.weighting import WEIGHTINGS
+from ..schedulers.registry import SAMPLERS
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from .ema import EMA_KINDS, LONGEST_SIGMA_REL
-from .timestep_sampling import TIMESTEP_SAMPLINGS
-from .weighting import WEIGHTINGS
 
 LOSSES = ("l2", "l1", "huber")
 OPTIMIZERS = ("adamw", "muon")
@@ -180,11 +180,12 @@ class TrainingArguments(_Origins):
         None, "Validate and preview every so many optimizer steps; when not given, every save_images_epochs epochs."
     )
     validation_size: int = option(1000, "Number of validation images.")
-    judge: str | None = option(
-        None, "Folder of a judge (`diffusers-ext judge train`), which measures samples at the end of the run."
+    classifier: str | None = option(
+        None, "Folder of a classifier (`diffusers-ext classifier train`), which measures samples at the end of the run."
     )
     features: str | None = option(
-        None, "Network whose features are compared, as `diffusers-ext evaluate` takes it; the judge's if not given."
+        None,
+        "Network whose features are compared, as `diffusers-ext evaluate` takes it; the classifier's if not given.",
     )
     evaluation_steps: int | None = option(None, "Measure samples every so many optimizer steps as well.")
     evaluation_size: int = option(500, "Samples that are measured, at most half of the validation images.")
@@ -223,9 +224,9 @@ class TrainingArguments(_Origins):
             raise ValueError("ema_kind power averages nothing by itself; add use_ema to save it, or ema_snapshots.")
         if self.early_stopping_patience is not None and self.held_out_split is None:
             raise ValueError("early_stopping_patience needs a validation_split to measure the loss on.")
-        measuring = "judge" if self.judge is not None else "features" if self.features is not None else None
+        measuring = "classifier" if self.classifier is not None else "features" if self.features is not None else None
         if self.evaluation_steps is not None and measuring is None:
-            raise ValueError("evaluation_steps needs a judge to measure samples with, or features.")
+            raise ValueError("evaluation_steps needs a classifier to measure samples with, or features.")
         if measuring is not None and self.held_out_split is None:
             raise ValueError(f"{measuring} needs a validation_split of real images to compare samples with.")
 

@@ -13,13 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..conditions.image import image_condition
+from ..conditions.text_encoder import (
+    SMALL,
+    TextConditionedNetwork,
+    load_text_encoder,
+    small_text_encoder,
+    tokenize,
+    train_tokenizer,
+)
+from ..data.images import Batch, ImageData
+from ..objectives.randomness import generator_of, seed_of
 from ..pipelines import GenerationPipeline
-from ..pipelines.image_conditions import image_condition
 from .arguments import ConditionalTrainingArguments, TrainingArguments
-from .building import make_pipeline
-from .data import Batch, ImageData
-from .randomness import generator_of, seed_of
-from .text import SMALL, TextConditionedNetwork, load_text_encoder, small_text_encoder, tokenize, train_tokenizer
+from .build import make_pipeline
 
 
 class Conditioning:

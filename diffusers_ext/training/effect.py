@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..samplers import TAKES_SUBSEQUENCE
+from ..objectives.timestep_sampling import LOGIT_NORMAL
 from ..schedulers.noise_path import BETA_RANGE_SCHEDULES
+from ..schedulers.registry import TAKES_SUBSEQUENCE
 from .arguments import FLAG, TrainingArguments
-from .building import makes_toy, noise_schedule, weighting_name
-from .timestep_sampling import LOGIT_NORMAL
+from .build import makes_toy, noise_schedule, weighting_name
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ NEEDS = (
     ),
     Need(
         ("evaluation_size",),
-        ("judge", "features"),
-        lambda a: a.judge is not None or a.features is not None,
-        "there is neither judge nor features",
+        ("classifier", "features"),
+        lambda a: a.classifier is not None or a.features is not None,
+        "there is neither classifier nor features",
     ),
     Need(
         ("subsequence",),

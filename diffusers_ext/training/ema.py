@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..averaging import Reconstruction
-from . import checkpoint
+from ..hub.averages import Reconstruction
+from ..training import checkpoint
 
 EMA_KINDS = ("warmup", "power")
 SNAPSHOT_DIR = "ema-snapshots"

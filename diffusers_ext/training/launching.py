@@ -11,7 +11,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from .arguments import TrainingArguments, parse_arguments
 from .interruption import TrainingInterrupted
-from .loop import TrainingDiverged, train
+from .trainer import TrainingDiverged, train
 
 # Set by every launcher that really started several processes, torchrun's and MPI's.
 _RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")

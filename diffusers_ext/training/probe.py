@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from ..objectives.diffusion import Objective
 from .efficiency import DTYPES, wait_for
-from .objective import Objective
 from .precision import (
     Mode,
     attentions_of,

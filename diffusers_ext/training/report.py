@@ -13,10 +13,10 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from .. import figures
+from ..objectives.randomness import seed_of
 from ..pipelines import GenerationPipeline
 from ..schedulers import NoisePath
 from .arguments import TrainingArguments
-from .randomness import seed_of
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""How good the samples are while a network trains, from the same noise every time: to a judge, and by features."""
+"""How good the samples are while a network trains, from the same noise every time: to a classifier, and by features."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ..data.images import ImageData, permutation
+from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, compare_sets, evenly_spread, extract, floor_measures
-from ..evaluation.judge import ImageClassifier
+from ..objectives.randomness import seed_of
 from ..pipelines.batched_generation import as_tensor
 from .arguments import TrainingArguments
-from .data import ImageData, permutation
-from .randomness import seed_of
 
 EVALUATION = "evaluation_samples"  # among the measures of every evaluation
 BROKEN = "evaluation_samples_not_finite"
@@ -29,15 +29,15 @@ class SampleEvaluation:
     Noise and classes are the same at every call and on any number of processes, which share the work.
 
     Args:
-        arguments: `judge`, `features`, `evaluation_size`, `ddpm_num_inference_steps` and `seed` of them matter; a judge
-            or features there must be.
+        arguments: `classifier`, `features`, `evaluation_size`, `ddpm_num_inference_steps` and `seed` are used;
+            `classifier` or `features` must be given.
         accelerator: of the run.
         data: held-out images.
         by_class: whether samples are asked for the classes of these images.
         options: of the pipeline's call, such as a guidance scale.
 
     Raises:
-        ValueError: for a judge or features that are not there or take other images, or data without classes.
+        ValueError: for a classifier or features that are not there or take other images, or data without classes.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class SampleEvaluation:
     ):
         self.accelerator, self.options, self.seed = accelerator, options, arguments.seed
         self.steps, self.split = arguments.ddpm_num_inference_steps, arguments.held_out_split or ""
-        self.judge = None
-        if arguments.judge is not None:
-            self.judge = _load(arguments.judge, data.channels).to(accelerator.device)
-        features: torch.nn.Module | None = self.judge
+        self.classifier = None
+        if arguments.classifier is not None:
+            self.classifier = _load(arguments.classifier, data.channels).to(accelerator.device)
+        features: torch.nn.Module | None = self.classifier
         if arguments.features is not None:
             features = load_feature_network(arguments.features, accelerator.device)
         assert features is not None
-        self.features, self.name = features, getattr(features, "name", "the judge's")
+        self.features, self.name = features, getattr(features, "name", "the classifier's")
         if by_class and data.labels is None:
             raise ValueError(f"Samples of classes need held-out images with classes, and {data.description} has none.")
         order = torch.from_numpy(permutation(0, 0, len(data)))
@@ -71,7 +71,7 @@ class SampleEvaluation:
     def _features_of(self, data: ImageData, indices: torch.Tensor) -> FeatureSet:
         labels = None if data.labels is None else data.labels[indices]
         batches = (data.__getitems__(part.tolist())["images"] for part in indices.split(BATCH_SIZE))
-        return extract(batches, self.features, self.judge, labels)
+        return extract(batches, self.features, self.classifier, labels)
 
     def __call__(self, pipeline: Any) -> dict[str, float | str]:
         """All measures of `compare_sets`, each with `_real`: what real images get in the samples' place.
@@ -83,7 +83,7 @@ class SampleEvaluation:
         own = list(self._shares(pipeline))
         parts = sorted(gather_object(own) if self.accelerator.num_processes > 1 else own, key=lambda part: part[0])
         features = torch.cat([part[1] for part in parts])
-        predicted = None if self.judge is None else torch.cat([part[2] for part in parts])
+        predicted = None if self.classifier is None else torch.cat([part[2] for part in parts])
         broken = int((~features.isfinite()).any(dim=1).sum())
         measures = {} if broken else compare_sets(FeatureSet(features, predicted, self.labels), self.real)
         taken = {
@@ -102,7 +102,7 @@ class SampleEvaluation:
         return min(self.steps, pipeline.scheduler.config.num_train_timesteps)
 
     def _shares(self, pipeline: Any) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
-        """(number, features, classes by the judge) of the batches that fall to this process."""
+        """(number, features, classes by the classifier) of the batches that fall to this process."""
         pipeline.set_progress_bar_config(disable=True)
         steps = self._steps_of(pipeline)
         for number, start in enumerate(range(0, self.size, BATCH_SIZE)):
@@ -114,15 +114,19 @@ class SampleEvaluation:
             given = pipeline(
                 batch_size=count, num_inference_steps=steps, generator=generator, output_type="pt", **asked
             ).images
-            found = extract([as_tensor(given) * 2 - 1], self.features, self.judge)
+            found = extract([as_tensor(given) * 2 - 1], self.features, self.classifier)
             yield number, found.features, found.predicted
         pipeline.set_progress_bar_config()
 
 
 def _load(folder: str, channels: int) -> ImageClassifier:
     if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"judge '{folder}' is no folder of a judge; `diffusers-ext judge train` makes one.")
-    judge = ImageClassifier.from_pretrained(folder).eval()
-    if judge.config.in_channels != channels:
-        raise ValueError(f"judge takes images of {judge.config.in_channels} channels, and the data have {channels}.")
-    return judge
+        raise ValueError(
+            f"classifier '{folder}' is no folder of a classifier; `diffusers-ext classifier train` makes one."
+        )
+    classifier = ImageClassifier.from_pretrained(folder).eval()
+    if classifier.config.in_channels != channels:
+        raise ValueError(
+            f"classifier takes images of {classifier.config.in_channels} channels, and the data have {channels}."
+        )
+    return classifier

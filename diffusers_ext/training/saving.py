@@ -11,10 +11,10 @@ from pathlib import Path
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from ..averaging import RECIPE, RECONSTRUCTION
-from ..hub import export, files_to_push, push_to_hub
-from ..model_card import write_card
-from . import checkpoint
+from ..hub.averages import RECIPE, RECONSTRUCTION
+from ..hub.export import export, files_to_push, push_to_hub
+from ..hub.model_card import write_card
+from ..training import checkpoint
 from .arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)

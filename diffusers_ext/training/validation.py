@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .data import Batch, permutation
-from .objective import Objective
-from .randomness import generator_of
+from ..data.images import Batch, permutation
+from ..objectives.diffusion import Objective
+from ..objectives.randomness import generator_of
 
 BATCH_SIZE = 16  # a constant, since the noise and the times of an image depend on it
 

@@ -1,0 +1,5 @@
+"""`diffusers-ext`: one file per command, and `program`, which runs them."""
+
+from .program import main
+
+__all__ = ["main"]

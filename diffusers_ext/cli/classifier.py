@@ -1,0 +1,179 @@
+"""`diffusers-ext classifier train`: train the classifier by which samples of a data set are judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .shared import at_least_one, best_device
+
+if TYPE_CHECKING:
+    from ..data.images import ImageData
+    from ..evaluation.classifier import ImageClassifier
+
+
+@dataclass
+class ClassifierTrainArguments:
+    """Train a classifier: a small classifier of a data set's classes, for measuring samples."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub name, local folder, or `embedded`; embedded if nothing is given."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of images in class folders."})
+    image_column: str | None = field(default=None, metadata={"help": "Column with the images."})
+    label_column: str | None = field(default=None, metadata={"help": "Column with the classes."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    test_split: str = field(default="test", metadata={"help": "Split to test on; never trained on."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    resolution: int | None = field(default=None, metadata={"help": "Side of the images; their own if not given."})
+    random_flip: bool = field(default=False, metadata={"help": "Mirror every other training image; not for digits."})
+    block_channels: list[int] = field(default_factory=lambda: [32, 64, 128], metadata={"help": "Channels a level."})
+    blocks_per_level: int = field(default=1, metadata={"help": "Residual blocks a level."})
+    dropout: float = field(default=0.0, metadata={"help": "Share of features dropped in training."})
+    train_batch_size: int = field(default=128, metadata={"help": "Images a step."})
+    num_epochs: int = field(default=12, metadata={"help": "Passes over the training split."})
+    max_train_seconds: float = field(
+        default=150.0,
+        metadata={"help": "End earlier, after this time; the result then depends on the machine's speed."},
+    )
+    learning_rate: float = field(default=0.005, metadata={"help": "Highest learning rate."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Of AdamW."})
+    label_smoothing: float = field(default=0.1, metadata={"help": "Share of every target given to all classes."})
+    shift: float = field(default=0.08, metadata={"help": "Largest random shift, as a share of the side."})
+    rotation: float = field(default=8.0, metadata={"help": "Largest random rotation, in degrees."})
+    zoom: float = field(default=0.1, metadata={"help": "Largest random change of scale, as a share."})
+    mixed_precision: str = field(default="auto", metadata={"help": "auto, no or bf16."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, order and augmentation."})
+    output_dir: str = field(default="classifier", metadata={"help": "Where the classifier goes."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+
+
+def classifier_train(arguments: ClassifierTrainArguments) -> None:
+    """Train on the training split, test on the test split, save the classifier with its accuracy."""
+    from ..evaluation.classifier_training import accuracy
+
+    at_least_one(arguments, "train_batch_size", "num_epochs")
+    if not arguments.max_train_seconds > 0:
+        raise ValueError(f"max_train_seconds must be above 0, got {arguments.max_train_seconds}.")
+    train = _labelled_images(arguments, arguments.train_split, random_flip=arguments.random_flip)
+    test = _labelled_images(arguments, arguments.test_split, channels=train.channels)
+    names = [class_names(data) for data in (train, test)]
+    if not set(names[1]) <= set(names[0]):
+        unknown = sorted(set(names[1]) - set(names[0]))
+        raise ValueError(f"{arguments.test_split} has classes that {arguments.train_split} has not: {unknown}.")
+    classifier = new_classifier(train, arguments)
+    print(train.description)
+    began = time.monotonic()
+    steps = train_classifier(classifier, train, arguments)
+    seconds = time.monotonic() - began
+    print(f"{steps} steps in {seconds:.0f} s, {steps * arguments.train_batch_size / seconds:,.0f} images/s")
+    numbers = torch.tensor([names[0].index(name) for name in names[1]])
+    share, count = accuracy(classifier, ((images, numbers[labels]) for images, labels in in_order(test)))
+    classifier.register_to_config(test_split=arguments.test_split, num_test_images=count, test_accuracy=share)
+    classifier.save_pretrained(arguments.output_dir)
+    print(f"{classifier.description()}; {classifier.num_parameters():,} parameters in {arguments.output_dir}")
+
+
+def _labelled_images(arguments: ClassifierTrainArguments, split: str, **options: Any) -> ImageData:
+    from ..data.images import load_image_data
+
+    data = load_image_data(
+        arguments.dataset_name,
+        arguments.dataset_config_name,
+        arguments.train_data_dir,
+        split,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        cache_dir=arguments.cache_dir,
+        resolution=arguments.resolution,
+        center_crop=arguments.resolution is not None,
+        seed=arguments.seed,
+        **options,
+    )
+    if data.labels is None:
+        raise ValueError(f"A classifier needs labels, and {data.description} has none.")
+    return data
+
+
+def class_names(data: ImageData) -> list[str]:
+    """Names of the classes by number; the numbers themselves where the data have no names."""
+    if data.class_names is not None:
+        return list(data.class_names)
+    assert data.labels is not None
+    return [str(number) for number in range(int(data.labels.max()) + 1)]
+
+
+def in_order(data: ImageData, batch_size: int = 256) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """All images once, (images, labels) a batch."""
+    for start in range(0, len(data), batch_size):
+        batch = data.__getitems__(range(start, min(start + batch_size, len(data))))
+        yield batch["images"], batch["labels"]
+
+
+def new_classifier(train: ImageData, arguments: ClassifierTrainArguments) -> ImageClassifier:
+    """An untrained classifier for the data, on its device; the seed decides its weights."""
+    from ..evaluation.classifier import ImageClassifier
+
+    names = class_names(train)
+    torch.manual_seed(arguments.seed)
+    classifier = ImageClassifier(
+        in_channels=train.channels,
+        num_classes=len(names),
+        block_channels=arguments.block_channels,
+        blocks_per_level=arguments.blocks_per_level,
+        dropout=arguments.dropout,
+        sample_size=train.resolution,
+        id2label={str(number): name for number, name in enumerate(names)},
+        dataset=_data_name(arguments),
+        train_split=arguments.train_split,
+        num_train_images=len(train),
+    )
+    return classifier.to(best_device(arguments.device))
+
+
+def _data_name(arguments: ClassifierTrainArguments) -> str:
+    """The data set's name; of a local folder or archive its last part, since the rest means nothing elsewhere."""
+    name = arguments.train_data_dir or arguments.dataset_name or "embedded"
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def train_classifier(classifier: ImageClassifier, train: ImageData, arguments: ClassifierTrainArguments) -> int:
+    """Fit the classifier to the training data; the number of steps taken."""
+    from ..data.images import BatchSchedule
+    from ..evaluation.classifier_training import RandomAffine, fit
+
+    schedule = BatchSchedule(len(train), arguments.train_batch_size, seed=arguments.seed)
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for keys in schedule:
+            batch = train.__getitems__(keys)
+            yield batch["images"], batch["labels"]
+
+    return fit(
+        classifier,
+        batches(),
+        arguments.num_epochs * schedule.batches_per_epoch,
+        arguments.max_train_seconds,
+        arguments.learning_rate,
+        arguments.weight_decay,
+        arguments.label_smoothing,
+        RandomAffine(arguments.shift, arguments.rotation, arguments.zoom),
+        _autocast_dtype(arguments.mixed_precision),
+        arguments.seed,
+        lambda step, loss: print(f"step {step}: loss {loss:.4f}"),
+    )
+
+
+def _autocast_dtype(mixed_precision: str) -> torch.dtype:
+    from ..training.precision import resolve_mixed_precision
+
+    if mixed_precision not in ("auto", "no", "bf16"):
+        raise ValueError(f"mixed_precision takes auto, no or bf16, got '{mixed_precision}'.")
+    # A GPU without bfloat16 would get float16, whose gradients need scaling; the network is small enough for float32.
+    return torch.bfloat16 if resolve_mixed_precision(mixed_precision) == "bf16" else torch.float32

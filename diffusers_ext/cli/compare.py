@@ -1,0 +1,194 @@
+"""`diffusers-ext compare`: samplers side by side, on a perfect network, on images, or class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation.class_comparison import compare_classes, draw_classes
+from ..evaluation.classifier import ImageClassifier
+from ..evaluation.comparison import compare as compare_lengths
+from ..evaluation.comparison import draw, exact_flow, mixture_pipeline, write_csv
+from ..evaluation.features import FeatureSet, extract
+from ..evaluation.metrics import frechet_distance
+from ..schedulers.registry import SamplerChoice
+from .class_choice import chosen_classes
+from .real_images import RealDataArguments, check_classifier, real_and_floor
+from .shared import DTYPE_HELP, at_least_one, load_classifier, load_pipeline
+
+
+@dataclass
+class CompareArguments(RealDataArguments):
+    """Samplers x lengths, or samplers x guidance scales x classes, from one starting noise: a picture and a table."""
+
+    model: str = field(
+        default="", metadata={"help": "Folder or Hub name of a pipeline, or `mixture`: a perfect network."}
+    )
+    samplers: list[str] = field(
+        default_factory=lambda: ["ddim", "dpmsolver++", "ddpm"],
+        metadata={"help": "NAME, NAME:LENGTH or NAME:LENGTHxK, with K network calls a step (langevin and its like)."},
+    )
+    lengths: list[int] = field(
+        default_factory=lambda: [10, 20, 50, 100], metadata={"help": "Numbers of steps, where NAME has no LENGTH."}
+    )
+    subsequences: list[str] = field(
+        default_factory=lambda: ["uniform", "exp"], metadata={"help": "For DDIM; class by class it is uniform."}
+    )
+    class_labels: list[str] | None = field(
+        default=None, metadata={"help": "all, or numbers or names, for a network with classes; all if not given."}
+    )
+    guidance_scales: list[float] = field(
+        default_factory=lambda: [1.0], metadata={"help": "0 unconditional, 1 conditional, above 1 more so."}
+    )
+    inner_steps: int | None = field(
+        default=None, metadata={"help": "K of `langevin` where it has none of its own; 4 if not given."}
+    )
+    classifier: str | None = field(
+        default=None, metadata={"help": "Folder of a classifier (`diffusers-ext classifier train`)."}
+    )
+    num_images: int = field(default=4, metadata={"help": "Images a cell; a cell of a class shows up to four."})
+    batch_size: int = field(default=100, metadata={"help": "Images at a time, class by class."})
+    seed: int = field(default=0, metadata={"help": "Seed of the starting noise."})
+    output_dir: str = field(default="comparison", metadata={"help": "Where comparison.png and comparison.csv go."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+    dtype: str = field(default="float32", metadata={"help": DTYPE_HELP})
+
+
+def compare(arguments: CompareArguments) -> None:
+    """Write `comparison.png` and `comparison.csv`, and print the table."""
+    at_least_one(arguments, "num_images", "batch_size")
+    choices = [_with_inner_steps(SamplerChoice.parse(text), arguments.inner_steps) for text in arguments.samplers]
+    perfect = arguments.model == "mixture"
+    pipeline = mixture_pipeline() if perfect else load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, arguments.device)
+    if classifier is not None:
+        check_classifier(classifier, pipeline)
+    names = {name: number for number, name in enumerate(classifier.label_names())} if classifier is not None else {}
+    classes = chosen_classes(pipeline, arguments.class_labels, names)
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if classes is not None:
+        _by_class(arguments, pipeline, choices, classes, classifier, folder)
+    else:
+        _by_length(arguments, pipeline, choices, classifier, folder, perfect)
+    print(f"Picture and table in {folder}")
+
+
+def _with_inner_steps(choice: SamplerChoice, inner_steps: int | None) -> SamplerChoice:
+    if inner_steps is not None and inner_steps < 1:
+        raise ValueError(f"inner_steps must be at least 1, got {inner_steps}.")
+    if choice.name == "langevin" and choice.inner_steps is None:
+        return replace(choice, inner_steps=inner_steps)
+    return choice
+
+
+def starting_noise(pipeline: Any, number: int, seed: int) -> torch.Tensor:
+    """Noise of variance 1 in the shape of the network's images."""
+    config = pipeline.unet.config
+    height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(number, config.in_channels, height, width, generator=generator)
+
+
+def _by_length(
+    arguments: CompareArguments,
+    pipeline: Any,
+    choices: Sequence[SamplerChoice],
+    classifier: ImageClassifier | None,
+    folder: Path,
+    perfect: bool,
+) -> None:
+    latents = starting_noise(pipeline, arguments.num_images, arguments.seed)
+    reference = exact_flow(pipeline, latents.double()) if perfect else None
+    real, floor = _real_features(arguments, pipeline, classifier, None, arguments.num_images)
+    runs, samples = compare_lengths(
+        pipeline, latents, choices, arguments.lengths, arguments.subsequences, reference, arguments.seed
+    )
+    if classifier is not None and real is not None:
+        for run, images in zip(runs, samples):
+            found = extract([images.float().clamp(-1, 1)], classifier)
+            run.frechet_distance = frechet_distance(found.features, real.features)
+    write_csv(runs, folder / "comparison.csv")
+    draw(runs, samples, folder / "comparison.png", reference)
+    steps = pipeline.scheduler.config.num_train_timesteps
+    against = "the exact flow" if perfect else f"the network's own {steps}-step flow"
+    for run in runs:
+        name = f"{run.sampler} {run.subsequence}".strip()
+        frechet = "" if run.frechet_distance is None else f", Frechet {run.frechet_distance:.4f}"
+        print(
+            f"{name:24} {run.length:5} steps {run.evaluations:5} evaluations {run.seconds:8.2f} s "
+            f"rms {run.rms_error:.4f} from {against}{frechet}"
+        )
+    _print_real(classifier, real, floor)
+
+
+def _by_class(
+    arguments: CompareArguments,
+    pipeline: Any,
+    choices: Sequence[SamplerChoice],
+    classes: Sequence[int],
+    classifier: ImageClassifier | None,
+    folder: Path,
+) -> None:
+    labels = torch.tensor(classes).repeat_interleave(arguments.num_images)
+    latents = starting_noise(pipeline, len(labels), arguments.seed)
+    real, floor = _real_features(arguments, pipeline, classifier, classes, len(labels))
+    runs, samples = compare_classes(
+        pipeline,
+        latents,
+        labels,
+        choices,
+        arguments.lengths,
+        arguments.guidance_scales,
+        classifier,
+        real,
+        arguments.batch_size,
+        arguments.seed,
+    )
+    write_csv(runs, folder / "comparison.csv")
+    names = classifier.label_names() if classifier is not None else [str(number) for number in range(max(classes) + 1)]
+    names = [(pipeline.config.id2label or {}).get(str(number), names[number]) for number in classes]
+    title = f"The same starting noise through every sampler, {arguments.num_images} images a class"
+    draw_classes(runs, samples, names, folder / "comparison.png", title)
+    for run in runs:
+        accuracy = "" if run.class_accuracy is None else f" class accuracy {100 * run.class_accuracy:6.2f} %"
+        frechet = "" if run.frechet_distance is None else f", Frechet {run.frechet_distance:.4f}"
+        print(
+            f"{run.sampler:20} guidance {run.guidance_scale:4g} {run.length:5} steps {run.evaluations:5} evaluations "
+            f"{run.seconds:8.2f} s{accuracy}{frechet}, {run.num_images} images"
+        )
+    _print_real(classifier, real, floor)
+
+
+def _real_features(
+    arguments: CompareArguments,
+    pipeline: Any,
+    classifier: ImageClassifier | None,
+    classes: Sequence[int] | None,
+    number: int,
+) -> tuple[FeatureSet | None, FeatureSet | None]:
+    """The features of real images and of others for the baseline, when both a classifier and data were named."""
+    if classifier is None or (arguments.dataset_name is None and arguments.train_data_dir is None):
+        return None, None
+    config = pipeline.unet.config
+    resolution = config.sample_size if isinstance(config.sample_size, int) else None
+    sets = real_and_floor(arguments, number, config.in_channels, resolution, classes, equal_counts=True)
+    check_classifier(classifier, pipeline, sets[0].data)
+    real, floor = (extract(images.batches(), classifier, classifier, images.labels) for images in sets)
+    return real, floor
+
+
+def _print_real(classifier: ImageClassifier | None, real: FeatureSet | None, floor: FeatureSet | None) -> None:
+    if classifier is None:
+        return
+    print(f"classifier: {classifier.description()}")
+    if real is not None and floor is not None:
+        accuracy = real.accuracy()
+        right = "" if accuracy is None else f", of which the classifier takes {100 * accuracy:.2f} % for their class"
+        distance = frechet_distance(floor.features, real.features)
+        print(f"real images: Frechet {distance:.4f} between {len(floor)} and {len(real)} of them{right}")

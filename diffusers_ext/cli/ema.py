@@ -1,0 +1,61 @@
+"""`diffusers-ext ema`: a pipeline with an average of weights whose length is chosen after training."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..hub.averages import RECIPE
+from ..hub.export import export
+from .shared import load_pipeline
+
+
+@dataclass
+class EmaArguments:
+    """Average a run's weights over any length, from the snapshots of `--ema_snapshots`."""
+
+    run: str = field(metadata={"help": "Output folder of a finished training run."})
+    sigma_rel: float = field(
+        metadata={"help": "Length of the average: its standard deviation's share of the training, 0.1, say."}
+    )
+    output_dir: str = field(metadata={"help": "Where the pipeline goes."})
+    step: int | None = field(default=None, metadata={"help": "Step at which it ends; that of the last snapshot."})
+
+
+def ema(arguments: EmaArguments) -> None:
+    """Write the run's pipeline with the averaged weights, and beside it what they are."""
+    from ..training.ema import reconstruct
+
+    run, folder = Path(arguments.run), Path(arguments.output_dir)
+    if folder.resolve() == run.resolve():
+        raise ValueError(f"output_dir must be another folder than run, got '{folder}'.")
+    weights, reconstruction = reconstruct(run, arguments.sigma_rel, arguments.step)
+    pipeline = load_pipeline(str(run), "cpu")
+    replace_weights(pipeline, weights)
+    export(pipeline, folder)
+    reconstruction.write(folder)
+    if (run / RECIPE).is_file():
+        shutil.copyfile(run / RECIPE, folder / RECIPE)
+    print(f"Pipeline with the {reconstruction} (relative distance from the exact profile) in {folder}")
+
+
+@torch.no_grad()
+def replace_weights(pipeline: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Overwrite what was trained: the denoiser, and a text encoder that was trained along.
+
+    Raises:
+        ValueError: when the weights are of other networks.
+    """
+    parameters = dict(pipeline.unet.named_parameters())
+    if not weights.keys() <= parameters.keys():
+        parts = ("unet", "text_encoder")
+        networks = {part: getattr(pipeline, part) for part in parts if getattr(pipeline, part, None) is not None}
+        parameters = {f"{part}.{name}": p for part, net in networks.items() for name, p in net.named_parameters()}
+    for name, value in weights.items():
+        if name not in parameters or parameters[name].shape != value.shape:
+            raise ValueError(f"The run's snapshots and its pipeline are of different networks: {name} does not fit.")
+        parameters[name].copy_(value)

@@ -1,0 +1,260 @@
+"""`diffusers-ext evaluate`: how good the samples of a pipeline are, beside as many real images."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation.classifier import ImageClassifier
+from ..evaluation.feature_networks import load_feature_network
+from ..evaluation.features import FeatureSet, compare_sets, extract, floor_measures
+from ..hub.averages import weights_of
+from ..hub.model_card import walk_of
+from ..pipelines.batched_generation import generate_images
+from ..schedulers.registry import SamplerChoice, check_subsequence
+from .class_choice import chosen_classes
+from .real_images import RealDataArguments, RealImages, check_classifier, real_and_floor
+from .shared import DTYPE_HELP, at_least_one, best_device, load_classifier, load_pipeline
+
+# What is printed, and whether as a percentage.
+MEASURES = {
+    "class_accuracy": True,
+    "frechet_distance": False,
+    "kernel_distance": False,
+    "precision": True,
+    "recall": True,
+    "density": False,
+    "coverage": True,
+    "diversity": False,
+}
+
+
+@dataclass
+class SamplingArguments(RealDataArguments):
+    """How samples are drawn and judged; the base of commands that evaluate."""
+
+    model: str = field(default="", metadata={"help": "Folder or Hub name of a pipeline."})
+    classifier: str | None = field(
+        default=None, metadata={"help": "Folder of a classifier (`diffusers-ext classifier train`)."}
+    )
+    features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Network whose features are compared; default: the classifier. Folder of a classifier, folder or "
+            "Hub name of a vision model of transformers, or file of FID's Inception, weights or TorchScript archive."
+        },
+    )
+    num_images: int = field(default=1000, metadata={"help": "Number of samples."})
+    class_labels: list[str] | None = field(
+        default=None,
+        metadata={"help": "all, or numbers or names: each as often as among the real images; all if not given."},
+    )
+    sampler: str | None = field(
+        default=None, metadata={"help": "ddim, ddpm, dpmsolver++, reverse-sde, ...; the saved one if not given."}
+    )
+    subsequence: str = field(default="uniform", metadata={"help": "uniform, quadratic, exp or 'comp exp' (DDIM)."})
+    num_inference_steps: int = field(default=25, metadata={"help": "Sampling steps."})
+    batch_size: int = field(default=100, metadata={"help": "Samples at a time."})
+    seed: int = field(default=0, metadata={"help": "Seed of all randomness of sampling."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+    dtype: str = field(default="float32", metadata={"help": DTYPE_HELP})
+
+
+@dataclass
+class EvaluateArguments(SamplingArguments):
+    """Evaluate samples: class accuracy, Frechet and kernel distance, precision, recall, coverage, diversity."""
+
+    guidance_scale: float = field(default=1.0, metadata={"help": "0 unconditional, 1 conditional, above 1 more so."})
+    output: str = field(default="evaluation.json", metadata={"help": "The file to write."})
+
+
+def evaluate(arguments: EvaluateArguments) -> None:
+    """Print the measures of samples and of real images side by side, and write them as JSON."""
+    bench = prepare(arguments)
+    report = bench.report(arguments.guidance_scale)
+    path = Path(arguments.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print_report(report)
+    print(f"Written to {path}")
+
+
+@dataclass
+class Bench:
+    """A pipeline and all that its samples are measured with.
+
+    Attributes:
+        pipeline: what is measured, with the scheduler to measure it with.
+        classifier: names the classes; None leaves class accuracy out.
+        features: a module whose features are compared; see `evaluation.features.extract`.
+        real: real images that samples are compared with.
+        floor: other real images, which are compared with `real` as the samples are.
+        labels: the classes to ask for, one a sample, or None.
+        num_images: number of samples.
+        batch_size, seed: of sampling.
+        options: of the pipeline's call.
+        settings: what a report says of all this.
+    """
+
+    pipeline: Any
+    classifier: ImageClassifier | None
+    features: torch.nn.Module
+    real: FeatureSet
+    floor: FeatureSet
+    labels: torch.Tensor | None
+    num_images: int
+    batch_size: int
+    seed: int
+    options: dict[str, Any]
+    settings: dict[str, Any]
+
+    def sample(self, guidance_scale: float) -> tuple[FeatureSet, float]:
+        """(what the classifier says of the samples at this scale, seconds of sampling)."""
+        options = dict(self.options) if self.labels is None else {**self.options, "guidance_scale": guidance_scale}
+        began = time.perf_counter()
+        images = generate_images(self.pipeline, self.num_images, self.labels, self.batch_size, self.seed, **options)
+        seconds = time.perf_counter() - began
+        return extract(images.split(self.batch_size), self.features, self.classifier, self.labels), seconds
+
+    def floor_measures(self) -> dict[str, float]:
+        """What real images get where samples stand."""
+        return floor_measures(self.floor, self.real)
+
+    def report(self, guidance_scale: float) -> dict[str, Any]:
+        """The measures of samples and of real images, with everything needed to classifier them."""
+        samples, seconds = self.sample(guidance_scale)
+        scale = {} if self.labels is None else {"guidance_scale": guidance_scale}
+        return {
+            **self.settings,
+            "samples": {**self.settings["samples"], **scale, "seconds": round(seconds, 2)},
+            "measures": {"samples": compare_sets(samples, self.real), "real_images": self.floor_measures()},
+        }
+
+
+def prepare(arguments: SamplingArguments) -> Bench:
+    """Load pipeline, classifier and real images. Raises ValueError, in one sentence, for what does not fit together."""
+    at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
+    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, arguments.device)
+    features: torch.nn.Module | None = classifier
+    if arguments.features is not None:
+        features = load_feature_network(arguments.features, best_device(arguments.device))
+    if features is None:
+        raise ValueError("classifier or features must name a network whose features are compared, got neither.")
+    steps = choose_sampler(pipeline, arguments)
+    names = {name: number for number, name in enumerate(classifier.label_names())} if classifier is not None else {}
+    classes = chosen_classes(pipeline, arguments.class_labels, names)
+    config = pipeline.unet.config
+    resolution = config.sample_size if isinstance(config.sample_size, int) else None
+    real, floor = real_and_floor(arguments, arguments.num_images, config.in_channels, resolution, classes)
+    if classifier is not None:
+        check_classifier(classifier, pipeline, real.data)
+    real_set, floor_set = (extract(s.batches(), features, classifier, s.labels) for s in (real, floor))
+    return Bench(
+        pipeline,
+        classifier,
+        features,
+        real_set,
+        floor_set,
+        None if classes is None or real.labels is None else cycled(real.labels, arguments.num_images),
+        arguments.num_images,
+        arguments.batch_size,
+        arguments.seed,
+        {"num_inference_steps": steps},
+        {
+            **_settings(arguments, pipeline, steps, classes, classifier, real, floor),
+            "features": {
+                "name": getattr(features, "name", "the classifier's"),
+                "dimensions": real_set.features.shape[1],
+            },
+        },
+    )
+
+
+def choose_sampler(pipeline: Any, arguments: SamplingArguments) -> int:
+    """Put the sampler asked for into the pipeline; the number of steps to take."""
+    check_subsequence(arguments.sampler, arguments.subsequence)
+    if arguments.sampler is None:
+        return arguments.num_inference_steps
+    choice = SamplerChoice.parse(arguments.sampler)
+    pipeline.scheduler = choice.build(pipeline.scheduler.config, arguments.subsequence)
+    return choice.length or arguments.num_inference_steps
+
+
+def cycled(labels: torch.Tensor, number: int) -> torch.Tensor:
+    """The labels over and over, (number,)."""
+    return labels.repeat(-(-number // len(labels)))[:number]
+
+
+def _settings(
+    arguments: SamplingArguments,
+    pipeline: Any,
+    steps: int,
+    classes: Sequence[int] | None,
+    classifier: ImageClassifier | None,
+    real: RealImages,
+    floor: RealImages,
+) -> dict[str, Any]:
+    data = arguments.train_data_dir or arguments.dataset_name or "embedded"
+    return {
+        "samples": {
+            "model": arguments.model,
+            "weights": weights_of(arguments.model),
+            "num_images": arguments.num_images,
+            "class_labels": classes,
+            "sampler": arguments.sampler or "the pipeline's own",
+            "scheduler": type(pipeline.scheduler).__name__,
+            "subsequence": pipeline.scheduler.config.get("subsequence"),
+            "num_inference_steps": steps,
+            "dtype": arguments.dtype,
+            "seed": arguments.seed,
+            "batch_size": arguments.batch_size,
+        },
+        "real_images": {"data": data, "split": real.split, "num_images": len(real)},
+        "floor": {"data": data, "split": floor.split, "num_images": len(floor)},
+        "classifier": None
+        if classifier is None
+        else {"folder": arguments.classifier, "description": classifier.description()},
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The measures as a table, between what they were taken of and what they were taken with."""
+    samples, real, floor = report["samples"], report["real_images"], report["floor"]
+    scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
+    print(
+        f"{samples['num_images']:,} samples of {samples['model']} (weights: {samples['weights']}), "
+        f"{walk_of(samples)}, {samples['num_inference_steps']} steps{scale}, seed {samples['seed']}, "
+        f"in {samples['seconds']:.1f} s"
+    )
+    print(f"against {real['num_images']:,} real images ({real['split']})")
+    print(f"floor: {floor['num_images']:,} real images ({floor['split']}) against the same")
+    if floor["split"] != real["split"]:
+        print(
+            f"The floor is of another split, for {real['split']} has too few such images for two sets; features "
+            "that were learned on one of the splits tell them apart."
+        )
+    if report["classifier"] is not None:
+        print(f"classifier: {report['classifier']['description']}")
+    print(f"features: {report['features']['name']}")
+    if min(samples["num_images"], real["num_images"]) <= report["features"]["dimensions"]:
+        print(
+            f"There are no more images than the features have dimensions, {report['features']['dimensions']:,}: the "
+            "Frechet distance tells their number first, and means something beside the real images' only."
+        )
+    print(f"{'':18} {'samples':>10} {'real':>10}")
+    columns = report["measures"]["samples"], report["measures"]["real_images"]
+    for name, percent in MEASURES.items():
+        if any(name in column for column in columns):
+            print(f"{name:18} " + " ".join(f"{_shown(column.get(name), percent):>10}" for column in columns))
+
+
+def _shown(value: float | None, percent: bool) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %" if percent else f"{value:.4f}"

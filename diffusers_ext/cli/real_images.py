@@ -1,0 +1,145 @@
+"""Real images beside which samples are judged: of some classes, in a fixed random order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data.images import ImageData, load_image_data, permutation
+from ..evaluation.features import evenly_spread
+
+if TYPE_CHECKING:
+    from ..evaluation.classifier import ImageClassifier
+
+
+@dataclass
+class RealDataArguments:
+    """Which real images samples are compared with; the base of commands that evaluate."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub name, local folder, or `embedded`; embedded if nothing is given."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of images."})
+    image_column: str | None = field(default=None, metadata={"help": "Column with the images."})
+    label_column: str | None = field(default=None, metadata={"help": "Column with the classes."})
+    split: str = field(default="test", metadata={"help": "Split that samples are compared with."})
+    floor_split: str = field(
+        default="train", metadata={"help": "Split for the floor where `split` has too few images for two sets."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+
+
+@dataclass
+class RealImages:
+    """Some images of a data set.
+
+    Attributes:
+        data: the data set.
+        split: its split.
+        indices: which of its images, (number,).
+    """
+
+    data: ImageData
+    split: str
+    indices: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        """Their classes (number,), or None where the data have none."""
+        return None if self.data.labels is None else self.data.labels[self.indices]
+
+    def batches(self, batch_size: int = 256) -> Iterator[torch.Tensor]:
+        """The images (batch, channels, height, width) in [-1, 1]."""
+        for part in self.indices.split(batch_size):
+            yield self.data.__getitems__(part.tolist())["images"]
+
+
+def real_and_floor(
+    arguments: RealDataArguments,
+    number: int,
+    channels: int,
+    resolution: int | None,
+    classes: Sequence[int] | None,
+    equal_counts: bool = False,
+) -> tuple[RealImages, RealImages]:
+    """Two disjoint sets of real images: up to `number` to compare with, and up to `number` to compare those with.
+
+    Both come from `split` where that has enough images of the classes, else the second from `floor_split`. The classes
+    stand in their proportions, or with `equal_counts` as often as one another.
+
+    Raises ValueError where there are no images of the classes, or the data have no classes.
+    """
+    data = _load(arguments, arguments.split, channels, resolution)
+    indices = _of_classes(data, classes, arguments.split, equal_counts)
+    real = RealImages(data, arguments.split, indices[:number])
+    if len(indices) >= 2 * number:
+        return real, RealImages(data, arguments.split, indices[number : 2 * number])
+    if arguments.floor_split.partition("[")[0] == arguments.split.partition("[")[0]:  # parts of one may overlap
+        half = len(indices) // 2
+        return RealImages(data, arguments.split, indices[:half]), RealImages(data, arguments.split, indices[half:])
+    other = _load(arguments, arguments.floor_split, channels, resolution)
+    rest = _of_classes(other, classes, arguments.floor_split, equal_counts)[:number]
+    return real, RealImages(other, arguments.floor_split, rest)
+
+
+def _load(arguments: RealDataArguments, split: str, channels: int, resolution: int | None) -> ImageData:
+    return load_image_data(
+        arguments.dataset_name,
+        arguments.dataset_config_name,
+        arguments.train_data_dir,
+        split,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        cache_dir=arguments.cache_dir,
+        resolution=resolution,
+        center_crop=resolution is not None,
+        channels=channels,
+    )
+
+
+def _of_classes(data: ImageData, classes: Sequence[int] | None, split: str, equal_counts: bool) -> torch.Tensor:
+    """Indices of the images of these classes, in a random order that is always the same.
+
+    With classes, every part of the order holds them in fixed proportions: samples are asked for the classes of the real
+    images they are compared with, and the floor would look too high if its classes came as they fall.
+    """
+    order = torch.from_numpy(permutation(0, 0, len(data)))
+    if classes is None:
+        return order
+    if data.labels is None:
+        raise ValueError(f"class_labels needs data with classes, and {data.description} has none.")
+    order = order[torch.isin(data.labels[order], torch.tensor(classes))]
+    if len(order) == 0:
+        raise ValueError(f"{split} has no images of the classes {', '.join(map(str, classes))}.")
+    return order[evenly_spread(data.labels[order], equal_counts)]
+
+
+def check_names(first: dict[str, str] | None, second: Any, what: str) -> None:
+    """Raises ValueError where two lists of class names contradict each other: numbers would mean different things."""
+    names = dict(enumerate(second)) if isinstance(second, (list, tuple)) else {int(k): v for k, v in second.items()}
+    wrong = [k for k, v in (first or {}).items() if names.get(int(k), v) != v]
+    if wrong:
+        number = wrong[0]
+        raise ValueError(
+            f"Class {number} is '{(first or {})[number]}' for the classifier and '{names[int(number)]}' for {what}."
+        )
+
+
+def check_classifier(classifier: ImageClassifier, pipeline: Any, data: ImageData | None = None) -> None:
+    """Raises ValueError where classifier, pipeline and data do not speak of the same classes or channels."""
+    channels = pipeline.unet.config.in_channels
+    if classifier.config.in_channels != channels:
+        raise ValueError(
+            f"The classifier takes {classifier.config.in_channels} channels, and the pipeline makes {channels}."
+        )
+    own = classifier.config.id2label
+    check_names(own, getattr(pipeline.config, "id2label", None) or {}, "the pipeline")
+    if data is not None and data.class_names is not None:
+        check_names(own, data.class_names, "the data")

@@ -1,0 +1,104 @@
+"""`diffusers-ext restore`: an image-conditional pipeline on held-out images, beside what it was told."""
+
+from __future__ import annotations
+
+import csv
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..conditions.image import ImageCondition, image_condition
+from ..evaluation.metrics import peak_signal_to_noise_ratio
+from .real_images import RealDataArguments, real_and_floor
+from .shared import DTYPE_HELP, at_least_one, load_pipeline
+
+SHOWN = 8  # images in the picture
+
+
+@dataclass
+class RestoreArguments(RealDataArguments):
+    """Super-resolution, colourisation or inpainting of held-out images: a picture, and PSNR beside the condition's."""
+
+    model: str = field(default="", metadata={"help": "Folder or Hub name of a pipeline with an image condition."})
+    num_images: int = field(default=100, metadata={"help": "Number of images."})
+    num_samples: int = field(default=4, metadata={"help": "Samples an image; their mean is judged too."})
+    guidance_scale: float = field(default=1.0, metadata={"help": "0 unconditional, 1 conditional, above 1 more so."})
+    num_inference_steps: int = field(default=25, metadata={"help": "Sampling steps."})
+    seed: int = field(default=0, metadata={"help": "Seed of all randomness."})
+    output_dir: str = field(default="restoration", metadata={"help": "Where restoration.png and .csv go."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+    dtype: str = field(default="float32", metadata={"help": DTYPE_HELP})
+
+
+def restore(arguments: RestoreArguments) -> None:
+    """Write a picture (told, sample, mean of samples, true) and a table of PSNR, and print the means.
+
+    What is told is judged too: for super-resolution that is bicubic interpolation.
+    """
+    at_least_one(arguments, "num_images", "num_samples", "num_inference_steps")
+    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    condition = _condition_of(pipeline, arguments.model)
+    config = pipeline.unet.config
+    real, _ = real_and_floor(arguments, arguments.num_images, config.in_channels, config.sample_size, None)
+    targets = torch.cat(list(real.batches()))
+    generator = torch.Generator().manual_seed(arguments.seed)
+    given = condition.user_input(targets, generator)
+    told = condition.from_user(given["image"], given.get("mask_image"), (targets.shape[2], targets.shape[3]))
+    began = time.perf_counter()
+    samples = torch.stack(
+        [
+            pipeline(
+                **given,
+                guidance_scale=arguments.guidance_scale,
+                num_inference_steps=arguments.num_inference_steps,
+                generator=generator,
+                output_type="pt",
+            ).images.cpu()
+            * 2
+            - 1
+            for _ in range(arguments.num_samples)
+        ]
+    )
+    seconds = time.perf_counter() - began
+    shown = told[:, : config.in_channels].expand_as(targets)
+    columns = {"told": shown, "sample": samples[0], "mean of samples": samples.mean(dim=0)}
+    decibels = {name: peak_signal_to_noise_ratio(images, targets) for name, images in columns.items()}
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _draw(columns, targets, decibels, folder / "restoration.png", condition.name)
+    _write(decibels, folder / "restoration.csv")
+    each = f"{arguments.num_samples} samples each"
+    print(f"{condition.name} of {len(targets)} images ({real.split}), {each}, {seconds:.1f} s")
+    for name, values in decibels.items():
+        error = values.std().item() / len(values) ** 0.5 if len(values) > 1 else float("nan")
+        print(f"{name:16} PSNR {values.mean():.2f} dB (standard error {error:.2f})")
+    print(f"Picture and table in {folder}")
+
+
+def _condition_of(pipeline: Any, model: str) -> ImageCondition:
+    name = getattr(pipeline.config, "condition", None)
+    if name in (None, "image"):
+        raise ValueError(f"'{model}' was not trained on a condition made from its target, so there is none to make.")
+    return image_condition(name, pipeline.unet.config.in_channels)
+
+
+def _draw(
+    columns: dict[str, torch.Tensor], targets: torch.Tensor, decibels: dict[str, torch.Tensor], path: Path, title: str
+) -> None:
+    from .. import figures
+
+    rows = range(min(SHOWN, len(targets)))
+    table = [[*(images[i].clamp(-1, 1) for images in columns.values()), targets[i]] for i in rows]
+    captions = [[*(f"{values[i]:.1f} dB" for values in decibels.values()), ""] for i in rows]
+    figures.comparison_grid(["" for _ in rows], [*columns, "true"], table, path, captions, title)
+
+
+def _write(decibels: dict[str, torch.Tensor], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *decibels])
+        writer.writerows([i, *(f"{v:.4f}" for v in row)] for i, row in enumerate(zip(*decibels.values())))

@@ -1,0 +1,126 @@
+"""`diffusers-ext sample`: a grid of samples, under a condition or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .class_choice import chosen_classes
+from .shared import DTYPE_HELP, at_least_one, load_pipeline
+
+
+@dataclass
+class SampleArguments:
+    """Sample images from a saved pipeline."""
+
+    model: str = field(metadata={"help": "Folder or Hub name of a pipeline."})
+    num_images: int = field(default=64, metadata={"help": "Number of images."})
+    class_labels: list[str] | None = field(
+        default=None, metadata={"help": "all, or numbers or names: as many images of each, a row a class."}
+    )
+    prompts: list[str] | None = field(default=None, metadata={"help": "Texts: as many images of each, a row a text."})
+    image: str | None = field(default=None, metadata={"help": "File of the image that the network is told."})
+    mask_image: str | None = field(default=None, metadata={"help": "File of the mask, white where to repaint."})
+    guidance_scale: float = field(default=1.0, metadata={"help": "0 unconditional, 1 conditional, above 1 more so."})
+    num_inference_steps: int = field(default=50, metadata={"help": "Sampling steps."})
+    sampler: str | None = field(
+        default=None, metadata={"help": "ddim, ddpm, dpmsolver++, ...; the saved one if not given."}
+    )
+    subsequence: str = field(default="uniform", metadata={"help": "uniform, quadratic, exp or 'comp exp' (DDIM)."})
+    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
+    seed: int = field(default=0, metadata={"help": "Seed of all randomness."})
+    output: str = field(default="samples.png", metadata={"help": "The grid to write."})
+    gif: str | None = field(default=None, metadata={"help": "Also write the reverse process here."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+    dtype: str = field(default="float32", metadata={"help": DTYPE_HELP})
+
+
+def sample(arguments: SampleArguments) -> None:
+    """Write a grid of samples, and a GIF of how they came about when asked."""
+    from .. import figures
+    from ..schedulers.registry import SAMPLERS, build_sampler, check_subsequence
+
+    at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
+    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    check_subsequence(arguments.sampler, arguments.subsequence)
+    if arguments.sampler is not None:
+        if arguments.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got '{arguments.sampler}'.")
+        pipeline.scheduler = build_sampler(arguments.sampler, pipeline.scheduler.config, arguments.subsequence)
+    conditions, shared, columns = _conditions(arguments, pipeline)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    images: list[torch.Tensor] = []
+    frames: list[torch.Tensor] = []
+    for start in range(0, arguments.num_images, arguments.batch_size):
+        count = min(arguments.batch_size, arguments.num_images - start)
+        keep = _keep_frames(frames) if arguments.gif is not None and start == 0 else None
+        result = pipeline(
+            batch_size=count,
+            num_inference_steps=arguments.num_inference_steps,
+            generator=generator,
+            output_type="pt",
+            callback_on_step_end=keep,
+            **{name: values[start : start + count] for name, values in conditions.items()},
+            **shared,
+        )
+        images.append(result.images.cpu())
+    batch = torch.cat(images) * 2 - 1
+    scale = max(1, 64 // batch.shape[-1])
+    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    figures.image_grid(batch, columns=columns, scale=scale).save(arguments.output)
+    print(f"{len(batch)} images in {arguments.output}")
+    if arguments.gif is not None:
+        figures.save_gif(frames, arguments.gif)
+        print(f"The reverse process in {arguments.gif}")
+
+
+def _conditions(arguments: SampleArguments, pipeline: Any) -> tuple[dict[str, list[Any]], dict[str, Any], int | None]:
+    """(a condition for each image, arguments that hold for all images, images a row of the grid).
+
+    Raises ValueError for conditions that the pipeline can't take.
+    """
+    told: dict[str, list[Any]] = {}
+    if arguments.class_labels is not None:
+        told["class_labels"] = chosen_classes(pipeline, arguments.class_labels, {}) or []
+    if arguments.prompts is not None:
+        told["prompt"] = arguments.prompts
+    if len(told) > 1 and len({len(values) for values in told.values()}) > 1:
+        raise ValueError("class_labels and prompts must be as many, to be told together.")
+    number = len(next(iter(told.values()), []))
+    if number > arguments.num_images:
+        raise ValueError(f"num_images is {arguments.num_images}, fewer than the {number} conditions.")
+    columns = -(-arguments.num_images // number) if number > 1 else None
+    each = columns or arguments.num_images
+    conditions = {
+        name: [v for v in values for _ in range(each)][: arguments.num_images] for name, values in told.items()
+    }
+    shared = {name: _opened(name, getattr(arguments, name)) for name in ("image", "mask_image")}
+    given = {name: value for name, value in shared.items() if value is not None}
+    if told or given:
+        given["guidance_scale"] = arguments.guidance_scale
+    elif arguments.guidance_scale != 1:
+        raise ValueError("guidance_scale needs a condition: class_labels, prompts or image.")
+    return conditions, given, columns
+
+
+def _opened(argument: str, path: str | None) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    if path is None:
+        return None
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        raise ValueError(f"{argument} '{path}' is not an image.") from None
+
+
+def _keep_frames(frames: list[torch.Tensor]) -> Callable[..., dict[str, Any]]:
+    def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        frames.append(tensors["latents"].float().cpu())
+        return {}
+
+    return keep

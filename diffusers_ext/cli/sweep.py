@@ -1,0 +1,82 @@
+"""`diffusers-ext sweep`: what a guidance scale gives in class accuracy and takes in diversity."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import figures
+from ..evaluation.features import compare_sets
+from .evaluate import Bench, SamplingArguments, prepare
+
+
+@dataclass
+class SweepArguments(SamplingArguments):
+    """Guidance scales against classifier accuracy and diversity: a figure and a table."""
+
+    guidance_scales: list[float] = field(
+        default_factory=lambda: [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0], metadata={"help": "Scales."}
+    )
+    output_dir: str = field(default="sweep", metadata={"help": "Where sweep.png, sweep.csv and sweep.json go."})
+
+
+def sweep(arguments: SweepArguments) -> None:
+    """Sample at every scale from one starting noise and one list of classes, and measure."""
+    if arguments.classifier is None:
+        raise ValueError("classifier must name a classifier, which a sweep measures class accuracy with.")
+    scales = sorted(set(arguments.guidance_scales))
+    if not scales or scales[0] < 0:
+        raise ValueError(f"guidance_scales takes numbers of at least 0, got {arguments.guidance_scales}.")
+    bench = prepare(arguments)
+    if bench.labels is None:
+        raise ValueError(f"A sweep needs a network with classes, and that of '{arguments.model}' has none.")
+    floor = bench.floor_measures()
+    rows = [measured(bench, scale) for scale in scales]
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, floor, folder / "sweep.csv")
+    report = {**bench.settings, "measures": {"samples": rows, "real_images": floor}}
+    (folder / "sweep.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    figures.plot_guidance_sweep(
+        scales,
+        [row["class_accuracy"] for row in rows],
+        [row["diversity"] for row in rows],
+        folder / "sweep.png",
+        real_accuracy=floor["class_accuracy"],
+        title=f"Guidance: {bench.num_images:,} samples a scale, {bench.options['num_inference_steps']} steps",
+    )
+    print(
+        f"real images: class accuracy {100 * floor['class_accuracy']:.2f} % of {len(bench.real):,}, "
+        f"Frechet floor {floor['frechet_distance']:.4f}"
+    )
+    print(f"Figure and table in {folder}")
+
+
+def measured(bench: Bench, scale: float) -> dict[str, Any]:
+    """Every measure of the samples at this scale; printed in a line as soon as it is known."""
+    samples, seconds = bench.sample(scale)
+    row = {
+        "guidance_scale": scale,
+        "num_images": len(samples),
+        "seconds": round(seconds, 2),
+        **compare_sets(samples, bench.real),
+    }
+    print(
+        f"guidance {scale:5.2f}: class accuracy {100 * row['class_accuracy']:6.2f} %, "
+        f"diversity {row['diversity']:.3f}, Frechet {row['frechet_distance']:.4f}, "
+        f"{len(samples):,} samples in {seconds:.1f} s"
+    )
+    return row
+
+
+def write_csv(rows: Sequence[dict[str, Any]], floor: dict[str, float], path: Path) -> None:
+    """A line a scale, and a last one of real images."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        writer.writerow({"guidance_scale": "real images", **floor})

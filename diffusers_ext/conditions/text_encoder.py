@@ -1,0 +1,124 @@
+"""Text encoders and tokenizers for training: a small pair of our own, or any of transformers' by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from .text import tokenize_prompts
+
+SMALL = "small"
+VOCABULARY = 4096  # at most; a few thousand short captions hold fewer frequent pieces
+START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
+# transformers' AutoModel builds both towers or both halves of these; a prompt needs the text encoder alone.
+_TEXT_CLASSES = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+
+
+def train_tokenizer(captions: Sequence[str], max_tokens: int) -> PreTrainedTokenizerFast:
+    """A lower-case byte-level BPE tokenizer (Sennrich et al. 2016, arXiv:1508.07909) of the captions' own pieces.
+
+    Args:
+        captions: texts to learn the pieces from; any other text can be encoded too, in smaller pieces.
+        max_tokens: upper bound of its `model_max_length`, which is otherwise that of the longest caption.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ids)
+    longest = max(len(encoding.ids) for encoding in tokenizer.encode_batch(list(captions)))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=START,
+        eos_token=END,
+        pad_token=PAD,
+        model_max_length=min(longest, max_tokens),
+    )
+
+
+def small_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
+    """A freshly initialised CLIP text model of two layers and 128 channels for this tokenizer."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            projection_dim=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def load_text_encoder(name: str, max_tokens: int, token: str | None = None) -> tuple[Any, Any]:
+    """(text encoder, tokenizer) of transformers by Hub name or folder; safetensors alone, no remote code.
+
+    Raises:
+        ValueError: one sentence on a name that gives no text encoder.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, token=token)
+        config = AutoConfig.from_pretrained(name, token=token)
+        kind = _TEXT_CLASSES.get(config.model_type.removesuffix("_text_model"))
+        model_class: Any = AutoModel if kind is None else getattr(transformers, kind)
+        # Weights of half precision would be kept so, which neither AdamW nor a float32 denoiser takes.
+        encoder = model_class.from_pretrained(name, token=token, use_safetensors=True, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"text_encoder '{name}' could not be loaded: {reason}") from error
+    if tokenizer.pad_token is None:
+        raise ValueError(f"text_encoder '{name}' has a tokenizer without a padding token; choose another.")
+    positions = getattr(encoder.config, "max_position_embeddings", None) or max_tokens
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions, max_tokens)
+    return encoder, tokenizer
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(token numbers, mask) of the texts, int64, both (batch, tokenizer.model_max_length)."""
+    return tokenize_prompts(tokenizer, texts, tokenizer.model_max_length)
+
+
+class TextConditionedNetwork(nn.Module):
+    """A denoiser and the text encoder that is trained along with it, as one network.
+
+    Args:
+        unet: takes `encoder_hidden_states` and `encoder_attention_mask`.
+        text_encoder: of transformers; its `last_hidden_state` is what the denoiser attends to.
+    """
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        **condition: Any,
+    ) -> Any:
+        """The denoiser's output for (batch, channels, height, width) samples and (batch, tokens) texts."""
+        states = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.unet(
+            sample, timestep, encoder_hidden_states=states, encoder_attention_mask=attention_mask, **condition
+        )

@@ -1,0 +1,1 @@
+"""Share a model: export, push, model card, registration with diffusers, safe loading, conversion."""

@@ -1,0 +1,152 @@
+"""Makes diffusers know our classes, so that `DiffusionPipeline.from_pretrained` loads what is saved with them.
+
+diffusers looks a class up in three places: a pipeline as an attribute of `diffusers`; a component's library in
+`LOADABLE_CLASSES`; and, for a repository on the Hub, a library as an attribute of `diffusers.pipelines`. Importing
+those modules costs seconds that `import diffusers_ext` must not cost, so classes are offered to diffusers' own lazy
+module by name, and the two tables are filled at the moment when diffusers itself loads them.
+
+A repository that `diffusers_ext.hub` wrote brings the code of its components and names it after its content
+(`code_name`). To diffusers such a name means this package too, once it is imported: the installed classes are used,
+and the repository's code is not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import Any
+
+import diffusers
+from packaging.version import Version
+
+LIBRARY = __package__.partition(".")[0]
+LOADING_MODULE = "diffusers.pipelines.pipeline_loading_utils"
+PIPELINE_MODULE = "diffusers.pipelines.pipeline_utils"
+# From this version on, diffusers asks for trust where code would be run, not where it is found.
+NO_EARLY_REFUSAL = (0, 38)
+BASE_NAMES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
+_CODE_NAME = re.compile(rf"{LIBRARY}_[0-9a-f]{{12}}")
+
+
+def code_name(digest: str) -> str:
+    """The library name, and file name without its ending, of code of this package whose sha256 is `digest`."""
+    return f"{LIBRARY}_{digest[:12]}"
+
+
+def is_code_name(name: str) -> bool:
+    """Whether `code_name` made this name."""
+    return _CODE_NAME.fullmatch(name) is not None
+
+
+def register(names: Iterable[str]) -> None:
+    """Offer the public classes `names` of this package to diffusers. Costs no import of diffusers' inner modules.
+
+    Args:
+        names: class names, found as attributes of this package.
+
+    Raises:
+        ImportError: when diffusers already has another class of one of these names.
+    """
+    _offer_attributes(list(names))
+    loaded = sys.modules.get(LOADING_MODULE)
+    if loaded is not None:
+        _fill_tables(loaded)
+    else:
+        sys.meta_path.insert(0, _AfterImport())
+    sys.meta_path.append(_CodeNames())
+
+
+def _offer_attributes(names: Sequence[str]) -> None:
+    package = sys.modules[LIBRARY]
+    lazy = getattr(diffusers, "_class_to_module", None)
+    for name in names:
+        if lazy is None:  # DIFFUSERS_SLOW_IMPORT: an ordinary module
+            setattr(diffusers, name, getattr(package, name))
+            continue
+        if lazy.get(name, f"pipelines.{LIBRARY}") != f"pipelines.{LIBRARY}":
+            raise ImportError(f"diffusers {diffusers.__version__} already has a class named {name}.")
+        lazy[name] = f"pipelines.{LIBRARY}"
+    # The lazy module resolves "pipelines.diffusers_ext" below its own name; that name is this package.
+    sys.modules[f"diffusers.pipelines.{LIBRARY}"] = package
+
+
+def _fill_tables(loading_utils: Any) -> None:
+    loading_utils.LOADABLE_CLASSES[LIBRARY] = {name: ["save_pretrained", "from_pretrained"] for name in BASE_NAMES}
+    loading_utils.ALL_IMPORTABLE_CLASSES.update(loading_utils.LOADABLE_CLASSES[LIBRARY])
+    pipelines = sys.modules["diffusers.pipelines"]
+    setattr(pipelines, LIBRARY, sys.modules[LIBRARY])
+    _answer_to_code_names(pipelines)
+    if Version(diffusers.__version__).release < NO_EARLY_REFUSAL:
+        _spare_installed_components(loading_utils)
+
+
+def _spare_installed_components(loading_utils: Any) -> None:
+    """Let an older diffusers download repositories with code of this package, whose installed classes will be used.
+
+    It refuses any repository with component code, before it asks whether that code is needed; so it is told of none.
+    """
+    name = "_get_custom_components_and_folders"
+    find = getattr(loading_utils, name)
+
+    def find_foreign(*arguments: Any, **options: Any) -> tuple[dict[str, str], list[str]]:
+        components, folders = find(*arguments, **options)
+        foreign = {k: library for k, library in components.items() if library != LIBRARY and not is_code_name(library)}
+        return foreign, folders
+
+    for module in (loading_utils, sys.modules.get(PIPELINE_MODULE)):
+        if module is not None and hasattr(module, name):
+            setattr(module, name, find_foreign)
+
+
+def _answer_to_code_names(pipelines: Any) -> None:
+    """Let `hasattr(diffusers.pipelines, name)` be true for code names: so diffusers asks where a component is from."""
+    before = vars(pipelines).get("__getattr__")
+
+    def answer(name: str) -> Any:
+        if is_code_name(name):
+            return sys.modules[LIBRARY]
+        if before is not None:
+            return before(name)
+        raise AttributeError(f"module 'diffusers.pipelines' has no attribute '{name}'")
+
+    pipelines.__getattr__ = answer  # PEP 562; diffusers' lazy module is asked when this raises
+
+
+class _CodeNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports a code name as this package: diffusers before 0.42 imports a component's library by name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(fullname, self) if is_code_name(fullname) else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = sys.modules[LIBRARY]
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Waits for `LOADING_MODULE`, lets the ordinary finders load it, and fills its tables; then steps aside."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != LOADING_MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_fill(module: ModuleType) -> None:
+            execute(module)
+            _fill_tables(module)
+
+        spec.loader.exec_module = execute_and_fill  # type: ignore[method-assign]
+        return spec

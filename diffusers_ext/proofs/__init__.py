@@ -1,0 +1,1 @@
+"""Exact solutions to check samplers against."""

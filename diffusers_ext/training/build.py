@@ -1,0 +1,377 @@
+"""From settings to the parts of a run: network, noise path, objective, scheduler, pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from ..models import PRESETS, ToyUNet2DModel, build_model
+from ..objectives.diffusion import DiffusionObjective, MixObjective, Objective
+from ..objectives.timestep_sampling import ImportanceSampler, TimestepSampler
+from ..objectives.weighting import Weighting
+from ..pipelines import GenerationPipeline
+from ..schedulers import AncestralDDPMScheduler, MixScheduler, ScoreSDEScheduler, SubsequenceDDIMScheduler
+from ..schedulers.noise_path import RECTIFIED_FLOW
+from ..schedulers.registry import build_sampler
+from .arguments import TrainingArguments, json_option
+from .muon import Muon
+
+NEARLY_ALL = 0.9  # of the noise levels, that a walk has to begin with
+
+# What diffusers' own DDPMPipeline can run; other predictions need our schedulers.
+DIFFUSERS_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+
+# The network of diffusers' unconditional example.
+_UNET2D_CONFIG: dict[str, Any] = {
+    "layers_per_block": 2,
+    "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "down_block_types": (*("DownBlock2D",) * 4, "AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *("UpBlock2D",) * 4),
+}
+
+
+def make_model(
+    arguments: TrainingArguments, channels: int, resolution: int, condition: Mapping[str, Any] | None = None
+) -> Any:
+    """The freshly initialised network for images of `channels` at `resolution`, told of a condition or none.
+
+    `condition` holds the entries of the network's configuration that its condition needs.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence on a name, file or option that does not fit.
+    """
+    torch.manual_seed(arguments.seed)
+    condition = condition or {}
+    options = _combined(condition, json_option("model_options", arguments.model_options))
+    shape = {"in_channels": channels, "out_channels": channels, "sample_size": resolution}
+    if arguments.model_config_name_or_path is not None:
+        config = UNet2DModel.load_config(arguments.model_config_name_or_path)
+        model = _from_config({"_class_name": "UNet2DModel", **config}, {"sample_size": resolution, **options})
+    elif arguments.model == "unet2d":
+        model = _from_config({"_class_name": "UNet2DModel", **_UNET2D_CONFIG, **shape}, options)
+    elif arguments.model in PRESETS:
+        _check_takes(PRESETS[arguments.model].model_class, condition)
+        entries = {**_fitting(arguments.model, shape), **options}
+        model = _checked(lambda: build_model(arguments.model, **entries))
+    else:
+        model = _from_config(_read_config(arguments.model), {"sample_size": resolution, **options})
+    _check_shape(model, channels, resolution)
+    return model
+
+
+# What a network that can be told of a condition has in its configuration.
+_TOLD_BY = {
+    "num_class_embeds": "a class",
+    "cross_attention_dim": "a text",
+    "condition_channels": "an image",
+}
+
+
+def _check_takes(model_class: type, condition: Mapping[str, Any]) -> None:
+    known = inspect.signature(model_class).parameters
+    for name in condition:
+        if name not in known:
+            able = sorted(
+                preset for preset, p in PRESETS.items() if name in inspect.signature(p.model_class).parameters
+            )
+            raise ValueError(
+                f"{model_class.__name__} can't be told {_TOLD_BY[name]}; choose a model that can: {', '.join(able)}."
+            )
+
+
+def _combined(condition: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Both together. Raises ValueError for an option that contradicts what the condition needs."""
+    for name, value in condition.items():
+        if options.get(name, value) != value:
+            raise ValueError(f"model_options sets {name} to {options[name]}, but the data need {value}; leave it out.")
+    return {**condition, **options}
+
+
+def _counting_null(options: dict[str, Any]) -> dict[str, Any]:
+    """The options for a network of diffusers, which counts the null class among its classes."""
+    if options.get("num_class_embeds") is None:
+        return options
+    return {**options, "num_class_embeds": options["num_class_embeds"] + 1}
+
+
+def _fitting(preset: str, shape: dict[str, int]) -> dict[str, int]:
+    """The entries of `shape` that the preset's class has in its configuration."""
+    known = inspect.signature(PRESETS[preset].model_class).parameters
+    return {key: value for key, value in shape.items() if key in known}
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    path = Path(name)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"model '{name}' is neither a preset ({', '.join(PRESETS)}), 'unet2d', nor a configuration.")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError:
+        raise ValueError(f"model configuration '{file}' is not valid JSON.") from None
+
+
+def _from_config(config: Any, options: dict[str, Any]) -> Any:
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    model_class: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
+        raise ValueError(f"A model configuration needs the _class_name of a U-Net, got {name!r}.")
+    _check_takes(model_class, {name: value for name, value in options.items() if name in _TOLD_BY})
+    if model_class.__module__.startswith("diffusers."):
+        options = _counting_null(options)
+    unknown = sorted(set(options) - set(inspect.signature(model_class).parameters))
+    if unknown:
+        raise ValueError(f"{name} takes no {', '.join(unknown)} in model_options.")
+    from_config: Any = model_class.from_config  # type: ignore[attr-defined]
+    return _checked(lambda: from_config({**config, **options}))
+
+
+def _checked(make: Callable[[], Any]) -> Any:
+    """What `make` builds; a configuration that a class can't digest is one sentence."""
+    try:
+        return make()
+    except (TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"The model's configuration can't be built: {' '.join(str(error).split())}") from error
+
+
+def _check_shape(model: Any, channels: int, resolution: int) -> None:
+    config = model.config
+    if "in_channels" not in config or "sample_size" not in config:
+        raise ValueError(f"{type(model).__name__} is not a U-Net that this script can train.")
+    if config.in_channels != channels:
+        raise ValueError(f"The model takes {config.in_channels} channels, but the images have {channels}.")
+    if config.get("out_channels", channels) != channels:
+        raise ValueError(
+            f"The model gives {config.out_channels} channels, but the images have {channels}; no variance is learned."
+        )
+    if isinstance(model, UNet2DModel):
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        if resolution % factor:
+            raise ValueError(
+                f"This UNet2DModel halves the image {len(config.block_out_channels) - 1} times and needs a resolution "
+                f"divisible by {factor}, got {resolution}; choose another --resolution, or fewer levels."
+            )
+
+
+def makes_toy(arguments: TrainingArguments) -> bool:
+    """Whether `make_model` gives the toy network without time.
+
+    Raises:
+        ValueError: when there is no such model.
+    """
+    if arguments.model_config_name_or_path is not None or arguments.model == "unet2d":
+        return False
+    if arguments.model in PRESETS:
+        return PRESETS[arguments.model].model_class is ToyUNet2DModel
+    config: Any = _read_config(arguments.model)
+    return isinstance(config, dict) and config.get("_class_name") == ToyUNet2DModel.__name__
+
+
+def noise_schedule(arguments: TrainingArguments) -> str:
+    """The name of the noise path's schedule."""
+    return arguments.schedule or arguments.ddpm_beta_schedule
+
+
+def weighting_name(arguments: TrainingArguments) -> str:
+    """The weighting of losses.
+
+    Without a `loss_weighting`, `sample` is weighted by `snr`, which is 1 on epsilon, and on a rectified flow, whose snr
+    is unbounded near the data, by `min_snr`; other predictions are not weighted.
+    """
+    of_sample = "min_snr" if noise_schedule(arguments) == RECTIFIED_FLOW else "snr"
+    return arguments.loss_weighting or (of_sample if arguments.prediction_type == "sample" else "none")
+
+
+def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
+    """The loss that the settings ask for; the toy network without time has one of its own."""
+    if isinstance(model, ToyUNet2DModel):
+        if arguments.prediction_type != "sample" and "prediction_type" in arguments.given:
+            raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
+        return MixObjective(arguments.loss)
+    return DiffusionObjective(
+        _path_scheduler(arguments).path,
+        arguments.prediction_type,
+        arguments.loss,
+        Weighting(
+            weighting_name(arguments),
+            arguments.min_snr_gamma,
+            arguments.p2_gamma,
+            arguments.p2_k,
+            arguments.sigmoid_bias,
+            arguments.edm_sigma_data,
+        ),
+        _make_sampler(arguments, arguments.ddpm_num_steps),
+    )
+
+
+def _make_sampler(arguments: TrainingArguments, num_levels: int) -> TimestepSampler:
+    if arguments.timestep_sampling == "importance":
+        return ImportanceSampler(num_levels)
+    location, scale = arguments.logit_normal_mean, arguments.logit_normal_std
+    return TimestepSampler(arguments.timestep_sampling, num_levels, location, scale)
+
+
+def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
+    """The scheduler of previews, of measured samples and of the saved pipeline.
+
+    Raises:
+        ValueError: for a sampler or a subsequence that there is not on a rectified flow.
+    """
+    if isinstance(model, ToyUNet2DModel):
+        return MixScheduler()
+    scheduler = _path_scheduler(arguments)
+    if arguments.sampler in ("ddpm", "ddim"):
+        return scheduler
+    return build_sampler(arguments.sampler, scheduler.config, arguments.subsequence)
+
+
+def check_sampling(scheduler: Any, arguments: TrainingArguments) -> None:
+    """Choose the times of a preview and take a first step, to fail now rather than in the middle of a run.
+
+    Args:
+        scheduler: of the pipeline.
+        arguments: of the run.
+
+    Raises:
+        ValueError: for a number of steps, a schedule or a prediction type that the scheduler can't take.
+    """
+    if isinstance(scheduler, MixScheduler):
+        return
+    sample, levels = torch.zeros(1, 1, 2, 2), arguments.ddpm_num_steps
+    count = min(arguments.ddpm_num_inference_steps, levels)
+    try:
+        scheduler.set_timesteps(count)
+        with torch.random.fork_rng(devices=[]):
+            walked = scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample
+        start = torch.as_tensor(getattr(scheduler, "init_noise_sigma", 1.0))
+        if not (start.isfinite() and walked.isfinite().all()):
+            raise ValueError("its first step is not finite")
+        if isinstance(scheduler, DDPMScheduler | DDIMScheduler) and count * (levels // count) < NEARLY_ALL * levels:
+            # Their "leading" times are multiples of the stride.
+            raise ValueError(f"it would begin far below the noise; take a number that divides {levels}")
+    except (ValueError, NotImplementedError, IndexError) as error:
+        raise ValueError(
+            f"sampler '{arguments.sampler}' can't preview in ddpm_num_inference_steps "
+            f"{arguments.ddpm_num_inference_steps} with prediction_type '{arguments.prediction_type}': "
+            f"{' '.join(str(error).split()).rstrip('.')}."
+        ) from error
+
+
+def _path_scheduler(arguments: TrainingArguments) -> Any:
+    """A scheduler of this package on the noise path that the settings describe."""
+    schedule = noise_schedule(arguments)
+    options = json_option("schedule_options", arguments.schedule_options) or None
+    if schedule == RECTIFIED_FLOW:
+        if options is not None or arguments.rescale_betas_zero_snr:
+            raise ValueError(f"schedule '{schedule}' takes no schedule_options and no rescale_betas_zero_snr.")
+        return _make_flow_scheduler(arguments)
+    scheduler_class: Any = AncestralDDPMScheduler
+    if arguments.sampler != "ddpm":
+        # Of the other samplers, only DDIM itself visits a subsequence.
+        subsequence = arguments.subsequence if arguments.sampler == "ddim" else "uniform"
+        scheduler_class = partial(SubsequenceDDIMScheduler, subsequence=subsequence)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This noise path ends")  # the diagnostics says it
+        return scheduler_class(
+            num_train_timesteps=arguments.ddpm_num_steps,
+            beta_start=arguments.beta_start,
+            beta_end=arguments.beta_end,
+            beta_schedule=schedule,
+            schedule_options=options,
+            rescale_betas_zero_snr=arguments.rescale_betas_zero_snr,
+            prediction_type=arguments.prediction_type,
+            # A clamped x0 beside an unclamped epsilon leaves the probability flow, so that more steps change the image.
+            clip_sample=arguments.sampler == "ddpm",
+            # The walk has to begin where the path ends, at T-1: fewer steps than T would otherwise start too low.
+            timestep_spacing="trailing",
+        )
+
+
+def _make_flow_scheduler(arguments: TrainingArguments) -> ScoreSDEScheduler:
+    """On the rectified flow, `ddim` is Euler's method on the velocity, and `ddpm` draws from the posterior as ever."""
+    if arguments.subsequence != "uniform":
+        raise ValueError(f"On a rectified flow the subsequence must be uniform, got '{arguments.subsequence}'.")
+    deterministic = arguments.sampler != "ddpm"
+    return ScoreSDEScheduler(
+        num_train_timesteps=arguments.ddpm_num_steps,
+        sde=RECTIFIED_FLOW,
+        continuous=True,
+        prediction_type=arguments.prediction_type,
+        clip_sample=not deterministic,
+        predictor="ode_euler" if deterministic else "ancestral",
+        # The times of diffusers' FlowMatchEulerDiscreteScheduler, and what it tells the network.
+        sampling_eps=1 / arguments.ddpm_num_steps,
+        timestep_scale=arguments.ddpm_num_steps,
+    )
+
+
+def make_optimizer(arguments: TrainingArguments, network: torch.nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """The optimizer of the network's parameters."""
+    options: dict[str, Any] = {
+        "lr": arguments.learning_rate,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "weight_decay": arguments.adam_weight_decay,
+        "eps": arguments.adam_epsilon,
+        "fused": fused,
+    }
+    if arguments.optimizer == "muon":
+        return Muon(network, **options)
+    return torch.optim.AdamW(network.parameters(), **options)
+
+
+def _is_diffusers_walk(scheduler: Any) -> bool:
+    """Whether DDPMPipeline or DDIMPipeline, or Euler's method on a flow, does what the scheduler does."""
+    config = scheduler.config
+    if isinstance(scheduler, ScoreSDEScheduler):
+        return config.sde == RECTIFIED_FLOW and config.predictor in ("ode_euler", "ancestral")
+    if isinstance(scheduler, SubsequenceDDIMScheduler):
+        return config.subsequence == "uniform" and not config.original_targets
+    return isinstance(scheduler, AncestralDDPMScheduler)
+
+
+def make_pipeline(model: Any, scheduler: Any) -> DiffusionPipeline:
+    """A pipeline around the network: diffusers' own, without a trace of this package, when the network is diffusers'.
+
+    Raises:
+        ValueError: when diffusers has no pipeline for the sampler, or no scheduler for the prediction type, of a
+            diffusers network.
+    """
+    if not isinstance(model, UNet2DModel):
+        return GenerationPipeline(model, scheduler)
+    if not _is_diffusers_walk(scheduler):
+        raise ValueError(
+            "diffusers' own pipelines walk by ddpm or ddim at uniform times; with a UNet2DModel choose one of these."
+        )
+    is_flow = scheduler.config.beta_schedule == RECTIFIED_FLOW
+    able = ("flow",) if is_flow else DIFFUSERS_PREDICTION_TYPES
+    if scheduler.config.prediction_type not in able:
+        raise ValueError(
+            f"diffusers' own pipeline can't sample prediction_type '{scheduler.config.prediction_type}' on schedule "
+            f"'{scheduler.config.beta_schedule}'; with a UNet2DModel choose {' or '.join(able)}."
+        )
+    pipeline_class: Any = DDIMPipeline if isinstance(scheduler, SubsequenceDDIMScheduler) else DDPMPipeline
+    if is_flow:
+        return pipeline_class(model, FlowMatchEulerDiscreteScheduler(scheduler.config.num_train_timesteps))
+    # Its schedulers compute the time a step goes to from a stride, which is right with "leading" spacing only.
+    theirs = DDIMScheduler if pipeline_class is DDIMPipeline else DDPMScheduler
+    known = inspect.signature(theirs).parameters
+    config = {key: value for key, value in scheduler.config.items() if key in known}
+    return pipeline_class(model, theirs(**{**config, "timestep_spacing": "leading"}))

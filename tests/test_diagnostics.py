@@ -1,0 +1,193 @@
+"""The diagnostics: silent on a healthy run, one sentence on a run broken on purpose, and no weight changed by it."""
+
+import json
+import os
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import TINY_MODEL
+from local_processes import run_processes
+from safetensors.torch import load_file
+
+from diffusers_ext.objectives.diffusion import DiffusionObjective
+from diffusers_ext.schedulers.noise_path import NoisePath
+from diffusers_ext.training import ConditionalTrainingArguments, Trainer, loop
+from diffusers_ext.training.diagnostics import LEAST_IMAGES, Diagnostics, early_share
+from diffusers_ext.training.ema import ExponentialMovingAverage
+
+STEPS = 120
+
+
+@pytest.fixture
+def warnings_of(tiny_run, corners_data, monkeypatch, caplog, tmp_path):
+    """Trains on four classes of 8x8 images, after `broken` had its way with the trainer; gives the warnings."""
+    monkeypatch.setattr(loop, "write_figures", lambda *_: None)
+
+    def run(broken=lambda trainer: None, **overrides):
+        caplog.clear()
+        settings = {
+            **vars(tiny_run()),
+            "train_data_dir": corners_data,
+            "train_split": "train",
+            "validation_split": "test",
+            "resolution": 8,
+            "model_options": json.dumps(TINY_MODEL),
+            "train_batch_size": 16,
+            "max_train_steps": STEPS,
+            "learning_rate": 2e-3,
+            "lr_warmup_steps": 10,
+            "validation_steps": STEPS // 2,
+            "checkpointing_steps": STEPS,
+            "logging_steps": 5,
+            "overwrite_output_dir": True,
+        }
+        trainer = Trainer(ConditionalTrainingArguments(**{**settings, **overrides}))
+        broken(trainer)
+        trainer.train()
+        with open(trainer.output_dir / "metrics.jsonl") as file:
+            told = [record["warning"] for record in map(json.loads, file) if "warning" in record]
+        assert told == [record.getMessage() for record in caplog.records if record.name.endswith("loop")]
+        return told
+
+    return run
+
+
+def weights(folder, steps=STEPS):
+    return [load_file(os.path.join(folder, f"checkpoint-{steps}", f"{name}.safetensors")) for name in ("model", "ema")]
+
+
+def test_a_healthy_run_is_silent_and_the_same_without_diagnostics(warnings_of, tmp_path, monkeypatch):
+    assert warnings_of() == []
+    for name in ("watch", "check", "check_path", "check_ema", "check_ema_early", "check_condition"):
+        monkeypatch.setattr(Diagnostics, name, lambda *_: None)
+    assert warnings_of(output_dir=str(tmp_path / "alone")) == []
+    for watched, alone in zip(weights(tmp_path / "run"), weights(tmp_path / "alone"), strict=True):
+        assert watched.keys() == alone.keys()
+        assert all(torch.equal(watched[name], alone[name]) for name in alone)
+
+
+def test_a_path_that_ends_with_signal_left(warnings_of):
+    (told,) = warnings_of(schedule="linear", ddpm_num_steps=100, max_train_steps=2)
+    assert "ends at alphas_cumprod = 0.364 after 100 steps" in told
+
+
+def test_an_ema_near_its_start(warnings_of):
+    (told,) = warnings_of(ema_power=100.0, ema_max_decay=0.9999, max_train_steps=10)
+    assert "100% of the EMA's weight is on the first 10%" in told
+    assert "--ema_max_decay 0" in told
+
+
+def test_a_condition_that_never_reaches_the_network(warnings_of):
+    def deafen(trainer):
+        trainer.network.class_embedding.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
+
+    (told,) = warnings_of(deafen)
+    assert told.startswith("The model ignores its condition: told another one, its prediction changes by 0 of its size")
+
+
+@pytest.mark.parametrize(("factor", "sentence"), [(2.0, "outside [-1, 1]"), (0.25, "a small part of [-1, 1]")])
+def test_data_out_of_range(warnings_of, factor, sentence):
+    def rescale(trainer):
+        read = trainer.data.__getitems__
+        trainer.data.__getitems__ = lambda keys: {k: v * factor if k == "images" else v for k, v in read(keys).items()}
+
+    (told,) = warnings_of(rescale, max_train_steps=20)
+    assert told.startswith("The training images reach from -")
+    assert sentence in told
+
+
+class Ascending:
+    """Unlearns the noise levels from t = 900 on, as a wrong sign would."""
+
+    def __init__(self, objective):
+        self._objective = objective
+
+    def __getattr__(self, name):
+        return getattr(self._objective, name)
+
+    def __call__(self, model, x0, noise, times, **condition):
+        losses = self._objective(model, x0, noise, times, **condition)
+        return torch.where(times >= 900, 6 * losses.detach() - 5 * losses, losses)
+
+
+def test_a_noise_level_whose_loss_diverges(warnings_of):
+    def ascend(trainer):
+        trainer.objective = Ascending(trainer.objective)
+
+    (told,) = warnings_of(ascend, train_batch_size=64, learning_rate=5e-3)
+    assert "diverges" in told
+    # Neighbours in time share the network and are dragged along, so one of them may be the worst.
+    assert 700 <= float(told.split("t = ")[1].split()[0]) <= 900
+    assert "times its lowest" in told
+
+
+def train_on_bad_data_of_one(rank, arguments, watched):
+    torch.set_num_threads(1)
+    if not watched:
+        Diagnostics.check = lambda *_: None
+    trainer = Trainer(arguments)
+    if rank == 1:
+        read = trainer.data.__getitems__
+        trainer.data.__getitems__ = lambda keys: {k: v * 2 if k == "images" else v for k, v in read(keys).items()}
+    trainer.train()
+
+
+def test_bad_data_of_the_second_process_are_told_of_once_and_change_no_weight(tiny_run, tmp_path):
+    folders = {True: tmp_path / "watched", False: tmp_path / "alone"}
+    for watched, folder in folders.items():
+        arguments = tiny_run(train_batch_size=4, output_dir=str(folder))
+        assert run_processes(2, train_on_bad_data_of_one, arguments, watched) == 0
+    told = {}
+    for watched, folder in folders.items():
+        with open(folder / "metrics.jsonl") as file:
+            told[watched] = [record["warning"] for record in map(json.loads, file) if "warning" in record]
+    assert told[False] == []
+    assert len(told[True]) == 1
+    assert told[True][0].startswith("The training images reach from -2 to 2, outside [-1, 1]")
+    for first, second in zip(*(weights(folder, steps=6) for folder in folders.values()), strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def diagnostics_on_shares(rank, shares, folder):
+    """A process's diagnostics after two batches, each given by its range and its losses at the level of t = 500."""
+    torch.set_num_threads(1)
+    told = []
+    diagnostics = Diagnostics(DiffusionObjective(NoisePath.from_schedule("cosine")), Accelerator(cpu=True), told.append)
+    for (low, high), loss in shares[rank]:
+        count = LEAST_IMAGES // 2  # too few of one process alone
+        images = torch.linspace(low, high, count).reshape(count, 1, 1, 1)
+        diagnostics.watch(images, torch.full((count,), 500), torch.full((count,), loss))
+        diagnostics.check(1)
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("shares", "sentence"),
+    [
+        ([[((-1, 0), 1.0)], [((0, 1), 1.0)]], None),  # each has a half of the range, both together all of it
+        ([[((0, 1), 1.0)], [((0, 0.5), 1.0)]], "use a small part of [-1, 1]"),
+        ([[((-1, 1), 1.0)] * 3, [((-1, 1), loss) for loss in (1.0, 9.0, 9.0)]], "5 at step 1, 5.0 times its lowest"),
+        ([[((-1, 1), 1.0)] * 3, [((-1, 1), loss) for loss in (1.0, 4.0, 4.0)]], None),  # 2.5 times of both together
+    ],
+)
+def test_what_two_processes_saw_is_judged_together(shares, sentence, tmp_path):
+    assert run_processes(2, diagnostics_on_shares, shares, tmp_path) == 0
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert len(first) == (sentence is not None)
+    assert sentence is None or sentence in first[0]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 400, 30_000])
+@pytest.mark.parametrize(("power", "max_decay"), [(0.75, 0.9999), (0.75, 0.99), (100.0, 0.999), (1.0, 1.0)])
+def test_the_early_share_is_the_weight_of_the_early_part(steps, power, max_decay):
+    if steps > 400 and max_decay == 1.0:
+        pytest.skip("the average of all weights needs no long run")
+    weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    ema = ExponentialMovingAverage([("weight", weight)], power=power, max_decay=max_decay)
+    early = int(0.1 * steps)
+    for step in range(steps):
+        weight.data.fill_(1.0 if step < early else 0.0)
+        ema.update([("weight", weight)])
+    assert early_share(ema, steps) == pytest.approx(ema.averages["weight"].item(), rel=0.02, abs=1e-6)
