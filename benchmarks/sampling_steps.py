@@ -2,7 +2,7 @@
 
 Samples of one network, from one list of classes and one seed, are compared with test images by Frechet distance in a
 classifier's features: first by 1,000 ancestral steps, then by other samplers at more and more steps until one is
-within 5 % of that. Wall times are of the whole sampling. The distance of as many other real images stands beside it. The
+within 5 % of that. Wall times are of the whole sampling. The distance of as many other real images is printed too. The
 ancestral sampler bounds its x0, as training with `--sampler ddpm` does, whatever the pipeline's own sampler does.
 
     python benchmarks/sampling_steps.py --classifier classifier --model outputs/mnist-classes [--dataset_name DIR]
