@@ -347,7 +347,7 @@ def train_peer(
     torch.manual_seed(seed)
     data = load_image_data(arguments.dataset_name, None, None, "train", resolution=RESOLUTION)
     assert data.labels is not None
-    images, trained = data.__getitems__(range(len(data)))["images"], 0.0
+    images, trained = data.__getitems__(range(len(data)))["samples"], 0.0
     with tempfile.TemporaryDirectory() as folder:
         peer = PEERS[name](images, data.labels, arguments, folder)
         for moment in moments(first / 2, bound, arguments.peer_points):

@@ -185,7 +185,7 @@ def digits() -> torch.Tensor:
     from diffusers_ext.data.images import load_image_data
 
     data = load_image_data("embedded", None, None, "train", resolution=28)
-    return data.__getitems__(range(len(data)))["images"]
+    return data.__getitems__(range(len(data)))["samples"]
 
 
 # --- the process that lets them take turns ---------------------------------------------------------------------------

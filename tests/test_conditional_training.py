@@ -111,7 +111,7 @@ def test_labels_are_dropped_as_often_as_asked_and_the_same_on_any_number_of_proc
     dropped = torch.cat([trainer.conditioning.dropped(number, 0, 64) for number in range(100)])
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert torch.equal(trainer.conditioning.dropped(5, 0, 64), trainer.conditioning.dropped(5, 0, 64))
-    batch = {"images": torch.zeros(2, 1, 28, 28), "labels": torch.tensor([3, 4]), "index": torch.tensor([0, 1])}
+    batch = {"samples": torch.zeros(2, 1, 28, 28), "labels": torch.tensor([3, 4]), "index": torch.tensor([0, 1])}
     told = trainer.conditioning.inputs(batch, trainer.data, torch.tensor([True, False]), 0, slice(0, 2))
     assert told["class_labels"].tolist() == [10, 4]
 
@@ -210,7 +210,7 @@ def test_image_conditions_of_a_column(conditional_run, captioned):
     trainer = Trainer(arguments)
     assert trainer.network.config.condition_channels == 1
     batch = trainer.data.__getitems__([(5, 0), (7, 0)])
-    grey = batch["images"].mul(torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    grey = batch["samples"].mul(torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
     assert (batch["condition"] - grey).abs().max() < 0.02
     assert trainer.train().config.condition == "image"
 
@@ -349,7 +349,7 @@ def test_a_row_with_an_unreadable_image_on_disk_is_replaced_whole(conditional_ru
     )
     batch = Trainer(arguments).data.__getitems__([(i, epoch) for epoch in range(5) for i in range(6)])
     assert batch["index"].tolist() == [0, 1, 3, 3, 4, 5] * 5
-    assert torch.equal(batch["images"], batch["condition"])
+    assert torch.equal(batch["samples"], batch["condition"])
 
 
 def test_a_folder_without_classes_is_one_sentence(conditional_run, tmp_path):

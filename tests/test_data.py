@@ -36,7 +36,7 @@ needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs .
 
 def pixels_of(data: ImageData, keys=None) -> np.ndarray:
     """The batch as uint8 (B, C, H, W); fails when it is not exactly an 8-bit picture in [-1, 1]."""
-    images = data.__getitems__(keys or list(range(len(data))))["images"]
+    images = data.__getitems__(keys or list(range(len(data))))["samples"]
     levels = (images.double() + 1) * 127.5
     assert images.dtype == torch.float32
     assert (levels - levels.round()).abs().max() < 1e-4
@@ -144,14 +144,14 @@ def test_integers_whose_white_is_unknown_are_not_guessed(tmp_path, values):
 def test_preserve_input_precision_keeps_16_bits(tmp_path):
     levels = np.array([[0, 1, 12345, 65535]], np.uint16)
     Image.fromarray(levels).save(tmp_path / "deep.png")
-    images = load_image_data(train_data_dir=tmp_path, preserve_input_precision=True).__getitems__([0])["images"]
+    images = load_image_data(train_data_dir=tmp_path, preserve_input_precision=True).__getitems__([0])["samples"]
     np.testing.assert_allclose(images[0], levels[None] / 65535 * 2 - 1, atol=2e-7)
 
 
 def test_preserve_input_precision_does_not_round_what_resizing_gives(tmp_path):
     write_images(tmp_path, {"a.png": noise_image(0, 40, 40)})
     options = {"train_data_dir": tmp_path, "resolution": 10}
-    rounded, precise = (load_image_data(**options, preserve_input_precision=p)[0]["images"] for p in (False, True))
+    rounded, precise = (load_image_data(**options, preserve_input_precision=p)[0]["samples"] for p in (False, True))
     levels = (precise + 1) * 127.5
     assert (levels - levels.round()).abs().max() > 0.3
     assert (rounded - precise).abs().max() < 1.5 / 127.5
@@ -430,10 +430,10 @@ def test_batches_depend_on_keys_only():
     batch = data.__getitems__(keys)
     global_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     backwards = again.__getitems__(keys[::-1])
-    assert torch.equal(batch["images"], backwards["images"].flip(0))
-    assert torch.equal(data[keys[1]]["images"], batch["images"][1])
-    assert not torch.equal(batch["images"][0], batch["images"][2])
-    assert not torch.equal(other.__getitems__(keys)["images"], batch["images"])
+    assert torch.equal(batch["samples"], backwards["samples"].flip(0))
+    assert torch.equal(data[keys[1]]["samples"], batch["samples"][1])
+    assert not torch.equal(batch["samples"][0], batch["samples"][2])
+    assert not torch.equal(other.__getitems__(keys)["samples"], batch["samples"])
     assert torch.equal(global_state[0], torch.get_rng_state())
     assert (global_state[1] == np.random.get_state()[1]).all()
     assert batch["index"].tolist() == [3, 40, 3]
@@ -476,8 +476,8 @@ def test_random_resized_crop_resizes_the_drawn_box(tmp_path, precise):
     write_images(tmp_path, {"a.png": position_image().resize((40, 40), Image.Resampling.BICUBIC)})
     options = {"train_data_dir": tmp_path, "preserve_input_precision": precise}
     data = load_image_data(**options, resolution=32, resize_scale=1.25, random_resized_crop=(0.8, 1.0))
-    images = data.__getitems__([(0, epoch) for epoch in range(50)])["images"]
-    whole = load_image_data(**options, resolution=32)[0]["images"]
+    images = data.__getitems__([(0, epoch) for epoch in range(50)])["samples"]
+    whole = load_image_data(**options, resolution=32)[0]["samples"]
     assert images.shape == (50, 3, 32, 32)
     assert len({image.numpy().tobytes() for image in images}) > 30
     assert all(0 < (image - whole).abs().mean() < 0.03 for image in images)
@@ -520,7 +520,7 @@ def test_workers_give_the_batches_of_the_main_process(split_folder, tmp_path, ki
         return [batch for batch, _ in zip(loader, range(8))]
 
     for one, other in zip(first_batches(0), first_batches(2)):
-        assert all(torch.equal(one[name], other[name]) for name in ("images", "index", "labels"))
+        assert all(torch.equal(one[name], other[name]) for name in ("samples", "index", "labels"))
 
 
 def test_every_process_opens_an_archive_for_itself(split_folder, tmp_path, monkeypatch):
@@ -645,7 +645,7 @@ def test_on_disk_the_next_readable_image_stands_in_and_is_warned_about_once(brok
     with caplog.at_level(logging.WARNING):
         batches = [data.__getitems__([0, 1, 2, 3, 4]) for _ in range(3)]
     assert all(batch["index"].tolist() == [0, 4, 4, 4, 4] for batch in batches)
-    assert torch.equal(batches[0]["images"][1], batches[0]["images"][4])
+    assert torch.equal(batches[0]["samples"][1], batches[0]["samples"][4])
     assert len([record for record in caplog.records if "b.png" in record.message]) == 1
     assert data.skipped == 3
 

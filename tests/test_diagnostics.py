@@ -90,7 +90,7 @@ def test_a_condition_that_never_reaches_the_network(warnings_of):
 def test_data_out_of_range(warnings_of, factor, sentence):
     def rescale(trainer):
         read = trainer.data.__getitems__
-        trainer.data.__getitems__ = lambda keys: {k: v * factor if k == "images" else v for k, v in read(keys).items()}
+        trainer.data.__getitems__ = lambda keys: {k: v * factor if k == "samples" else v for k, v in read(keys).items()}
 
     (told,) = warnings_of(rescale, max_train_steps=20)
     assert told.startswith("The training images reach from -")
@@ -129,7 +129,7 @@ def train_on_bad_data_of_one(rank, arguments, watched):
     trainer = Trainer(arguments)
     if rank == 1:
         read = trainer.data.__getitems__
-        trainer.data.__getitems__ = lambda keys: {k: v * 2 if k == "images" else v for k, v in read(keys).items()}
+        trainer.data.__getitems__ = lambda keys: {k: v * 2 if k == "samples" else v for k, v in read(keys).items()}
     trainer.train()
 
 

@@ -33,7 +33,7 @@ def test_restore_judges_what_was_told_beside_the_samples(tmp_path, capsys):
     with open(tmp_path / "restoration.csv") as file:
         rows = list(csv.DictReader(file))
     data = load_image_data("embedded", split="test")
-    targets = data.__getitems__(permutation(0, 0, len(data))[:5].tolist())["images"]
+    targets = data.__getitems__(permutation(0, 0, len(data))[:5].tolist())["samples"]
     small = torch.nn.functional.avg_pool2d(targets, 4)
     bicubic = torch.nn.functional.interpolate(small, scale_factor=4, mode="bicubic").clamp(-1, 1)
     expected = 10 * torch.log10(4 / (bicubic - targets).square().mean(dim=(1, 2, 3)))

@@ -45,7 +45,7 @@ def stream_of(folder, **options):
 
 
 def greys(batch):
-    return ((batch["images"][:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    return ((batch["samples"][:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
 def epochs(batches, rows):
@@ -97,7 +97,7 @@ def test_flips_belong_to_a_row_and_not_to_who_reads_it(tmp_path):
     stream = stream_of(tmp_path, random_flip=True)
 
     def mirrored(batches, count):
-        images = torch.cat([batch["images"] for batch in itertools.islice(batches, count)])
+        images = torch.cat([batch["samples"] for batch in itertools.islice(batches, count)])
         return {int(max(row) + 0.5) // 16: bool(row[0] > row[-1]) for row in (images[:, 0, 0] + 1) * 127.5}
 
     alone = mirrored(stream.batches(8), 1)
@@ -117,7 +117,7 @@ def test_tables_on_this_machine_stream_too(tmp_path):
     (seen,) = itertools.islice(epochs(stream_of(tmp_path / "table").batches(5), 20), 1)
     assert sorted(seen) == list(range(20))
     assert seen != sorted(seen)
-    assert next(iter(stream_of("embedded").batches(2)))["images"].shape == (2, 1, 28, 28)
+    assert next(iter(stream_of("embedded").batches(2)))["samples"].shape == (2, 1, 28, 28)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def in_order(data: ImageData, batch_size: int = 256) -> Iterator[tuple[torch.Ten
     """All images once, (images, labels) a batch."""
     for start in range(0, len(data), batch_size):
         batch = data.__getitems__(range(start, min(start + batch_size, len(data))))
-        yield batch["images"], batch["labels"]
+        yield batch["samples"], batch["labels"]
 
 
 def new_classifier(train: ImageData, arguments: ClassifierTrainArguments) -> ImageClassifier:
@@ -153,7 +153,7 @@ def train_classifier(classifier: ImageClassifier, train: ImageData, arguments: C
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for keys in schedule:
             batch = train.__getitems__(keys)
-            yield batch["images"], batch["labels"]
+            yield batch["samples"], batch["labels"]
 
     return fit(
         classifier,

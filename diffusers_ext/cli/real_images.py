@@ -58,7 +58,7 @@ class RealImages:
     def batches(self, batch_size: int = 256) -> Iterator[torch.Tensor]:
         """The images (batch, channels, height, width) in [-1, 1]."""
         for part in self.indices.split(batch_size):
-            yield self.data.__getitems__(part.tolist())["images"]
+            yield self.data.__getitems__(part.tolist())["samples"]
 
 
 def real_and_floor(

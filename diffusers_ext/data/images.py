@@ -459,7 +459,7 @@ class ImageData(torch.utils.data.Dataset):
         self.stream: ImageStream | None = None
         self.labels = None if labels is None else torch.from_numpy(labels[images.positions])
         self.class_names = class_names
-        first = self[0]["images"]
+        first = self[0]["samples"]
         self.channels = first.shape[0]
         height, width = first.shape[1:]
         self.resolution: int | tuple[int, int] = height if height == width else (height, width)
@@ -482,13 +482,13 @@ class ImageData(torch.utils.data.Dataset):
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Batch:
         """A batch by its keys (index, epoch), or by indices alone (epoch 0).
 
-        Returns "images" float32 (B, C, H, W) in [-1, 1], "index" int64 (B,), and if there are any "labels" int64 (B,)
+        Returns "samples" float32 (B, C, H, W) in [-1, 1], "index" int64 (B,), and if there are any "labels" int64 (B,)
         and the companion's images as "condition".
         """
         pairs = np.asarray(keys, dtype=np.int64).reshape(len(keys), -1)
         indices, epochs = pairs[:, 0], pairs[:, 1] if pairs.shape[1] > 1 else np.zeros(len(pairs), dtype=np.int64)
         images, used, beside = self._rows(indices)
-        batch = {"images": torch.from_numpy(symmetric(self._transform(images, epochs, indices)))}
+        batch = {"samples": torch.from_numpy(symmetric(self._transform(images, epochs, indices)))}
         batch["index"] = torch.from_numpy(used)
         if self.labels is not None:
             batch["labels"] = self.labels[batch["index"]]

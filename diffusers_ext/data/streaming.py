@@ -243,7 +243,7 @@ class ImageStream:
         epochs, rows, images = zip(*examples)
         numbers = np.array([row.number for row in rows])
         pixels = self.transform(stack_if_alike(list(images)), np.array(epochs), numbers)
-        batch = {"images": torch.from_numpy(symmetric(pixels)), "index": torch.from_numpy(numbers)}
+        batch = {"samples": torch.from_numpy(symmetric(pixels)), "index": torch.from_numpy(numbers)}
         batch["position"] = torch.tensor(position)
         if self.reader.class_names is not None:
             batch["labels"] = torch.tensor([row.label for row in rows])

@@ -172,7 +172,7 @@ class TextConditioning(_Conditional):
         return network.unet if self.trained else network
 
     def inputs(self, batch: Batch, data: ImageData, dropped: torch.Tensor, seed: int, mine: slice) -> dict[str, Any]:
-        device, index = batch["images"].device, batch["index"].cpu()
+        device, index = batch["samples"].device, batch["index"].cpu()
         ids, mask = self._all_tokens(data)
         null_ids, null_mask = tokenize(self.tokenizer, [""])
         ids = torch.where(dropped[:, None], null_ids, ids[index]).to(device)
@@ -210,7 +210,7 @@ class ImageConditioning(_Conditional):
         source = data if data.companion is None else data.companion
         self.condition = image_condition(arguments.image_condition, source.channels)
         if data.companion is None:
-            self.condition.from_target(data[0]["images"][None])  # fails now rather than at the first step
+            self.condition.from_target(data[0]["samples"][None])  # fails now rather than at the first step
 
     @property
     def model_entries(self) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class ImageConditioning(_Conditional):
             )
 
     def inputs(self, batch: Batch, data: ImageData, dropped: torch.Tensor, seed: int, mine: slice) -> dict[str, Any]:
-        condition = batch["condition"] if "condition" in batch else self._made(batch["images"], seed, mine)
+        condition = batch["condition"] if "condition" in batch else self._made(batch["samples"], seed, mine)
         return {"image_condition": condition * ~dropped.to(condition.device)[:, None, None, None]}
 
     def _made(self, images: torch.Tensor, seed: int, mine: slice) -> torch.Tensor:
@@ -239,7 +239,7 @@ class ImageConditioning(_Conditional):
     def request(self, count: int, data: ImageData) -> dict[str, Any]:
         batch = data.__getitems__(_spread(len(data), count))
         generator = generator_of(self.arguments.seed, "preview condition")
-        return self._guided(self.condition.user_input(batch.get("condition", batch["images"]), generator))
+        return self._guided(self.condition.user_input(batch.get("condition", batch["samples"]), generator))
 
 
 _CONDITIONINGS: dict[str, Callable[[Any, ImageData], Conditioning]] = {

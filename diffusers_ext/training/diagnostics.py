@@ -170,7 +170,7 @@ class Diagnostics:
         own, others = inputs(batch), inputs({name: values.roll(1, 0) for name, values in batch.items()})
         if _equal(own, others):
             return
-        x0 = to_range(batch["images"], self.objective.data_range)
+        x0 = to_range(batch["samples"], self.objective.data_range)
         noise, times = self.objective.draw(tuple(x0.shape), generator_of("listening", device=device), device)
         change = response(self.objective, model, x0, noise, times, own, others)
         if change < UNHEARD:

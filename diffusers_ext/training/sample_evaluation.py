@@ -70,7 +70,7 @@ class SampleEvaluation:
 
     def _features_of(self, data: ImageData, indices: torch.Tensor) -> FeatureSet:
         labels = None if data.labels is None else data.labels[indices]
-        batches = (data.__getitems__(part.tolist())["images"] for part in indices.split(BATCH_SIZE))
+        batches = (data.__getitems__(part.tolist())["samples"] for part in indices.split(BATCH_SIZE))
         return extract(batches, self.features, self.classifier, labels)
 
     def __call__(self, pipeline: Any) -> dict[str, float | str]:

@@ -410,7 +410,7 @@ class Trainer:
             x0 = x0.contiguous(memory_format=torch.channels_last)
         with self.clock.working():
             losses = self.objective(self.model, x0, noise, times, **condition)
-        self.diagnostics.watch(batch["images"], times, losses)
+        self.diagnostics.watch(batch["samples"], times, losses)
         if (importance := self.objective.importance) is not None:
             factors = importance.factors(times)
             importance.update(self.accelerator.gather(times), self.accelerator.gather(losses.detach()))
@@ -423,7 +423,7 @@ class Trainer:
         """(data, noise, times, condition); noise is drawn for the global batch, the same on any number of processes."""
         accelerator, seed = self.accelerator, self.arguments.seed
         torch.manual_seed(seed_of(seed, "dropout", number, accelerator.process_index))
-        x0 = to_range(batch["images"], self.objective.data_range)
+        x0 = to_range(batch["samples"], self.objective.data_range)
         shape = (x0.shape[0] * accelerator.num_processes, *x0.shape[1:])
         generator = generator_of(seed, "noise", number, device=accelerator.device)
         noise, times = self.objective.draw(shape, generator, accelerator.device)
@@ -606,7 +606,7 @@ class Trainer:
         self.recorder.log(self.progress.step, self.progress.seconds, **weights, **measures)
 
     def _fixed_condition(self, number: int, batch: Batch, data: ImageData) -> dict[str, Any]:
-        count = len(batch["images"])
+        count = len(batch["samples"])
         seed = seed_of(self.arguments.seed, "validation condition", number)
         kept = torch.zeros(count, dtype=torch.bool)
         return self.conditioning.inputs(batch, data, kept, seed, slice(0, count))

@@ -41,7 +41,7 @@ def validation_loss(
             continue
         keys = [(int(index), 0) for index in chosen[start : start + BATCH_SIZE]]
         batch = {name: values.to(accelerator.device) for name, values in data.__getitems__(keys).items()}
-        x0 = to_range(batch["images"], objective.data_range)
+        x0 = to_range(batch["samples"], objective.data_range)
         generator = generator_of(seed, "validation", number, device=accelerator.device)
         noise, times = objective.draw(tuple(x0.shape), generator, accelerator.device, learned=False)
         total += objective(model, x0, noise, times, **condition(number, batch)).sum().item()
