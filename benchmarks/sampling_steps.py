@@ -29,7 +29,7 @@ from diffusers_ext.evaluation.features import compare_sets
 from diffusers_ext.evaluation.metrics import frechet_distance
 from diffusers_ext.schedulers.registry import SamplerChoice
 from diffusers_ext.training import train
-from diffusers_ext.training.arguments import ConditionalTrainingArguments
+from diffusers_ext.training.arguments import TrainingArguments
 
 REFERENCE_STEPS = 1000
 TOLERANCE = 1.05
@@ -118,7 +118,7 @@ def conclude(good: list[Run], reference: Run) -> None:
 def trained(arguments: argparse.Namespace, folder: str) -> str:
     """The folder of a network trained for `train_seconds`."""
     train(
-        ConditionalTrainingArguments.from_recipe(
+        TrainingArguments.from_recipe(
             arguments.recipe,
             dataset_name=arguments.dataset_name,
             max_train_seconds=arguments.train_seconds,

@@ -51,7 +51,7 @@ from diffusers_ext.evaluation.metrics import frechet_distance
 from diffusers_ext.pipelines.batched_generation import generate_images
 from diffusers_ext.schedulers.registry import SamplerChoice
 from diffusers_ext.training import trainer as loop
-from diffusers_ext.training.arguments import ConditionalTrainingArguments
+from diffusers_ext.training.arguments import TrainingArguments
 
 ACCURACY, FLOORS = 0.97, 3.0
 SCREENING_SAMPLES, SCREENING_ACCURACY = 200, 0.94
@@ -166,7 +166,7 @@ def _settings(arguments: argparse.Namespace, seed: int, budget: float, folder: s
     wanted = {name: getattr(arguments, name) for name in ("model", "mixed_precision")}
     changes = {name: value for name, value in wanted.items() if value is not None}
     never = dict.fromkeys(("validation_steps", "save_model_epochs", "checkpointing_steps"), peers.FOREVER)
-    return ConditionalTrainingArguments.from_recipe(
+    return TrainingArguments.from_recipe(
         arguments.recipe,
         dataset_name=arguments.dataset_name,
         seed=seed,

@@ -35,7 +35,7 @@ _CLASSES = {
 _OTHERS = {
     "models": ["PRESETS", "build_model"],
     "schedulers": ["NoisePath", "PREDICTION_TYPES", "SCHEDULES"],
-    "training": ["ConditionalTrainingArguments", "TrainingArguments", "Trainer", "train"],
+    "training": ["TrainingArguments", "Trainer", "train"],
     "hub.export": ["export", "push_to_hub"],
     "hub.model_card": ["write_card"],
 }

@@ -7,10 +7,10 @@ from conftest import ROOT
 
 from diffusers_ext.models import PRESETS
 from diffusers_ext.schedulers import PREDICTION_TYPES, NoisePath
-from diffusers_ext.training import ConditionalTrainingArguments, TrainingArguments, parse_arguments
+from diffusers_ext.training import TrainingArguments, parse_arguments
 from diffusers_ext.training.arguments import json_option
 
-RECIPES = sorted((ROOT / "train" / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "diffusers_ext" / "recipes").glob("*.yaml"))
 
 # Every flag of diffusers' own unconditional example with its default there, where the default is a choice of theirs.
 FLAGS_OF_DIFFUSERS_EXAMPLE = {
@@ -79,8 +79,7 @@ def test_a_command_line_of_the_example_is_understood():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_names_what_exists(recipe):
-    kind = ConditionalTrainingArguments if "condition:" in recipe.read_text() else TrainingArguments
-    arguments = kind.from_recipe(recipe)
+    arguments = TrainingArguments.from_recipe(recipe)
     preset = PRESETS[arguments.model]
     assert set(json_option("model_options", arguments.model_options)) <= set(
         inspect.signature(preset.model_class).parameters
@@ -112,7 +111,7 @@ def test_flags_beside_a_recipe_win():
 
 @pytest.mark.parametrize("recipe", ["mnist", "ict1022"])
 def test_a_folder_of_images_takes_the_place_of_a_recipes_data_set(recipe):
-    path = str(ROOT / "train" / "recipes" / f"{recipe}.yaml")
+    path = str(ROOT / "diffusers_ext" / "recipes" / f"{recipe}.yaml")
     assert parse_arguments(["--recipe", path]).dataset_name is not None
     by_flag = parse_arguments(["--recipe", path, "--train_data_dir", "photos"])
     for arguments in (by_flag, TrainingArguments.from_recipe(path, train_data_dir="photos")):

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from diffusers_ext.conditions.image import image_condition
 from diffusers_ext.conditions.text_encoder import load_text_encoder, small_text_encoder, tokenize, train_tokenizer
-from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
+from diffusers_ext.training import Trainer, TrainingArguments, train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 TINY_ADM = {
@@ -37,7 +37,7 @@ def conditional_run(tiny_run):
     """As `tiny_run`, with a condition."""
 
     def make(**overrides):
-        return ConditionalTrainingArguments(**{**vars(tiny_run()), **overrides})
+        return TrainingArguments(**{**vars(tiny_run()), "condition": "class", **overrides})
 
     return make
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from diffusers_ext.objectives.diffusion import DiffusionObjective
 from diffusers_ext.schedulers.noise_path import NoisePath
-from diffusers_ext.training import ConditionalTrainingArguments, Trainer, loop
+from diffusers_ext.training import Trainer, TrainingArguments, loop
 from diffusers_ext.training.diagnostics import LEAST_IMAGES, Diagnostics, early_share
 from diffusers_ext.training.ema import ExponentialMovingAverage
 
@@ -42,7 +42,7 @@ def warnings_of(tiny_run, corners_data, monkeypatch, caplog, tmp_path):
             "logging_steps": 5,
             "overwrite_output_dir": True,
         }
-        trainer = Trainer(ConditionalTrainingArguments(**{**settings, **overrides}))
+        trainer = Trainer(TrainingArguments(**{**settings, "condition": "class", **overrides}))
         broken(trainer)
         trainer.train()
         with open(trainer.output_dir / "metrics.jsonl") as file:

@@ -9,16 +9,16 @@ from conftest import ROOT
 from local_processes import run_processes
 
 from diffusers_ext.models import build_model
-from diffusers_ext.training import ConditionalTrainingArguments, Trainer, TrainingArguments, parse_arguments
+from diffusers_ext.training import Trainer, TrainingArguments, parse_arguments
 from diffusers_ext.training.build import make_objective
 from diffusers_ext.training.effect import NEEDS, without_effect
 
-RECIPES = sorted((ROOT / "train" / "recipes").glob("*.yaml"))
-FIELDS = {field.name for field in dataclasses.fields(ConditionalTrainingArguments)}
+RECIPES = sorted((ROOT / "diffusers_ext" / "recipes").glob("*.yaml"))
+FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
 
 
-def told_of(line, kind=ConditionalTrainingArguments):
-    return without_effect(parse_arguments(line.split(), kind))
+def told_of(line, **defaults):
+    return without_effect(parse_arguments(line.split(), **defaults))
 
 
 def recipe(name):
@@ -123,16 +123,15 @@ def test_what_has_an_effect_or_is_only_put_out_of_use_is_not_told_of(line):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_everything_in_a_recipe_has_an_effect(path):
-    kind = ConditionalTrainingArguments if "condition:" in path.read_text() else TrainingArguments
-    assert without_effect(kind.from_recipe(path)) == []
+    assert without_effect(TrainingArguments.from_recipe(path)) == []
     data = {} if "dataset_name:" in path.read_text() else {"dataset_name": "some"}
-    assert without_effect(kind.from_recipe(path, **data, output_dir="there", seed=1)) == []
+    assert without_effect(TrainingArguments.from_recipe(path, **data, output_dir="there", seed=1)) == []
 
 
 def test_a_recipe_that_contradicts_itself_is_told_of_and_runs(tmp_path):
     """A run whose condition a flag changed writes such a one."""
     (tmp_path / "r.yaml").write_text("condition: class\nimage_condition: inpainting\nuse_ema: false\nema_power: 1.0\n")
-    assert without_effect(ConditionalTrainingArguments.from_recipe(tmp_path / "r.yaml")) == [
+    assert without_effect(TrainingArguments.from_recipe(tmp_path / "r.yaml")) == [
         "ema_power has no effect: there is no average by use_ema with ema_kind warmup.",
         "image_condition has no effect: condition is not image.",
     ]
@@ -163,7 +162,7 @@ def test_the_toy_takes_no_epsilon_that_was_asked_for():
 def begin(rank, arguments, folder, caplog):
     torch.set_num_threads(1)
     Trainer(arguments)
-    told = [record.getMessage() for record in caplog.records if record.name.endswith("loop")]
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("trainer")]
     (folder / f"{rank}.json").write_text(json.dumps(told))
 
 

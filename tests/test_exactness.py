@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from diffusers_ext import ImageClassifier
 from diffusers_ext.objectives.timestep_sampling import HISTORY
-from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
+from diffusers_ext.training import Trainer, TrainingArguments, train
 from diffusers_ext.training.checkpoint import list_checkpoints, remove_partial, seal
 from diffusers_ext.training.ema import list_snapshots
 
@@ -115,7 +115,7 @@ def random_run(tiny_run):
     def make(**overrides):
         options = json.dumps({**TINY_MODEL, "dropout": 0.1})
         drawn = {"random_flip": True, "timestep_sampling": "stratified", "model_options": options}
-        return ConditionalTrainingArguments(**{**vars(tiny_run()), **drawn, **overrides})
+        return TrainingArguments(**{**vars(tiny_run()), "condition": "class", **drawn, **overrides})
 
     return make
 

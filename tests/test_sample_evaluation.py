@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from diffusers_ext.data.images import load_image_data
 from diffusers_ext.pipelines.batched_generation import as_tensor
 from diffusers_ext.pipelines.guidance import GuidedNetwork
-from diffusers_ext.training import ConditionalTrainingArguments, Trainer, train
+from diffusers_ext.training import Trainer, TrainingArguments, train
 from diffusers_ext.training import sample_evaluation as module
 from diffusers_ext.training.sample_evaluation import SampleEvaluation
 
@@ -25,8 +25,15 @@ def run(tiny_run, corners_data):
         folder = tiny_run().output_dir
         corner = {"train_data_dir": corners_data, "train_split": "train", "validation_split": "test", "resolution": 8}
         few = {"evaluation_size": 60, "validation_steps": 100, "checkpointing_steps": 100, "guidance_scale": 2.0}
-        settings = {**vars(tiny_run()), **corner, **few, "output_dir": f"{folder}-{name}", **overrides}
-        return ConditionalTrainingArguments(**settings)
+        settings = {
+            **vars(tiny_run()),
+            "condition": "class",
+            **corner,
+            **few,
+            "output_dir": f"{folder}-{name}",
+            **overrides,
+        }
+        return TrainingArguments(**settings)
 
     return make
 

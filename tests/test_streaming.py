@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_ext.data.images import UnreadableImageError, load_image_data
-from diffusers_ext.training import ConditionalTrainingArguments, Trainer, TrainingArguments, train
+from diffusers_ext.training import Trainer, TrainingArguments, train
 from diffusers_ext.training.checkpoint import CheckpointError
 from diffusers_ext.training.conditioning import ClassConditioning
 
@@ -152,7 +152,7 @@ def test_unreadable_images_of_a_stream_are_named_and_skipped(broken, caplog):
 )
 def test_what_a_stream_cannot_give_is_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
-        ConditionalTrainingArguments(**{"streaming": True, "max_train_steps": 5, **options})
+        TrainingArguments(**{"streaming": True, "max_train_steps": 5, **options})
     assert "\n" not in str(caught.value)
 
 
@@ -191,7 +191,7 @@ def test_a_streamed_run_resumes_bit_for_bit_on_two_processes_and_on_no_other_num
     }
 
     def run(**more):
-        return ConditionalTrainingArguments(**{**vars(tiny_run()), **settings, **more})
+        return TrainingArguments(**{**vars(tiny_run()), "condition": "class", **settings, **more})
 
     whole, half = run(), run(output_dir=str(tmp_path / "half"), dataloader_num_workers=1)
     assert run_processes(2, train_alone, whole, 6) == 0

@@ -9,9 +9,8 @@ Takes the flags of diffusers' own example of this name, and more; see diffusers_
 
 import sys
 
-from diffusers_ext.training import TrainingArguments
 from diffusers_ext.training.launching import run_script, start_missing_processes
 
 if __name__ == "__main__":
     start_missing_processes()
-    sys.exit(run_script(sys.argv[1:], TrainingArguments))
+    sys.exit(run_script(sys.argv[1:]))

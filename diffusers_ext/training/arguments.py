@@ -44,7 +44,7 @@ class _Origins:
 
 @dataclass
 class TrainingArguments(_Origins):
-    """Settings of unconditional training; names that diffusers' own example has mean what they mean there.
+    """Settings of training; names that diffusers' own example has mean what they mean there.
 
     Raises:
         ValueError: on construction, one sentence on the first setting that can't be.
@@ -89,6 +89,32 @@ class TrainingArguments(_Origins):
         "Keep images and weights in channels-last memory format; measured under --mixed_precision auto if not given.",
         nargs="?",
         const=True,
+    )
+
+    # condition
+    condition: str | None = option(
+        None, f"What the network is conditioned on: {', '.join(CONDITIONS)}; nothing when not given."
+    )
+    condition_dropout: float = option(
+        0.1, "Probability with which a sample's condition is replaced by the null condition; guidance needs it."
+    )
+    label_free_epochs: int = option(
+        0, "The last so many of num_epochs are trained on the null condition alone (a source project's way)."
+    )
+    guidance_scale: float = option(1.0, "Guidance of previews: 0 unconditional, 1 conditional, above 1 sharper.")
+    label_column: str | None = option(None, "Column with the classes; `label` or `labels` when not given.")
+    caption_column: str | None = option(None, "Column with the texts; `text` or `caption` when not given.")
+    text_encoder: str = option(
+        "small",
+        "Name or folder of a transformers text encoder with its tokenizer, or `small`: a CLIP text model of two layers "
+        "and a tokenizer, both trained on the data set's own captions.",
+    )
+    train_text_encoder: bool = option(False, "Train a named text encoder too; `small` always is trained.")
+    max_text_tokens: int = option(77, "Texts are cut to this many tokens.")
+    condition_image_column: str | None = option(None, "Column with the images that the network is conditioned on.")
+    image_condition: str | None = option(
+        None,
+        "Make the condition from the target: super_resolution_2, _4 or _8, colorization or inpainting.",
     )
 
     # noise path and objective
@@ -229,6 +255,32 @@ class TrainingArguments(_Origins):
             raise ValueError("evaluation_steps needs a classifier to measure samples with, or features.")
         if measuring is not None and self.held_out_split is None:
             raise ValueError(f"{measuring} needs a validation_split of real images to compare samples with.")
+        if self.condition is not None:
+            self._check_condition()
+
+    def _check_condition(self) -> None:
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"condition_dropout must be at least 0 and below 1, got {self.condition_dropout}.")
+        if not 0 <= self.label_free_epochs < self.num_epochs:
+            raise ValueError(f"label_free_epochs must lie in 0..num_epochs - 1, got {self.label_free_epochs}.")
+        if self.label_free_epochs and (self.max_train_seconds or self.max_train_steps):
+            raise ValueError("label_free_epochs end the run's num_epochs; leave max_train_seconds and max_train_steps.")
+        if self.max_text_tokens < 2:
+            raise ValueError(f"max_text_tokens must be at least 2, got {self.max_text_tokens}.")
+        self._check_image_condition()
+        if self.guidance_scale < 0:
+            raise ValueError(f"guidance_scale must be a number of at least 0, got {self.guidance_scale}.")
+        if self.guidance_scale != 1 and not self.condition_dropout and not self.label_free_epochs:
+            raise ValueError(
+                f"guidance_scale {self.guidance_scale:g} of previews needs a null condition that is trained; set "
+                "condition_dropout above 0, or label_free_epochs."
+            )
+
+    def _check_image_condition(self) -> None:
+        if self.condition == "image" and (self.condition_image_column is None) == (self.image_condition is None):
+            raise ValueError("condition image needs either condition_image_column or image_condition.")
+        if self.image_condition not in (None, *FROM_TARGET):
+            raise ValueError(f"image_condition must be one of {', '.join(FROM_TARGET)}, got '{self.image_condition}'.")
 
     def _check_streaming(self) -> None:
         if self.dataset_name is None and self.train_data_dir is not None:
@@ -240,9 +292,15 @@ class TrainingArguments(_Origins):
                 "streaming takes dataloader_num_workers 0 or 1, since one process reads and decodes in threads, got "
                 f"{self.dataloader_num_workers}."
             )
+        if self.condition == "text" or self.condition_image_column is not None:
+            wanted = "texts" if self.condition == "text" else "condition_image_column"
+            raise ValueError(
+                f"streaming can't give {wanted} yet, only classes and conditions made from the image itself."
+            )
 
     def _check_choices(self) -> None:
         choices = {
+            "condition": (None, *CONDITIONS),
             "loss": LOSSES,
             "ema_kind": EMA_KINDS,
             "loss_weighting": (None, *WEIGHTINGS),
@@ -333,7 +391,7 @@ class TrainingArguments(_Origins):
         """
         flags = recipe_as_flags(path)
         given = {**dict.fromkeys(_names(flags), RECIPE), **dict.fromkeys(overrides, FLAG)}
-        arguments = dataclasses.replace(_parse(cls, flags), **{**_other_data(cls, given), **overrides})
+        arguments = dataclasses.replace(_parse(flags), **{**_other_data(given), **overrides})
         arguments._given = given
         return arguments
 
@@ -357,76 +415,6 @@ class TrainingArguments(_Origins):
         return yaml.safe_dump({k: v for k, v in self._changed().items() if k not in left_out}, sort_keys=False)
 
 
-@dataclass
-class ConditionalTrainingArguments(TrainingArguments):
-    """Settings of training under a condition: those of `TrainingArguments`, and what the network is told.
-
-    Raises:
-        ValueError: on construction, one sentence on the first setting that can't be.
-    """
-
-    condition: str = option("class", "What the network is told: class, text or image.")
-    condition_dropout: float = option(
-        0.1, "Probability with which a sample's condition is replaced by the null one, which guidance needs."
-    )
-    label_free_epochs: int = option(
-        0, "The last so many of num_epochs are trained on the null condition alone (a source project's way)."
-    )
-    guidance_scale: float = option(1.0, "Guidance of previews: 0 unconditional, 1 conditional, above 1 sharper.")
-
-    label_column: str | None = option(None, "Column with the classes; `label` or `labels` when not given.")
-
-    caption_column: str | None = option(None, "Column with the texts; `text` or `caption` when not given.")
-    text_encoder: str = option(
-        "small",
-        "Name or folder of a transformers text encoder with its tokenizer, or `small`: a CLIP text model of two layers "
-        "and a tokenizer, both trained on the data set's own captions.",
-    )
-    train_text_encoder: bool = option(False, "Train a named text encoder along; `small` always is.")
-    max_text_tokens: int = option(77, "Texts are cut to this many tokens.")
-
-    condition_image_column: str | None = option(None, "Column with the images that the network is told.")
-    image_condition: str | None = option(
-        None,
-        "Make the condition from the target: super_resolution_2, _4 or _8, colorization or inpainting.",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.condition not in CONDITIONS:
-            raise ValueError(f"condition must be one of {', '.join(CONDITIONS)}, got '{self.condition}'.")
-        if not 0 <= self.condition_dropout < 1:
-            raise ValueError(f"condition_dropout must be at least 0 and below 1, got {self.condition_dropout}.")
-        if not 0 <= self.label_free_epochs < self.num_epochs:
-            raise ValueError(f"label_free_epochs must lie in 0..num_epochs - 1, got {self.label_free_epochs}.")
-        if self.label_free_epochs and (self.max_train_seconds or self.max_train_steps):
-            raise ValueError("label_free_epochs end the run's num_epochs; leave max_train_seconds and max_train_steps.")
-        if self.max_text_tokens < 2:
-            raise ValueError(f"max_text_tokens must be at least 2, got {self.max_text_tokens}.")
-        self._check_image_condition()
-        if self.guidance_scale < 0:
-            raise ValueError(f"guidance_scale must be a number of at least 0, got {self.guidance_scale}.")
-        if self.guidance_scale != 1 and not self.condition_dropout and not self.label_free_epochs:
-            raise ValueError(
-                f"guidance_scale {self.guidance_scale:g} of previews needs a null condition that is trained; set "
-                "condition_dropout above 0, or label_free_epochs."
-            )
-
-    def _check_streaming(self) -> None:
-        super()._check_streaming()
-        if self.condition == "text" or self.condition_image_column is not None:
-            told = "texts" if self.condition == "text" else "condition_image_column"
-            raise ValueError(
-                f"streaming can't give {told} yet, only classes and conditions made from the image itself."
-            )
-
-    def _check_image_condition(self) -> None:
-        if self.condition == "image" and (self.condition_image_column is None) == (self.image_condition is None):
-            raise ValueError("condition image needs either condition_image_column or image_condition.")
-        if self.image_condition not in (None, *FROM_TARGET):
-            raise ValueError(f"image_condition must be one of {', '.join(FROM_TARGET)}, got '{self.image_condition}'.")
-
-
 class _Parser(HfArgumentParser):
     """Reports a wrong flag in one sentence, without a page of usage."""
 
@@ -434,8 +422,12 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def parse_arguments(argv: Sequence[str], arguments_class: type[TrainingArguments] = TrainingArguments) -> Any:
+def parse_arguments(argv: Sequence[str], **defaults: Any) -> TrainingArguments:
     """Settings from a command line. `--recipe FILE` reads a YAML recipe first; flags given beside it win.
+
+    Args:
+        argv: the flags.
+        defaults: values of settings that neither the recipe nor a flag names, in place of their usual defaults.
 
     Raises:
         ValueError, FileNotFoundError: one sentence on the first thing that is wrong.
@@ -450,14 +442,14 @@ def parse_arguments(argv: Sequence[str], arguments_class: type[TrainingArguments
             del flags[i : i + (1 if "=" in flag else 2)]
             recipe = recipe_as_flags(path)
             break
-    arguments = _parse(arguments_class, [*recipe, *flags])
+    arguments = _parse([*recipe, *flags], **defaults)
     given = {**dict.fromkeys(_names(recipe), RECIPE), **dict.fromkeys(_names(flags), FLAG)}
-    arguments = dataclasses.replace(arguments, **_other_data(arguments_class, given))
+    arguments = dataclasses.replace(arguments, **_other_data(given))
     arguments._given = given
     return arguments
 
 
-def _other_data(arguments_class: type[TrainingArguments], given: dict[str, str]) -> dict[str, Any]:
+def _other_data(given: dict[str, str]) -> dict[str, Any]:
     """What a recipe says of its data set, back to the defaults and out of `given`, where a flag names other data.
 
     So a flag wins, though under another name.
@@ -468,20 +460,21 @@ def _other_data(arguments_class: type[TrainingArguments], given: dict[str, str])
     dropped = [name for name in of_the_set if given.get(name) == RECIPE]
     for name in dropped:
         del given[name]
-    return {f.name: f.default for f in dataclasses.fields(arguments_class) if f.name in dropped}
+    return {f.name: f.default for f in dataclasses.fields(TrainingArguments) if f.name in dropped}
 
 
 def _names(flags: Sequence[str]) -> list[str]:
     return [flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")]
 
 
-def _parse(arguments_class: type[TrainingArguments], flags: Sequence[str]) -> Any:
+def _parse(flags: Sequence[str], **defaults: Any) -> TrainingArguments:
     parser = _Parser(
-        arguments_class,  # type: ignore[arg-type]
+        TrainingArguments,  # type: ignore[arg-type]
         allow_abbrev=False,
         description="Train a diffusion model.",
     )
     parser.add_argument("--recipe", help="YAML file with settings; flags given beside it win.")
+    parser.set_defaults(**defaults)
     arguments, _, unknown = parser.parse_args_into_dataclasses(list(flags), return_remaining_strings=True)
     if unknown:
         raise ValueError(f"Unknown flag {unknown[0]}.")

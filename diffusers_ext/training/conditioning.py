@@ -25,7 +25,7 @@ from ..conditions.text_encoder import (
 from ..data.images import Batch, ImageData
 from ..objectives.randomness import generator_of, seed_of
 from ..pipelines import GenerationPipeline
-from .arguments import ConditionalTrainingArguments, TrainingArguments
+from .arguments import TrainingArguments
 from .build import make_pipeline
 
 
@@ -87,8 +87,6 @@ class Conditioning:
 
 
 class _Conditional(Conditioning):
-    arguments: ConditionalTrainingArguments
-
     def dropped(self, number: int, epoch: int, batch_size: int) -> torch.Tensor:
         if epoch >= self.arguments.num_epochs - self.arguments.label_free_epochs:
             return torch.ones(batch_size, dtype=torch.bool)
@@ -104,7 +102,7 @@ class ClassConditioning(_Conditional):
 
     figure_images = 100
 
-    def __init__(self, arguments: ConditionalTrainingArguments, data: ImageData):
+    def __init__(self, arguments: TrainingArguments, data: ImageData):
         super().__init__(arguments, data)
         if data.labels is None:
             raise ValueError(
@@ -140,7 +138,7 @@ class ClassConditioning(_Conditional):
 class TextConditioning(_Conditional):
     """The caption of each image; the null text is the empty one."""
 
-    def __init__(self, arguments: ConditionalTrainingArguments, data: ImageData):
+    def __init__(self, arguments: TrainingArguments, data: ImageData):
         super().__init__(arguments, data)
         if data.captions is None:
             raise ValueError("condition text needs texts: name the caption_column of a dataset_name.")
@@ -203,9 +201,7 @@ class TextConditioning(_Conditional):
 class ImageConditioning(_Conditional):
     """Another image beside each, from a column or made from the image itself; the null image is all zeros."""
 
-    arguments: ConditionalTrainingArguments
-
-    def __init__(self, arguments: ConditionalTrainingArguments, data: ImageData):
+    def __init__(self, arguments: TrainingArguments, data: ImageData):
         super().__init__(arguments, data)
         source = data if data.companion is None else data.companion
         self.condition = image_condition(arguments.image_condition, source.channels)
@@ -255,7 +251,7 @@ def make_conditioning(arguments: TrainingArguments, data: ImageData) -> Conditio
     Raises:
         ValueError: one sentence on what the data lack for it.
     """
-    if isinstance(arguments, ConditionalTrainingArguments):
+    if arguments.condition is not None:
         return _CONDITIONINGS[arguments.condition](arguments, data)
     return Conditioning(arguments, data)
 

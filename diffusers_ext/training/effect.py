@@ -170,6 +170,12 @@ NEEDS = (
         "resume_from_checkpoint goes on with the run that is there",
     ),
     # the condition
+    Need(
+        ("condition_dropout", "label_free_epochs", "guidance_scale"),
+        ("condition",),
+        lambda a: a.condition is not None,
+        "there is no condition",
+    ),
     _condition("class", "label_column"),
     _condition("text", "caption_column", "text_encoder", "train_text_encoder", "max_text_tokens"),
     _condition("image", "condition_image_column", "image_condition"),

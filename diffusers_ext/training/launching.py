@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import psutil
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from .arguments import TrainingArguments, parse_arguments
+from .arguments import parse_arguments
 from .interruption import TrainingInterrupted
 from .trainer import TrainingDiverged, train
 
@@ -17,11 +18,16 @@ from .trainer import TrainingDiverged, train
 _RANK_VARIABLES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
-def run_script(argv: list[str], arguments_class: type[TrainingArguments]) -> int:
-    """Train as the flags say; the exit status, after one sentence on what went wrong."""
+def run_script(argv: list[str], **defaults: Any) -> int:
+    """Train as the flags say; the exit status, after one sentence on what went wrong.
+
+    Args:
+        argv: the flags.
+        defaults: values of settings that neither the recipe nor a flag names.
+    """
     debug = "--debug" in argv
     try:
-        train(parse_arguments(argv, arguments_class))
+        train(parse_arguments(argv, **defaults))
     except TrainingInterrupted as interrupted:
         print(interrupted, file=sys.stderr)
         return 128 + interrupted.signal_number

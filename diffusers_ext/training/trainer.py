@@ -35,7 +35,7 @@ from ..objectives.randomness import generator_of, seed_of
 from ..objectives.timestep_sampling import LOGIT_NORMAL
 from ..training import checkpoint
 from .allocator import keep_freed_memory
-from .arguments import ConditionalTrainingArguments, TrainingArguments
+from .arguments import TrainingArguments
 from .build import check_sampling, make_model, make_objective, make_optimizer, make_scheduler
 from .conditioning import ClassConditioning, Conditioning, make_conditioning
 from .diagnostics import Diagnostics
@@ -201,7 +201,7 @@ class Trainer:
 
     def _load_split(self, split: str) -> ImageData:
         a = self.arguments
-        if not isinstance(a, ConditionalTrainingArguments):
+        if a.condition is None:
             return self._load_images(split, image_column=a.image_column)
         columns = {"label_column": a.label_column, "caption_column": a.caption_column}
         data = self._load_images(split, image_column=a.image_column, **columns)
@@ -333,7 +333,7 @@ class Trainer:
             raise ValueError(
                 "classifier and features measure samples of classes or of no condition, not of texts or images."
             )
-        if isinstance(self.arguments, ConditionalTrainingArguments):
+        if self.arguments.condition is not None:
             options = {"guidance_scale": self.arguments.guidance_scale}
         return SampleEvaluation(
             self.arguments, self.accelerator, self.validation_data, kind is ClassConditioning, options
