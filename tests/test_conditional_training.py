@@ -275,7 +275,7 @@ def test_held_out_classes_are_numbered_as_those_of_the_training_images(condition
     trainer = Trainer(conditional_run(**settings))
     assert trainer.conditioning.id2label == {"0": "cat", "1": "dog", "2": "owl"}
     assert trainer.validation_data.labels.tolist() == [1, 1, 1, 2, 2, 2]
-    assert trainer.validation_data.class_names == ["cat", "dog", "owl"]
+    assert trainer.validation_data.label_names == ["cat", "dog", "owl"]
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_the_embedded_set_is_small_balanced_and_the_default():
     train, test = load_image_data(), load_image_data("embedded", split="test")
     assert torch.bincount(train.labels).tolist() == [1000] * 10
     assert torch.bincount(test.labels).tolist() == [100] * 10
-    assert (train.channels, train.resolution, train.class_names) == (1, 28, [str(digit) for digit in range(10)])
+    assert (train.channels, train.size, train.label_names) == (1, (28, 28), [str(digit) for digit in range(10)])
     assert train.description == "embedded (train): 10,000 images, 28x28, 1 channel, 10 classes, in memory"
     assert sum(file.stat().st_size for file in EMBEDDED_FOLDER.glob("*.parquet")) <= 3.5e6
 
@@ -224,7 +224,7 @@ def test_a_folder_of_parquet_files_with_any_column_names(tmp_path):
     data = load_image_data(str(tmp_path), label_column="kind", cache_dir=str(tmp_path / "cache"))
     np.testing.assert_array_equal(pixels_of(data), expected_small_table())
     assert data.labels.tolist() == [1, 0, 1, 2]
-    assert data.class_names == ["a", "b", "c"]
+    assert data.label_names == ["a", "b", "c"]
 
 
 def test_parquet_bytes_without_the_library_s_metadata(tmp_path):
@@ -310,7 +310,7 @@ def test_an_archive_gives_what_its_folder_gives(split_folder, tmp_path):
                     train_data_dir=archive, split=split, max_memory_bytes=max_memory_bytes, **options
                 )
                 assert same_batches(folder, packed), archive.name
-                assert packed.class_names == ["cat", "dog"]
+                assert packed.label_names == ["cat", "dog"]
 
 
 def test_training_does_not_see_the_test_folder(split_folder):
@@ -332,7 +332,7 @@ def test_folders_are_classes_and_flat_or_uneven_folders_have_none(split_folder, 
 def test_a_class_that_is_called_train_is_a_class(tmp_path):
     write_images(tmp_path, {f"{kind}/0.png": noise_image(0) for kind in ("car", "plane", "train")})
     data = load_image_data(train_data_dir=tmp_path)
-    assert (len(data), data.class_names) == (3, ["car", "plane", "train"])
+    assert (len(data), data.label_names) == (3, ["car", "plane", "train"])
 
 
 def test_hidden_files_and_other_files_are_no_images(tmp_path):
@@ -696,13 +696,13 @@ def test_at_most_ten_unreadable_images_are_named(tmp_path, caplog):
 
 WRONG_OPTIONS = [
     ({"resolution": 0}, "resolution takes a number of pixels of at least 1, not 0"),
-    ({"channels": 4}, "channels takes 1 .* not 4"),
+    ({"channels": 4}, "channels must be 1 .* got 4"),
     ({"resolution": 8, "resize_scale": 0.5}, "resize_scale takes .* not 0.5"),
     ({"resolution": 8, "random_resized_crop": (0.8, 1.2)}, r"random_resized_crop takes .* not \(0.8, 1.2\)"),
     ({"center_crop": True}, "center_crop.* need a resolution"),
     ({"resolution": 8, "center_crop": True, "random_resized_crop": (0.8, 1)}, "exclude each other"),
     ({"alpha_background": "whight"}, "alpha_background takes a colour .* not 'whight'"),
-    ({"on_unreadable_image": "ignore"}, "on_unreadable_image takes 'skip' or 'error', not 'ignore'"),
+    ({"on_unreadable_image": "ignore"}, "on_unreadable_image must be 'skip' or 'error', got 'ignore'"),
     ({"split": "valid"}, "split='valid' is not in dataset_name='embedded', which has: train, test"),
     ({"split": "train[a:b]"}, r"split='train\[a:b\]' takes a part such as 'train\[:100\]'"),
     ({"split": "train[:9]+test[:9]"}, r"split='train\[:9\]\+test\[:9\]' takes a part"),
@@ -832,12 +832,12 @@ def test_impossible_schedules_are_named(arguments, message):
 @pytest.mark.parametrize(("split", "count"), [("train", 3780), ("test", 420)])
 def test_the_landscape_archive_keeps_its_splits(split, count):
     data = load_image_data(train_data_dir=SHARED_DATA / "landscape" / "archive.zip", split=split, resolution=64)
-    assert (len(data), data.channels, data.resolution, data.skipped) == (count, 3, 64, 0)
+    assert (len(data), data.channels, data.size, data.skipped) == (count, 3, (64, 64), 0)
 
 
 @needs_shared_data
 def test_colour_pictures_with_classes_come_from_parquet(tmp_path):
     data = load_image_data(str(SHARED_DATA / "emoji"), split="test", cache_dir=str(tmp_path))
-    assert (len(data), data.channels, data.resolution) == (376, 3, 64)
-    assert len(data.class_names) == 10
+    assert (len(data), data.channels, data.size) == (376, 3, (64, 64))
+    assert len(data.label_names) == 10
     assert data.labels.max() < 10

@@ -63,7 +63,7 @@ def classifier_train(arguments: ClassifierTrainArguments) -> None:
         raise ValueError(f"max_train_seconds must be above 0, got {arguments.max_train_seconds}.")
     train = _labelled_images(arguments, arguments.train_split, random_flip=arguments.random_flip)
     test = _labelled_images(arguments, arguments.test_split, channels=train.channels)
-    names = [class_names(data) for data in (train, test)]
+    names = [data.label_names or [] for data in (train, test)]
     if not set(names[1]) <= set(names[0]):
         unknown = sorted(set(names[1]) - set(names[0]))
         raise ValueError(f"{arguments.test_split} has classes that {arguments.train_split} has not: {unknown}.")
@@ -101,14 +101,6 @@ def _labelled_images(arguments: ClassifierTrainArguments, split: str, **options:
     return data
 
 
-def class_names(data: ImageData) -> list[str]:
-    """Names of the classes by number; the numbers themselves where the data have no names."""
-    if data.class_names is not None:
-        return list(data.class_names)
-    assert data.labels is not None
-    return [str(number) for number in range(int(data.labels.max()) + 1)]
-
-
 def in_order(data: ImageData, batch_size: int = 256) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """All images once, (images, labels) a batch."""
     for start in range(0, len(data), batch_size):
@@ -120,7 +112,7 @@ def new_classifier(train: ImageData, arguments: ClassifierTrainArguments) -> Ima
     """An untrained classifier for the data, on its device; the seed decides its weights."""
     from ..evaluation.classifier import ImageClassifier
 
-    names = class_names(train)
+    names = train.label_names or []
     torch.manual_seed(arguments.seed)
     classifier = ImageClassifier(
         in_channels=train.channels,
@@ -128,7 +120,7 @@ def new_classifier(train: ImageData, arguments: ClassifierTrainArguments) -> Ima
         block_channels=arguments.block_channels,
         blocks_per_level=arguments.blocks_per_level,
         dropout=arguments.dropout,
-        sample_size=train.resolution,
+        sample_size=train.size[0] if len(set(train.size)) == 1 else train.size,
         id2label={str(number): name for number, name in enumerate(names)},
         dataset=_data_name(arguments),
         train_split=arguments.train_split,

@@ -141,5 +141,5 @@ def check_classifier(classifier: ImageClassifier, pipeline: Any, data: ImageData
         )
     own = classifier.config.id2label
     check_names(own, getattr(pipeline.config, "id2label", None) or {}, "the pipeline")
-    if data is not None and data.class_names is not None:
-        check_names(own, data.class_names, "the data")
+    if data is not None and data.label_names is not None:
+        check_names(own, data.label_names, "the data")

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pillow turns colour into grey
 GREY_MODES = ("1", "L", "LA", "La")
 
 
@@ -31,21 +32,29 @@ class ImageDecoder:
     background: tuple[int, int, int] = (255, 255, 255)
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """Return the pixels, (channels, height, width). Raises what Pillow raises when `data` is not a whole image."""
-        image = open_image(data)
+        """The pixels, (channels, height, width). Raises what Pillow raises when `data` is not a whole image."""
+        return self.pixels(open_image(data))
+
+    def pixels(self, image: Image.Image) -> np.ndarray:
+        """The prepared pixels of an image that is open, (channels, height, width)."""
         channels = self.channels or natural_channels(image, self.background)
-        planes = (
-            self._float_planes(image, channels) if self.precise else [to_eight_bit(image, channels, self.background)]
-        )
+        if self.precise:
+            return self._resized(self._float_planes(image, channels))
+        return self._resized([to_eight_bit(image, channels, self.background)])
+
+    def float_pixels(self, planes: np.ndarray) -> np.ndarray:
+        """The prepared pixels of an array float32 (1 or 3, height, width) in [0, 1], without rounding."""
+        if self.channels == 1 and len(planes) == 3:
+            planes = np.tensordot(LUMA, planes, 1)[None]
+        planes = np.broadcast_to(planes, (self.channels or len(planes), *planes.shape[1:]))
+        return self._resized([Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32)) for plane in planes])
+
+    def _resized(self, planes: list[Image.Image]) -> np.ndarray:
         if self.shorter_side is not None:
             planes = [resize_shorter_side(plane, self.shorter_side) for plane in planes]
         if self.center_crop is not None:
             planes = [center_crop(plane, self.center_crop) for plane in planes]
-        return (
-            np.concatenate([_channels_first(plane) for plane in planes])
-            if len(planes) > 1
-            else _channels_first(planes[0])
-        )
+        return np.concatenate([_channels_first(plane) for plane in planes])
 
     def _float_planes(self, image: Image.Image, channels: int) -> list[Image.Image]:
         """One mode "F" image a channel: Pillow resizes floats only one channel at a time."""

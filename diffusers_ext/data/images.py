@@ -8,35 +8,99 @@ number of processes without a change of what it sees.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import itertools
 import logging
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from .base import Batch, Key, Stream
 from .decoding import ImageDecoder, natural_channels, parse_background, resize_square
 from .sources import EMBEDDED_NAME, ImageSource, open_files, open_table
 
-if TYPE_CHECKING:
-    from .streaming import ImageStream
-
 logger = logging.getLogger(__name__)
 
-Batch = dict[str, torch.Tensor]
 # One array (B, C, H, W) when the shapes agree, else a list of (C, H, W). In NumPy, since a batch of small images is too
 # little work to wake PyTorch's threads for.
 Images = np.ndarray | list[np.ndarray]
 NAMED_WARNINGS = 10  # unreadable images named in the log before only their count is given
-PROBES = 64  # headers looked at to classifier the size of all images
+PROBES = 64  # rows read to estimate the size of all images, and for the fingerprint
 CHUNK = 256  # images a thread decodes at a time
 CROP_ATTEMPTS = 10  # random areas tried before a random resized crop gives up and takes the centre
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are decoded, resized, cropped and flipped.
+
+    Args:
+        resolution: side in pixels of the square images to train on; None keeps the images' own size, which must then be
+            the same for all.
+        channels: 1 or 3; None gives 1 when all images are greyscale and 3 otherwise.
+        center_crop: crop the centre, instead of a random place, of images that are not square after the resize.
+        random_flip: mirror every other image left to right.
+        resize_scale: resize the shorter side to `int(resize_scale * resolution)`, at least 1, before the crop.
+        random_resized_crop: crop a random share of the area, within this range, and resize it to `resolution`.
+        preserve_input_precision: keep 16-bit and float images, and the results of resizing, unrounded as float32.
+        alpha_background: the colour behind transparent pixels, as Pillow names it.
+        on_unreadable_image: "skip" unreadable images with a warning, or raise an "error".
+        max_memory_bytes: decode all images once into memory when they take less than this, else decode when read.
+        seed: of the crops and flips.
+
+    Raises ValueError for a value that is out of range, or for two that contradict each other.
+    """
+
+    resolution: int | None = None
+    channels: int | None = None
+    center_crop: bool = False
+    random_flip: bool = False
+    resize_scale: float = 1.0
+    random_resized_crop: tuple[float, float] | None = None
+    preserve_input_precision: bool = False
+    alpha_background: str = "white"
+    on_unreadable_image: str = "skip"
+    max_memory_bytes: int = 2 * 1024**3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.channels not in (None, 1, 3):
+            raise ValueError(
+                f"channels must be 1 (greyscale), 3 (colour) or None (as the images are), got {self.channels!r}"
+            )
+        if self.on_unreadable_image not in ("skip", "error"):
+            raise ValueError(f"on_unreadable_image must be 'skip' or 'error', got {self.on_unreadable_image!r}")
+        _ = self.transform, self.decoder  # they check the other values
+
+    @property
+    def transform(self) -> Transform:
+        """The part of the preparation that is drawn anew in every epoch."""
+        return Transform(
+            self.resolution, self.center_crop, self.random_flip, self.resize_scale, self.random_resized_crop, self.seed
+        )
+
+    @property
+    def decoder(self) -> ImageDecoder:
+        """The part of the preparation that is the same in every epoch."""
+        return ImageDecoder(
+            self.channels,
+            shorter_side=self.transform.shorter_side,
+            center_crop=self.resolution if self.center_crop else None,
+            precise=self.preserve_input_precision,
+            background=parse_background(self.alpha_background),
+        )
+
+    @property
+    def skip_unreadable(self) -> bool:
+        """Whether an unreadable image is skipped with a warning."""
+        return self.on_unreadable_image == "skip"
 
 
 def load_image_data(
@@ -50,19 +114,9 @@ def load_image_data(
     caption_column: str | None = None,
     cache_dir: str | None = None,
     token: str | bool | None = None,
-    resolution: int | None = None,
-    channels: int | None = None,
-    center_crop: bool = False,
-    random_flip: bool = False,
-    resize_scale: float = 1.0,
-    random_resized_crop: tuple[float, float] | None = None,
-    preserve_input_precision: bool = False,
-    alpha_background: str = "white",
-    on_unreadable_image: str = "skip",
-    max_memory_bytes: int = 2 * 1024**3,
-    seed: int = 0,
     streamed_examples: int | None = None,
     shuffle_buffer_size: int = 1000,
+    **image_options: Any,
 ) -> ImageData:
     """Load images for training.
 
@@ -78,66 +132,36 @@ def load_image_data(
         caption_column: the column with the texts; None takes `text` or `caption` if there is one.
         cache_dir: where downloads and decompressed archives are kept.
         token: the Hub's token, for private data sets.
-        resolution: side in pixels of the square images to train on; None keeps the images' own, common size.
-        channels: 1 or 3; None gives 1 when all images are greyscale and 3 otherwise.
-        center_crop: crop the centre, instead of a random place, of images that are not square after the resize.
-        random_flip: mirror every other image left to right.
-        resize_scale: resize the shorter side to `int(resize_scale * resolution)`, at least 1, before the crop.
-        random_resized_crop: crop a random share of the area, within this range, and resize it to `resolution`.
-        preserve_input_precision: keep 16-bit and float images, and the results of resizing, unrounded as float32.
-        alpha_background: the colour behind transparent pixels, as Pillow names it.
-        on_unreadable_image: "skip" unreadable images with a warning, or raise an "error".
-        max_memory_bytes: decode all images once into memory when they take less than this, else decode when read.
-        seed: of the crops and flips.
-        streamed_examples: read `dataset_name` as a stream: load its first so many images only, the way to all of them
-            being the result's `stream`, which takes its number of channels from these.
-        shuffle_buffer_size: rows of the stream to shuffle among one another.
+        streamed_examples: read `dataset_name` as a stream and load only its first `streamed_examples` images. The
+            attribute `stream` of the result gives all of them.
+        shuffle_buffer_size: number of rows of the stream that are shuffled among one another.
+        image_options: see `ImageOptions`.
 
-    Raises ValueError or FileNotFoundError, in one sentence, for what cannot be found, read or meant.
+    Raises ValueError, FileNotFoundError or ConnectionError, in one sentence, for data that cannot be found or read.
     """
-    transform = Transform(resolution, center_crop, random_flip, resize_scale, random_resized_crop, seed)
-    _check_options(channels, on_unreadable_image)
-    decoder = ImageDecoder(
-        channels,
-        shorter_side=transform.shorter_side,
-        center_crop=resolution if center_crop else None,
-        precise=preserve_input_precision,
-        background=parse_background(alpha_background),
-    )
-    source: ImageSource
+    options = ImageOptions(**image_options)
     if train_data_dir is not None:
         _check_folder_arguments(dataset_name, train_data_dir, image_column, label_column, caption_column)
         name = os.path.basename(os.path.abspath(train_data_dir))
-        source = open_files(train_data_dir, split, cache_dir)
-    elif streamed_examples is not None:
-        from .streaming import ImageStream, open_stream
-
-        name = dataset_name or EMBEDDED_NAME
-        reader = open_stream(name, dataset_config_name, split, image_column, label_column, cache_dir, token)
-        source = reader.first(streamed_examples)
-    else:
-        name = dataset_name or EMBEDDED_NAME
-        source = open_table(
+        return image_data(open_files(train_data_dir, split, cache_dir), options, f"{name} ({split})")
+    name = EMBEDDED_NAME if dataset_name is None else dataset_name
+    if streamed_examples is None:
+        table = open_table(
             name, dataset_config_name, split, image_column, label_column, cache_dir, token, caption_column
         )
-    images = read_images(source, decoder, max_memory_bytes, skip_unreadable=on_unreadable_image == "skip")
-    data = ImageData(
-        images, transform, source.labels, source.class_names, title=f"{name} ({split})", captions=source.captions
-    )
-    if streamed_examples is not None and train_data_dir is None:
-        skip = on_unreadable_image == "skip"
-        data.stream = ImageStream(
-            reader, replace(decoder, channels=data.channels), transform, skip, shuffle_buffer_size
-        )
-        data.description += f", the first of a stream in {reader.num_shards} shards"
-    return data
+        return image_data(table, options, f"{name} ({split})")
+    from .streaming import open_stream, streamed_image_data
+
+    reader = open_stream(name, dataset_config_name, split, image_column, label_column, cache_dir, token)
+    return streamed_image_data(reader, options, f"{name} ({split})", streamed_examples, shuffle_buffer_size)
 
 
-def _check_options(channels: int | None, on_unreadable_image: str) -> None:
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels takes 1 (greyscale), 3 (colour) or None (as the images are), not {channels!r}")
-    if on_unreadable_image not in ("skip", "error"):
-        raise ValueError(f"on_unreadable_image takes 'skip' or 'error', not {on_unreadable_image!r}")
+def image_data(
+    source: ImageSource, options: ImageOptions, title: str, columns: Mapping[str, np.ndarray] | None = None
+) -> ImageData:
+    """The images of a source, decoded now or when they are read."""
+    images = read_images(source, options.decoder, options.max_memory_bytes, options.skip_unreadable)
+    return ImageData(images, options.transform, source.labels, source.class_names, title, source.captions, columns)
 
 
 def _check_folder_arguments(dataset_name: str | None, train_data_dir: str | os.PathLike, *columns: str | None) -> None:
@@ -179,12 +203,26 @@ def read_images(
     return DiskImages(source, decoder, skip_unreadable)
 
 
+def probes(count: int) -> list[int]:
+    """Up to 64 row numbers, spread evenly over `count` rows."""
+    return np.unique(np.linspace(0, count - 1, PROBES).astype(int)).tolist()
+
+
+def source_digest(source: ImageSource, decoder: ImageDecoder) -> bytes:
+    """A hash of the number of rows, some of the image files, and how they are decoded."""
+    digest = hashlib.sha256(f"{len(source)} {replace(decoder, channels=None)!r}".encode())
+    for index in probes(len(source)):
+        with contextlib.suppress(Exception):  # an unreadable image counts as an empty one
+            digest.update(hashlib.sha256(source.read(index)).digest())
+    return digest.digest()
+
+
 def estimated_bytes(source: ImageSource, decoder: ImageDecoder) -> int:
-    """The size of all images when decoded, judged by the headers of a few of them."""
+    """The size of all images when decoded, estimated from the headers of a few of them."""
     sizes = []
-    for index in np.unique(np.linspace(0, len(source) - 1, PROBES).astype(int)):
+    for index in probes(len(source)):
         with contextlib.suppress(Exception):  # an unreadable image is dealt with when it is decoded
-            sizes.append(decoder.decoded_bytes(source.read(int(index))))
+            sizes.append(decoder.decoded_bytes(source.read(index)))
     return round(len(source) * float(np.mean(sizes))) if sizes else 0
 
 
@@ -219,11 +257,16 @@ class MemoryImages:
         self.skipped = len(problems)
         self.positions = np.array(kept)  # where in the source the images stand
         self._images = assemble(arrays)
+        self._digest = source_digest(source, decoder)
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def read(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
+    def digest(self) -> bytes:
+        """A hash of some of the image files."""
+        return self._digest
+
+    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Images, np.ndarray]:
         """The images at `indices` and their indices."""
         if isinstance(self._images, np.ndarray):
             return self._images[indices], indices
@@ -303,7 +346,11 @@ class DiskImages:
     def __len__(self) -> int:
         return len(self._source)
 
-    def read(self, indices: np.ndarray) -> tuple[Images, np.ndarray]:
+    def digest(self) -> bytes:
+        """A hash of some of the image files."""
+        return source_digest(self._source, self._decoder)
+
+    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Images, np.ndarray]:
         """The images at `indices`, or those that replace them, and the indices of what is given."""
         arrays, used = zip(*(self._readable(int(index)) for index in indices))
         return stack_if_alike(list(arrays)), np.array(used)
@@ -336,7 +383,7 @@ class Transform:
     random_flip: bool = False
     resize_scale: float = 1.0
     random_resized_crop: tuple[float, float] | None = None
-    seed: int = 0
+    seed: int = field(default=0, repr=False)  # the fingerprint of the data takes the rest
 
     def __post_init__(self) -> None:
         cropped = self.center_crop or self.random_resized_crop is not None or self.resize_scale != 1
@@ -364,6 +411,8 @@ class Transform:
     def __call__(self, images: Images, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Crop and flip images (B, C, H, W), or a list of (C, H, W), by their keys (B,); may change them in place.
 
+        Returns float32 (B, C, resolution, resolution) in [-1, 1].
+
         Raises ValueError when images of different sizes are not cropped to one.
         """
         if self.random_resized_crop is not None:
@@ -371,12 +420,11 @@ class Transform:
         elif self.resolution is not None:
             images = self._random_crops(images, self.resolution, epochs, indices)
         if not isinstance(images, np.ndarray):
-            sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})
-            raise ValueError(f"resolution must be given when the images differ in size ({sizes[0]}, {sizes[1]}, ...)")
+            raise ValueError(different_sizes({image.shape[1:] for image in images}))
         if self.random_flip:
             mirrored = uniforms(self.seed, FLIP, epochs, indices, 1)[:, 0] < 0.5
             images[mirrored] = images[mirrored][..., ::-1]
-        return images
+        return symmetric(images)
 
     def _random_crops(self, images: Images, size: int, epochs: np.ndarray, indices: np.ndarray) -> Images:
         heights, widths = heights_and_widths(images)
@@ -428,115 +476,141 @@ def _central_boxes(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return np.stack([(heights - box_heights) // 2, (widths - box_widths) // 2, box_heights, box_widths], axis=-1)
 
 
-class ImageData(torch.utils.data.Dataset):
-    """Images and labels, read in batches by keys (index, epoch).
+class Examples(Protocol):
+    """Where the arrays of the examples are: in memory, on disk, or in a data set of the user.
 
     Attributes:
-        channels: of the images, 1 or 3.
-        resolution: side of the images in pixels, or (height, width) when they are not square.
-        num_examples: how many images there are.
-        class_names: names of the classes, or None.
-        labels: int64 (num_examples,), or None.
-        captions: a text for each image, or None.
-        companion: further images of the same rows, cropped and flipped as these are, or None.
-        stream: all images of the data set of which these are the first, or None.
-        description: one line about the data.
+        positions: which rows of the source the examples are, int64 (number of examples,).
+        skipped: how many rows could not be read so far.
+        where: what to call the place in a description.
+    """
+
+    positions: np.ndarray
+    where: str
+
+    @property
+    def skipped(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Images, np.ndarray]:
+        """The arrays at `indices`, and the indices of what is given: another example may replace an unreadable one."""
+
+    def digest(self) -> bytes:
+        """A hash of some of the rows."""
+
+
+# Arrays of examples and their keys, epochs (B,) and indices (B,), to float32 (B, C, *size) in [-1, 1].
+Preparation = Callable[[Images, np.ndarray, np.ndarray], np.ndarray]
+
+
+class ImageData(torch.utils.data.Dataset):
+    """Numbered examples with their labels, read in batches by keys (index, epoch). Follows `TrainingData`.
+
+    Args:
+        examples: the arrays.
+        prepare: turns the arrays of a batch into samples.
+        labels: class numbers for every row of the source, int64, or None.
+        label_names: a name for each class number; None takes the numbers themselves.
+        title: what the description calls the data.
+        captions: a text for every row of the source, or None.
+        columns: further numbers for every row of the source by column name, float32 (rows, width).
+        noun: what the description calls the examples.
     """
 
     def __init__(
         self,
-        images: MemoryImages | DiskImages,
-        transform: Transform,
+        examples: Examples,
+        prepare: Preparation,
         labels: np.ndarray | None = None,
-        class_names: list[str] | None = None,
+        label_names: list[str] | None = None,
         title: str = "images",
-        captions: list[str] | None = None,
+        captions: Sequence[str] | None = None,
+        columns: Mapping[str, np.ndarray] | None = None,
+        noun: str = "images",
     ):
-        self._images, self._transform = images, transform
-        self.num_examples = len(images)
-        self.captions = None if captions is None else [captions[position] for position in images.positions]
+        self._examples, self._prepare = examples, prepare
+        positions = examples.positions
+        self.captions = None if captions is None else [captions[position] for position in positions]
+        self.columns = {name: torch.from_numpy(values[positions]) for name, values in (columns or {}).items()}
+        self.labels = None if labels is None else torch.from_numpy(labels[positions])
+        self.label_names = label_names
+        if self.labels is not None and label_names is None:
+            self.label_names = [str(number) for number in range(int(self.labels.max()) + 1)]
         self.companion: ImageData | None = None
-        self.stream: ImageStream | None = None
-        self.labels = None if labels is None else torch.from_numpy(labels[images.positions])
-        self.class_names = class_names
-        first = self[0]["samples"]
-        self.channels = first.shape[0]
-        height, width = first.shape[1:]
-        self.resolution: int | tuple[int, int] = height if height == width else (height, width)
+        self.stream: Stream | None = None
+        self.size: tuple[int, ...] = ()  # until the first example has been read
+        self.channels, *size = self[0]["samples"].shape
+        self.size = tuple(size)
         color = "1 channel" if self.channels == 1 else f"{self.channels} channels"
-        classes = f", {len(class_names)} classes" if class_names else ""
-        self.description = f"{title}: {len(self):,} images, {width}x{height}, {color}{classes}, {images.where}"
+        classes = f", {len(self.label_names)} classes" if self.label_names else ""
+        self.description = f"{title}: {len(self):,} {noun}, {size_text(self.size)}, {color}{classes}, {examples.where}"
 
     def __len__(self) -> int:
-        return self.num_examples
+        return len(self._examples)
 
     @property
     def skipped(self) -> int:
-        """How many images could not be read (for images on disk: so far)."""
-        return self._images.skipped
+        """How many examples could not be read (for images on disk: so far)."""
+        return self._examples.skipped
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+    def __getitem__(self, key: Key) -> Batch:
         """One example, without the batch dimension, by its index (epoch 0) or its (index, epoch)."""
         return {name: values[0] for name, values in self.__getitems__([key]).items()}
 
-    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> Batch:
-        """A batch by its keys (index, epoch), or by indices alone (epoch 0).
-
-        Returns "samples" float32 (B, C, H, W) in [-1, 1], "index" int64 (B,), and if there are any "labels" int64 (B,)
-        and the companion's images as "condition".
-        """
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """A batch by its keys (index, epoch), or by indices alone (epoch 0); see `TrainingData`."""
         pairs = np.asarray(keys, dtype=np.int64).reshape(len(keys), -1)
         indices, epochs = pairs[:, 0], pairs[:, 1] if pairs.shape[1] > 1 else np.zeros(len(pairs), dtype=np.int64)
-        images, used, beside = self._rows(indices)
-        batch = {"samples": torch.from_numpy(symmetric(self._transform(images, epochs, indices)))}
-        batch["index"] = torch.from_numpy(used)
+        arrays, used, beside = self._rows(indices, epochs)
+        batch = {"samples": self._prepared(arrays, epochs, indices), "index": torch.from_numpy(used)}
         if self.labels is not None:
             batch["labels"] = self.labels[batch["index"]]
+        batch |= {name: values[batch["index"]] for name, values in self.columns.items()}
         if self.companion is not None and beside is not None:
-            batch["condition"] = torch.from_numpy(symmetric(self.companion._transform(beside, epochs, indices)))
+            batch["condition"] = self.companion._prepared(beside, epochs, indices)
         return batch
 
-    def _rows(self, indices: np.ndarray) -> tuple[Images, np.ndarray, Images | None]:
-        """Images, their indices, and the companion's images of the same rows.
+    def _prepared(self, arrays: Images, epochs: np.ndarray, indices: np.ndarray) -> torch.Tensor:
+        samples = self._prepare(arrays, epochs, indices)
+        if self.size and samples.shape[1:] != (self.channels, *self.size):
+            raise ValueError(different_sizes([self.size, samples.shape[2:]]))
+        return torch.from_numpy(samples)
+
+    def _rows(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Images, np.ndarray, Images | None]:
+        """Arrays, their indices, and the companion's arrays of the same rows.
 
         Raises UnreadableImageError when no row is readable in both.
         """
-        images, used = self._images.read(indices)
+        arrays, used = self._examples.read(indices, epochs)
         if self.companion is None:
-            return images, used, None
+            return arrays, used, None
         for _ in range(len(self)):
-            beside, rows = self.companion._images.read(used)
+            beside, rows = self.companion._examples.read(used, epochs)
             if np.array_equal(rows, used):
-                return images, used, beside
-            # A row of which one image can't be read is replaced whole, or the two would be of different scenes.
-            images, used = self._images.read(rows)
+                return arrays, used, beside
+            # A row with one unreadable image is replaced whole: the two must show the same scene.
+            arrays, used = self._examples.read(rows, epochs)
         raise UnreadableImageError("no row of the data has readable images in both columns")
 
-    @property
-    def label_names(self) -> list[str] | None:
-        """A name for each class number up to the highest; the numbers themselves where the data have no names."""
-        if self.labels is None:
-            return None
-        return self.class_names or [str(number) for number in range(int(self.labels.max()) + 1)]
-
     def number_classes_as(self, names: Sequence[str]) -> None:
-        """Give classes the numbers that their names have in `names`: a split read alone is numbered by itself.
+        """Give each class the number that its name has in `names`. A split that is read alone numbers its own classes.
 
-        Raises ValueError for data without classes, or with one that is not in `names`.
+        Raises ValueError for data without classes, or with a class that is not in `names`.
         """
-        if self.labels is None:
-            raise ValueError(f"{self.description} has no classes, and the training data have.")
-        own, numbers = self.class_names, {name: number for number, name in enumerate(names)}
+        if self.labels is None or self.label_names is None:
+            raise ValueError(f"{self.description} has no classes, but the training data have.")
+        numbers = {name: number for number, name in enumerate(names)}
         found, places = self.labels.unique(return_inverse=True)
-        called = [str(label) if own is None else own[label] if label >= 0 else str(label) for label in found.tolist()]
+        called = [self.label_names[label] if label >= 0 else str(label) for label in found.tolist()]
         unknown = [name for name in called if name not in numbers]
         if unknown:
-            raise ValueError(f"{self.description} has a class '{unknown[0]}' that the training data have not.")
+            raise ValueError(f"{self.description} has a class '{unknown[0]}', which the training data do not have.")
         self.labels = torch.tensor([numbers[name] for name in called])[places]
-        self.class_names = None if own is None else list(names)
+        self.label_names = list(names)
 
     def accompany(self, companion: ImageData) -> None:
-        """Let every batch bring the images of `companion`, another column of the same rows, along.
+        """Add the images of `companion`, another column of the same rows, to every batch as "condition".
 
         Raises ValueError when rows do not match, because some images of either could not be read.
         """
@@ -546,6 +620,31 @@ class ImageData(torch.utils.data.Dataset):
                 f"{self.skipped + companion.skipped} images could not be read."
             )
         self.companion = companion
+
+    def fingerprint(self) -> str:
+        """A short hash of the number of examples, some of their contents, their labels and their preparation.
+
+        Equal for the same data on another machine or in another folder. The seed is no part of it.
+        """
+        digest = hashlib.sha256(self._examples.digest())
+        parts: list[Any] = [len(self), self.channels, self.size, self._prepare, self.label_names, self.captions]
+        digest.update("\n".join(map(repr, parts)).encode())
+        for name, values in sorted({"": self.labels, **self.columns}.items()):
+            digest.update(name.encode() + (b"" if values is None else values.numpy().tobytes()))
+        if self.companion is not None:
+            digest.update(self.companion.fingerprint().encode())
+        return digest.hexdigest()[:16]
+
+
+def size_text(size: Sequence[int]) -> str:
+    """A size as people write it: 640x480 for height 480 and width 640."""
+    return "x".join(str(length) for length in reversed(size))
+
+
+def different_sizes(sizes: Iterable[Sequence[int]]) -> str:
+    """The message about images of different sizes."""
+    first, second, *_ = sorted(map(size_text, sizes))
+    return f"resolution must be given when the images differ in size ({first}, {second}, ...)"
 
 
 class BatchSchedule:

@@ -10,25 +10,27 @@ import itertools
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec
 import numpy as np
 import torch
 
+from .base import Batch
 from .decoding import ImageDecoder
 from .images import (
     NAMED_WARNINGS,
     ORDER,
-    Batch,
+    ImageData,
+    ImageOptions,
     Transform,
     UnreadableImageError,
     available_cpus,
     counter_hash,
     decode,
+    image_data,
     stack_if_alike,
-    symmetric,
 )
 from .sources import EMBEDDED_NAME, find_image_column, find_label_column, load_splits
 
@@ -153,6 +155,17 @@ def open_stream(
     return RowReader(table, image_column, label_column, where)
 
 
+def streamed_image_data(
+    reader: RowReader, options: ImageOptions, title: str, streamed_examples: int, shuffle_buffer_size: int
+) -> ImageData:
+    """The first `streamed_examples` images of a stream; all of them in the attribute `stream` of the result."""
+    data = image_data(reader.first(streamed_examples), options, title)
+    decoder = replace(options.decoder, channels=data.channels)
+    data.stream = ImageStream(reader, decoder, options.transform, options.skip_unreadable, shuffle_buffer_size)
+    data.description += f", the first of a stream in {reader.num_shards} shards"
+    return data
+
+
 class ImageStream:
     """All images of a streamed data set, in batches, without end.
 
@@ -243,7 +256,7 @@ class ImageStream:
         epochs, rows, images = zip(*examples)
         numbers = np.array([row.number for row in rows])
         pixels = self.transform(stack_if_alike(list(images)), np.array(epochs), numbers)
-        batch = {"samples": torch.from_numpy(symmetric(pixels)), "index": torch.from_numpy(numbers)}
+        batch = {"samples": torch.from_numpy(pixels), "index": torch.from_numpy(numbers)}
         batch["position"] = torch.tensor(position)
         if self.reader.class_names is not None:
             batch["labels"] = torch.tensor([row.label for row in rows])

@@ -1,0 +1,83 @@
+"""What the trainer expects of its data: `TrainingData`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+Batch = dict[str, torch.Tensor]
+Key = int | tuple[int, int]  # the index of an example, or (index, epoch)
+
+
+@runtime_checkable
+class TrainingData(Protocol):
+    """Numbered examples with their labels, read in batches.
+
+    `ImageData` follows this protocol, and so does the result of `as_training_data` for every data set of the user.
+
+    Attributes:
+        channels: number of channels of a sample.
+        size: the other dimensions of a sample: (height, width) of an image, (length,) of a signal.
+        labels: class numbers, int64 (number of examples,), or None.
+        label_names: a name for every class number, or None without labels.
+        captions: a text for each example, or None.
+        columns: further numbers of each example by column name, float32 (number of examples, width).
+        companion: a second image of each example, given as "condition" in the batches, or None.
+        stream: all batches of a data set that is read as a stream, or None. The examples of this object are then the
+            first ones of the stream.
+        description: one line about the data.
+        skipped: how many examples could not be read so far.
+    """
+
+    channels: int
+    size: tuple[int, ...]
+    labels: torch.Tensor | None
+    label_names: list[str] | None
+    captions: list[str] | None
+    columns: dict[str, torch.Tensor]
+    description: str
+
+    @property
+    def companion(self) -> TrainingData | None: ...
+
+    @property
+    def stream(self) -> Stream | None: ...
+
+    @property
+    def skipped(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Key) -> Batch:
+        """One example by its key, without the batch dimension."""
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """A batch by its keys.
+
+        Returns "samples" float32 (B, channels, *size) in [-1, 1], "index" int64 (B,), and where the data have them
+        "labels" int64 (B,), "condition" float32 (B, C, *size), and each of `columns` float32 (B, width).
+        """
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Give each class the number that its name has in `names`, the classes of the training data.
+
+        Raises ValueError for data without classes, or with a class that is not in `names`.
+        """
+
+    def fingerprint(self) -> str:
+        """A short hash that changes when the examples, their labels or their preparation change."""
+
+
+class Stream(Protocol):
+    """All batches of a data set that is read from its beginning to its end again and again."""
+
+    def batches(
+        self, batch_size: int, num_processes: int = 1, process_index: int = 0, position: Any = ...
+    ) -> torch.utils.data.IterableDataset:
+        """The batches of one process from `position` on.
+
+        Each batch holds the "position" after it, int64 (4,). A stream that starts at
+        `position=tuple(batch["position"].tolist())` goes on with the next batch.
+        """
