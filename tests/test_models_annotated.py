@@ -5,11 +5,11 @@ import torch
 from test_models_contract import TINY, images, run, tiny
 
 from diffusers_ext.models import AnnotatedUNet2DModel
-from diffusers_ext.models.unet_annotated import (
+from diffusers_ext.models.layers import (
     PLAIN_ATTENTION_TOKENS,
-    AnnotatedAttention,
     ChannelRMSNorm,
     StandardizedConv2d,
+    make_pixel_attention,
     sinusoidal_embedding,
 )
 
@@ -62,7 +62,7 @@ def test_short_and_long_images_attend_alike(tokens_wide):
     """The plain product serves images of few pixels, the fused kernel larger ones; both must be softmax attention."""
     assert 8 * 8 <= PLAIN_ATTENTION_TOKENS < 16 * 16
     torch.manual_seed(0)
-    attention = AnnotatedAttention(8, "full", "group", heads=2, head_dim=4, num_memory_kv=3)
+    attention = make_pixel_attention(8, "full", "group", heads=2, head_dim=4, num_memory_kv=3)
     x = images(8, tokens_wide, tokens_wide)
     q, k, v = attention.query_key_value(attention.norm(x))
     weights = torch.einsum("bhid,bhjd->bhij", q, k).div(2.0).softmax(-1)
@@ -281,7 +281,7 @@ def test_an_image_conditions_by_channels_and_none_is_zeros():
 def test_attention_resolutions_are_downsampling_factors():
     def attentions(resolutions):
         model = tiny("ADMUNet2DModel", attention_resolutions=resolutions)
-        return sum(type(m).__name__ == "ADMAttention" for m in model.modules())
+        return sum(type(m).__name__ == "PixelAttention" for m in model.modules())
 
     assert [attentions(r) for r in ((), (2,), (1, 2))] == [1, 1 + 3, 1 + 6]
     for wrong in ((3,), (16,), "2,1"):

@@ -10,6 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import diffusers_ext.models as models
+from diffusers_ext.hub.bundle import bundle
 
 TINY = {
     "AnnotatedUNet2DModel": {
@@ -407,7 +408,7 @@ def test_lora_adapters_train_alone_and_save(name, tmp_path):
 @every_model
 def test_the_file_travels_alone(name):
     """A model's code is copied beside its weights, where only torch and diffusers can be counted on."""
-    tree = ast.parse(inspect.getsource(sys.modules[getattr(models, name).__module__]))
+    tree = ast.parse(bundle(getattr(models, name).__module__))
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,5 +1,6 @@
 """`--mixed_precision auto`: what is measured, what is chosen, and that a resumed run keeps to it."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -11,7 +12,6 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0, Sl
 from torch.overrides import TorchFunctionMode
 
 from diffusers_ext.models import build_model
-from diffusers_ext.models import unet_annotated as annotated
 from diffusers_ext.objectives.diffusion import DiffusionObjective
 from diffusers_ext.schedulers.noise_path import NoisePath
 from diffusers_ext.training import Trainer, loop, probe
@@ -25,6 +25,11 @@ def tiny():
     network = build_model("small", **{**TINY_MODEL, "dropout": 0.1})
     batch = torch.randn(8, 1, 28, 28), torch.randn(8, 1, 28, 28), torch.randint(1000, (8,)), {}
     return network, DiffusionObjective(NoisePath.from_schedule("cosine")), batch
+
+
+def plain_attention_of(network):
+    """The bounds of the network's attention modules, up to which attention is a plain product."""
+    return {part.plain_attention_tokens for part in network.modules() if hasattr(part, "plain_attention_tokens")}
 
 
 def make_probe(tiny, run_seconds=60.0):
@@ -175,7 +180,7 @@ def test_probing_leaves_the_network_and_the_generator_as_they_were(tiny, monkeyp
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None and parameter.is_contiguous() for parameter in network.parameters())
-    assert annotated.PLAIN_ATTENTION_TOKENS == 128
+    assert plain_attention_of(network) == {128}
 
 
 def test_attention_paths_agree_and_are_undone(tiny):
@@ -185,10 +190,19 @@ def test_attention_paths_agree_and_are_undone(tiny):
         expected = network(x, times).sample
         for attention, tokens in (("plain", 1024), ("fused", 0)):
             set_attention(network, attention)
-            assert tokens == annotated.PLAIN_ATTENTION_TOKENS
+            assert plain_attention_of(network) == {tokens}
             torch.testing.assert_close(network(x, times).sample, expected, rtol=1e-4, atol=1e-5)
     as_loaded(network)
-    assert annotated.PLAIN_ATTENTION_TOKENS == 128
+    assert plain_attention_of(network) == {128}
+
+
+def test_attention_is_chosen_for_one_network_and_its_copies_alone(tiny):
+    network = tiny[0]
+    untouched = copy.deepcopy(network)
+    set_attention(network, "plain")
+    copied = copy.deepcopy(network)
+    assert plain_attention_of(untouched) == {128}
+    assert plain_attention_of(copied) == {1024}
 
 
 def test_attention_paths_of_a_diffusers_network_agree_and_are_undone():

@@ -1,74 +1,28 @@
 """The ADM U-Net (Dhariwal and Nichol, "Diffusion Models Beat GANs", 2021) in the additive form of generative_pytorch.
 
 Class, text and image conditions enter where that lineage puts them: the class in the time embedding, text by
-cross-attention beside the self-attention, an image as further input channels.  The file needs torch and diffusers only,
-so that it can travel beside the weights.
+cross-attention beside the self-attention, an image as further input channels.
 """
 
-import inspect
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-try:  # diffusers >= 0.35 shares attention's bookkeeping through two mixins
-    from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
-    from diffusers.models.attention_dispatch import dispatch_attention_fn
-except ImportError:  # 0.33 and 0.34: the model still trains, samples, saves and loads
-
-    class AttentionMixin:  # type: ignore[no-redef]
-        """Stands in where diffusers has no such mixin."""
-
-    class AttentionModuleMixin:  # type: ignore[no-redef]
-        """Stands in where diffusers has no such mixin."""
-
-        fused_projections = False
-
-    dispatch_attention_fn = None  # type: ignore[assignment]
-
-# Up to this many tokens the plain product trains faster on a CPU than the fused kernel, whose backward is slow.
-PLAIN_ATTENTION_TOKENS = 128
-
-
-def sinusoidal_embedding(timesteps: Tensor, channels: int) -> Tensor:
-    """`[cos(t w) | sin(t w)]` with w falling geometrically from 1 towards 1/10000 over channels/2 frequencies.
-
-    `timesteps` is (batch,); the result is (batch, channels), always in float32: bf16 cannot hold t = 999.
-    """
-    half = channels // 2
-    steps = torch.arange(half, device=timesteps.device, dtype=torch.float32)
-    frequencies = torch.exp(-math.log(10000.0) / half * steps)
-    angles = timesteps.float()[:, None] * frequencies[None, :]
-    return torch.cat((angles.cos(), angles.sin()), dim=-1)
-
-
-def batched_timesteps(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
-    """One float32 timestep per sample, from a number, a 0-d tensor, or a tensor of 1 or `batch` entries."""
-    batch = sample.shape[0]
-    if not torch.is_tensor(timestep):
-        return torch.full((batch,), timestep, dtype=torch.float32, device=sample.device)
-    if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch)):
-        raise ValueError(f"timestep has shape {tuple(timestep.shape)}; it takes a number or {batch} entries.")
-    return timestep.to(device=sample.device, dtype=torch.float32).reshape(-1).expand(batch)
-
-
-class GroupNorm32(nn.GroupNorm):
-    """Group normalisation computed in float32 where half precision comes in, and handed back in the input's dtype.
-
-    A bf16 sum over a group loses the mean; and on a CPU the half-precision kernel is the slower one, twofold with its
-    backward on channels-last memory.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
+from .layers import (
+    DenoisingNetwork,
+    GroupNorm32,
+    PixelAttention,
+    Upsample,
+    batched_timesteps,
+    joined_with_image,
+    over_positions,
+    sinusoidal_embedding,
+    text_context,
+)
 
 
 class ADMResidualBlock(nn.Module):
@@ -91,88 +45,9 @@ class ADMResidualBlock(nn.Module):
         if skip is not None:
             x = torch.cat((x, skip), dim=1)
         h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_proj(temb)[:, :, None, None].to(h.dtype)
+        h = h + over_positions(self.time_proj(temb), h)
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return h + self.shortcut(x)
-
-
-class ADMAttnProcessor:
-    """softmax(s^2 q k^T / sqrt(d)) v, with s the model's `attention_scale`, 1 where it is right."""
-
-    _attention_backend = None
-
-    def __call__(
-        self, attn: "ADMAttention", x: Tensor, context: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        q, k, v = attn.query_key_value(x, context)
-        scale = attn.attention_scale**2 * q.shape[-1] ** -0.5
-        if self._attention_backend is not None and dispatch_attention_fn is not None:
-            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-            out = dispatch_attention_fn(q, k, v, attn_mask=mask, scale=scale, backend=self._attention_backend)
-            return attn.project_out(out.transpose(1, 2))
-        # A mask stays with the fused kernel, which says what a row without any token left gives.
-        if q.device.type == "cpu" and k.shape[2] <= PLAIN_ATTENTION_TOKENS and mask is None:
-            weights = (q * scale) @ k.transpose(-1, -2)
-            return attn.project_out(weights.softmax(dim=-1) @ v)
-        return attn.project_out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
-
-
-class ADMAttention(nn.Module, AttentionModuleMixin):
-    """Residual multi-head attention of all pixels over all pixels, or over `context` (batch, tokens, context_channels).
-
-    `mask`, (batch, 1, 1, tokens) of booleans, is False at tokens to be left out.
-    """
-
-    _default_processor_cls: Any = ADMAttnProcessor
-    _available_processors: Any = [ADMAttnProcessor]
-
-    processor: Any
-    to_qkv: nn.Linear
-    to_kv: nn.Linear
-
-    def __init__(self, channels: int, context_channels: int | None, heads: int, groups: int, attention_scale: float):
-        super().__init__()
-        if channels % heads:
-            raise ValueError(f"attention_heads is {heads}; it takes a divisor of the width it meets, {channels}.")
-        self.heads, self.attention_scale, self.use_bias = heads, attention_scale, False
-        self.is_cross_attention = context_channels is not None
-        self.norm = GroupNorm32(groups, channels)
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(channels if context_channels is None else context_channels, channels, bias=False)
-        self.to_v = nn.Linear(channels if context_channels is None else context_channels, channels, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-        self.processor = ADMAttnProcessor()
-
-    def query_key_value(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
-        """q of the pixels of x, k and v of the context or the same pixels, each (batch, heads, tokens, head_dim)."""
-        tokens = x.flatten(2).transpose(1, 2)
-        source = tokens if context is None else context
-        if not self.fused_projections:
-            projections = (self.to_q(tokens), self.to_k(source), self.to_v(source))
-        elif self.is_cross_attention:
-            projections = (self.to_q(tokens), *self.to_kv(source).chunk(2, dim=-1))
-        else:
-            projections = self.to_qkv(tokens).chunk(3, dim=-1)
-        return tuple(y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in projections)
-
-    def project_out(self, heads: Tensor) -> Tensor:
-        """(batch, heads, tokens, head_dim) -> (batch, tokens, channels)."""
-        return self.to_out[0](heads.transpose(1, 2).flatten(2))
-
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        attended = self.processor(self, self.norm(x), context, mask)
-        return x + attended.transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-class ADMUpsample(nn.Module):
-    """Nearest neighbour to twice the size and a 3x3 convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class ADMStage(nn.Module):
@@ -183,7 +58,7 @@ class ADMStage(nn.Module):
         self.block, self.attention, self.cross_attention = block, attention, cross_attention
 
 
-class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
+class ADMUNet2DModel(DenoisingNetwork):
     """Predicts from a noisy image, its timestep and, where built for them, a class, a text and an image.
 
     Args:
@@ -208,14 +83,11 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             the skip of Karras et al. 2022, arXiv:2206.00364, eq. 7; it starts at zero.
     """
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules: Any = ["ADMResidualBlock", "ADMAttention"]
-    _repeated_blocks = ["ADMResidualBlock", "ADMAttention"]
+    _no_split_modules: Any = ["ADMResidualBlock", "PixelAttention"]
+    _repeated_blocks = ["ADMResidualBlock", "PixelAttention"]
     _skip_layerwise_casting_patterns: Any = ["norm", "time_embedding", "class_embedding"]
 
-    # diffusers types its configuration as a bare dict, and torch's containers have no element type
-    config: Any
-    _gradient_checkpointing_func: Any
+    # torch's containers have no element type
     down_stages: Any
     downsamples: Any
     up_stages: Any
@@ -286,7 +158,7 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 width = level_width
             self.up_stages.append(stages)
             if factor != 1:
-                self.upsamples.append(ADMUpsample(width))
+                self.upsamples.append(Upsample(width, width))
         self.norm_out = GroupNorm32(norm_num_groups, width)
         self.conv_out = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
         self.gradient_checkpointing = False
@@ -296,28 +168,21 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         return ADMResidualBlock(in_channels, out_channels, 4 * c.base_channels, c.norm_num_groups, c.dropout)
 
     def _stage(self, in_channels: int, out_channels: int, attend: bool) -> ADMStage:
-        c = self.config
-        options = (c.attention_heads, c.norm_num_groups, c.attention_scale)
-        cross = attend and c.cross_attention_dim is not None
+        cross = attend and self.config.cross_attention_dim is not None
         return ADMStage(
             self._block(in_channels, out_channels),
-            ADMAttention(out_channels, None, *options) if attend else None,
-            ADMAttention(out_channels, c.cross_attention_dim, *options) if cross else None,
+            self._attention(out_channels, None) if attend else None,
+            self._attention(out_channels, self.config.cross_attention_dim) if cross else None,
         )
 
-    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
-        """As diffusers', with room for as many compilations as a U-Net has shapes of blocks.
-
-        Past torch's limit of 8 `fullgraph=True` is an error, and without it the blocks left over are not compiled.
-        """
-        if "recompile_limit" in inspect.signature(torch.compile).parameters:
-            kwargs.setdefault("recompile_limit", 64)
-        super().compile_repeated_blocks(*args, **kwargs)
-
-    @property
-    def downsample_factor(self) -> int:
-        """What height and width must be a multiple of."""
-        return self.config.patch_size * 2 ** (len(self.config.channel_multipliers) - 1)
+    def _attention(self, channels: int, context_channels: int | None) -> PixelAttention:
+        c, heads = self.config, self.config.attention_heads
+        if channels % heads:
+            raise ValueError(f"attention_heads must divide the width {channels}, got {heads}.")
+        norm = GroupNorm32(c.norm_num_groups, channels)
+        attention = PixelAttention(channels, heads, channels // heads, norm, context_channels=context_channels)
+        attention.score_scale = c.attention_scale**2
+        return attention
 
     def forward(
         self,
@@ -341,10 +206,11 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
         only), for a missing text and for conditions the model was not built for.
         """
         self._check_sample(sample)
-        context, mask = self._context(sample, encoder_hidden_states, encoder_attention_mask)
+        c = self.config
+        context, mask = text_context(sample, encoder_hidden_states, encoder_attention_mask, c.cross_attention_dim)
         temb = self._embed(sample, timestep, class_labels)
-        given = self._with_condition(sample, image_condition)
-        x = self.conv_in(F.pixel_unshuffle(given, self.config.patch_size))
+        given = joined_with_image(sample, image_condition, c.condition_channels)
+        x = self.conv_in(F.pixel_unshuffle(given, c.patch_size))
         skips = [x]
         for i, stages in enumerate(self.down_stages):
             for stage in stages:
@@ -360,9 +226,9 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                 x = self._run_stage(stage, x, temb, skips.pop(), context, mask)
             if i < len(self.upsamples):
                 x = self.upsamples[i](x)
-        x = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.config.patch_size)
+        x = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), c.patch_size)
         if self.input_gains is not None:
-            gains = self.input_gains(temb).to(x.dtype).unflatten(1, (self.config.out_channels, given.shape[1]))
+            gains = self.input_gains(temb).to(x.dtype).unflatten(1, (c.out_channels, given.shape[1]))
             x = x + (gains @ given.to(x.dtype).flatten(2)).unflatten(2, given.shape[2:])
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
@@ -376,77 +242,8 @@ class ADMUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
             x = self._run(stage.cross_attention, x, context, mask)
         return x
 
-    def _run(self, block: nn.Module, *args: Tensor | None) -> Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, *args)
-        return block(*args)
-
     def _embed(self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None) -> Tensor:
         """SiLU of the time (and class) embedding, (batch, 4 * base_channels), with which every block would start."""
         timesteps = batched_timesteps(timestep, sample)
-        waves = sinusoidal_embedding(timesteps, self.config.base_channels).to(sample.dtype)
-        embedding = self.time_embedding(waves)
-        if self.class_embedding is not None:
-            embedding = embedding + self.class_embedding(self._labels(class_labels, sample)).to(embedding.dtype)
-        elif class_labels is not None:
-            raise ValueError("class_labels were given to a model without classes; build it with num_class_embeds.")
-        return F.silu(embedding)
-
-    def _labels(self, class_labels: Tensor | None, sample: Tensor) -> Tensor:
-        """Integer labels, (batch,); None becomes the null class of every sample."""
-        batch, null_class = sample.shape[0], self.config.num_class_embeds
-        if class_labels is None:
-            return torch.full((batch,), null_class, dtype=torch.long, device=sample.device)
-        if class_labels.shape != (batch,) or class_labels.is_floating_point():
-            raise ValueError(
-                f"class_labels are {class_labels.dtype} of shape {tuple(class_labels.shape)}; "
-                f"they take one integer for each of {batch} samples."
-            )
-        # Reading values back from an accelerator would stall it; there the embedding's own device assert stops the run.
-        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            outside = class_labels[(class_labels < 0) | (class_labels > null_class)]
-            if outside.numel():
-                raise ValueError(
-                    f"class_labels hold {outside[0].item()}; they take 0..{null_class}, the last for none."
-                )
-        return class_labels.to(sample.device)
-
-    def _context(
-        self, sample: Tensor, states: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The text in the sample's dtype and its mask as (batch, 1, 1, tokens) of booleans."""
-        channels = self.config.cross_attention_dim
-        if channels is None:
-            if states is not None:
-                raise ValueError("encoder_hidden_states were given to a model without cross_attention_dim.")
-            return None, None
-        if states is None:
-            raise ValueError("encoder_hidden_states are missing; a model with cross_attention_dim needs them.")
-        if states.ndim != 3 or states.shape[0] != sample.shape[0] or states.shape[2] != channels:
-            raise ValueError(
-                f"encoder_hidden_states have shape {tuple(states.shape)}; "
-                f"they take ({sample.shape[0]}, tokens, {channels})."
-            )
-        return states.to(sample.dtype), None if mask is None else mask.bool()[:, None, None, :]
-
-    def _with_condition(self, sample: Tensor, image_condition: Tensor | None) -> Tensor:
-        channels = self.config.condition_channels
-        shape = (sample.shape[0], channels, *sample.shape[2:])
-        if channels == 0:
-            if image_condition is not None:
-                raise ValueError("image_condition was given to a model without condition_channels.")
-            return sample
-        if image_condition is None:
-            image_condition = sample.new_zeros(shape)
-        if image_condition.shape != shape:
-            raise ValueError(f"image_condition has shape {tuple(image_condition.shape)}; it takes {shape}.")
-        return torch.cat((sample, image_condition.to(sample.dtype)), dim=1)
-
-    def _check_sample(self, sample: Tensor) -> None:
-        channels, factor = self.config.in_channels, self.downsample_factor
-        if sample.ndim != 4 or sample.shape[1] != channels:
-            raise ValueError(f"sample has shape {tuple(sample.shape)}; it takes (batch, {channels}, height, width).")
-        if sample.shape[2] % factor or sample.shape[3] % factor:
-            raise ValueError(
-                f"sample is {sample.shape[2]}x{sample.shape[3]}; height and width must be multiples of {factor}."
-            )
+        waves = sinusoidal_embedding(timesteps, self.config.base_channels, cosine_first=True, reach_lowest=False)
+        return F.silu(self._with_class(self.time_embedding(waves.to(sample.dtype)), class_labels))

@@ -1,73 +1,26 @@
 """The U-Net with attention after every stage, as ddpm_accelerate's README describes it.
 
 Double convolutions with one-group normalisation and GELU, max-pooling down, bilinear up, and a transformer block after
-every stage.  The file needs torch and diffusers only, so that it can travel beside the weights.
+every stage.
 """
 
 import itertools
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-try:  # diffusers >= 0.35 shares attention's bookkeeping through two mixins
-    from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
-    from diffusers.models.attention_dispatch import dispatch_attention_fn
-except ImportError:  # 0.33 and 0.34: the model still trains, samples, saves and loads
-
-    class AttentionMixin:  # type: ignore[no-redef]
-        """Stands in where diffusers has no such mixin."""
-
-    class AttentionModuleMixin:  # type: ignore[no-redef]
-        """Stands in where diffusers has no such mixin."""
-
-        fused_projections = False
-
-    dispatch_attention_fn = None  # type: ignore[assignment]
-
-# Up to this many tokens the plain product trains faster on a CPU than the fused kernel, whose backward is slow.
-PLAIN_ATTENTION_TOKENS = 128
-
-
-def sinusoidal_embedding(timesteps: Tensor, channels: int) -> Tensor:
-    """`[sin(t w) | cos(t w)]` with w falling geometrically from 1 towards 1/10000 over channels/2 frequencies.
-
-    `timesteps` is (batch,); the result is (batch, channels), always in float32: bf16 cannot hold t = 999.
-    """
-    half = channels // 2
-    steps = torch.arange(half, device=timesteps.device, dtype=torch.float32)
-    frequencies = torch.exp(-math.log(10000.0) / half * steps)
-    angles = timesteps.float()[:, None] * frequencies[None, :]
-    return torch.cat((angles.sin(), angles.cos()), dim=-1)
-
-
-def batched_timesteps(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
-    """One float32 timestep per sample, from a number, a 0-d tensor, or a tensor of 1 or `batch` entries."""
-    batch = sample.shape[0]
-    if not torch.is_tensor(timestep):
-        return torch.full((batch,), timestep, dtype=torch.float32, device=sample.device)
-    if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch)):
-        raise ValueError(f"timestep has shape {tuple(timestep.shape)}; it takes a number or {batch} entries.")
-    return timestep.to(device=sample.device, dtype=torch.float32).reshape(-1).expand(batch)
-
-
-class GroupNorm32(nn.GroupNorm):
-    """Group normalisation computed in float32 where half precision comes in, and handed back in the input's dtype.
-
-    A bf16 sum over a group loses the mean; and on a CPU the half-precision kernel is the slower one, twofold with its
-    backward on channels-last memory.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
+from .layers import (
+    DenoisingNetwork,
+    GroupNorm32,
+    MultiHeadAttention,
+    batched_timesteps,
+    over_positions,
+    sinusoidal_embedding,
+)
 
 
 class DoubleConv(nn.Module):
@@ -98,7 +51,7 @@ class AttentionDown(nn.Module):
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         x = self.conv2(self.conv1(F.max_pool2d(x, 2)))
-        return x + self.time_proj(temb)[:, :, None, None].to(x.dtype)
+        return x + over_positions(self.time_proj(temb), x)
 
 
 class AttentionUp(nn.Module):
@@ -114,57 +67,7 @@ class AttentionUp(nn.Module):
         # The skip's size, not twice our own: pooling rounds odd sizes down.
         x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=True)
         x = self.conv2(self.conv1(torch.cat((skip, x), dim=1)))
-        return x + self.time_proj(temb)[:, :, None, None].to(x.dtype)
-
-
-class StageAttnProcessor:
-    """softmax(q k^T / sqrt(d)) v over all pixels."""
-
-    _attention_backend = None
-
-    def __call__(self, attn: "StageAttention", tokens: Tensor) -> Tensor:
-        q, k, v = attn.query_key_value(tokens)
-        if self._attention_backend is not None and dispatch_attention_fn is not None:
-            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-            return attn.project_out(dispatch_attention_fn(q, k, v, backend=self._attention_backend).transpose(1, 2))
-        if q.device.type == "cpu" and k.shape[2] <= PLAIN_ATTENTION_TOKENS:
-            weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-            return attn.project_out(weights.softmax(dim=-1) @ v)
-        return attn.project_out(F.scaled_dot_product_attention(q, k, v))
-
-
-class StageAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention of (batch, tokens, channels), all projections with biases."""
-
-    _default_processor_cls: Any = StageAttnProcessor
-    _available_processors: Any = [StageAttnProcessor]
-
-    processor: Any
-    to_qkv: nn.Linear
-
-    def __init__(self, channels: int, heads: int):
-        super().__init__()
-        self.heads, self.use_bias, self.is_cross_attention = heads, True, False
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-        self.processor = StageAttnProcessor()
-
-    def query_key_value(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """q, k and v, each (batch, heads, tokens, head_dim)."""
-        if self.fused_projections:
-            projections = self.to_qkv(tokens).chunk(3, dim=-1)
-        else:
-            projections = (self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        return tuple(y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in projections)
-
-    def project_out(self, heads: Tensor) -> Tensor:
-        """(batch, heads, tokens, head_dim) -> (batch, tokens, channels)."""
-        return self.to_out[0](heads.transpose(1, 2).flatten(2))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.processor(self, tokens)
+        return x + over_positions(self.time_proj(temb), x)
 
 
 class StageTransformer(nn.Module):
@@ -173,7 +76,7 @@ class StageTransformer(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attention = StageAttention(channels, heads)
+        self.attention = MultiHeadAttention(channels, channels, heads, use_bias=True)
         self.norm2 = nn.LayerNorm(channels)
         self.linear1 = nn.Linear(channels, channels)
         self.linear2 = nn.Linear(channels, channels)
@@ -185,7 +88,7 @@ class StageTransformer(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-class AttentionUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
+class AttentionUNet2DModel(DenoisingNetwork):
     """Predicts from a noisy image, its timestep and, where built for it, a class; any height and width from 8 up.
 
     Args:
@@ -200,14 +103,11 @@ class AttentionUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
         num_class_embeds: number of classes, None for none; index `num_class_embeds` is the null class.
     """
 
-    _supports_gradient_checkpointing = True
     _no_split_modules: Any = ["DoubleConv", "AttentionDown", "AttentionUp", "StageTransformer"]
     _repeated_blocks = ["AttentionDown", "AttentionUp", "StageTransformer"]
     _skip_layerwise_casting_patterns: Any = ["norm", "class_embedding"]
 
-    # diffusers types these as a bare dict and as None, and torch's containers have no element type
-    config: Any
-    _gradient_checkpointing_func: Any
+    # torch's containers have no element type
 
     @register_to_config
     def __init__(
@@ -277,43 +177,13 @@ class AttentionUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
         x = self.conv_out(x)
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
-    def _run(self, block: nn.Module, *args: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, *args)
-        return block(*args)
-
     def _embed(self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None) -> Tensor:
         """SiLU of the time (and class) embedding, (batch, time_embed_dim): every stage would start with this SiLU."""
         timesteps = batched_timesteps(timestep, sample)
-        embedding = sinusoidal_embedding(timesteps, self.config.time_embed_dim).to(sample.dtype)
-        if self.class_embedding is not None:
-            embedding = embedding + self.class_embedding(self._labels(class_labels, sample)).to(embedding.dtype)
-        elif class_labels is not None:
-            raise ValueError("class_labels were given to a model without classes; build it with num_class_embeds.")
-        return F.silu(embedding)
-
-    def _labels(self, class_labels: Tensor | None, sample: Tensor) -> Tensor:
-        """Integer labels, (batch,); None becomes the null class of every sample."""
-        batch, null_class = sample.shape[0], self.config.num_class_embeds
-        if class_labels is None:
-            return torch.full((batch,), null_class, dtype=torch.long, device=sample.device)
-        if class_labels.shape != (batch,) or class_labels.is_floating_point():
-            raise ValueError(
-                f"class_labels are {class_labels.dtype} of shape {tuple(class_labels.shape)}; "
-                f"they take one integer for each of {batch} samples."
-            )
-        # Reading values back from an accelerator would stall it; there the embedding's own device assert stops the run.
-        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            outside = class_labels[(class_labels < 0) | (class_labels > null_class)]
-            if outside.numel():
-                raise ValueError(
-                    f"class_labels hold {outside[0].item()}; they take 0..{null_class}, the last for none."
-                )
-        return class_labels.to(sample.device)
+        waves = sinusoidal_embedding(timesteps, self.config.time_embed_dim, reach_lowest=False)
+        return F.silu(self._with_class(waves.to(sample.dtype), class_labels))
 
     def _check_sample(self, sample: Tensor) -> None:
-        channels = self.config.in_channels
-        if sample.ndim != 4 or sample.shape[1] != channels:
-            raise ValueError(f"sample has shape {tuple(sample.shape)}; it takes (batch, {channels}, height, width).")
+        self._check_channels(sample)
         if min(sample.shape[2:]) < 8:
             raise ValueError(f"sample is {sample.shape[2]}x{sample.shape[3]}; it must be at least 8x8.")

@@ -1,27 +1,14 @@
-"""A small U-Net whose only knowledge of time is one vector added at its bottleneck: the ict1022 notebook's network.
-
-The file needs torch and diffusers only, so that it can travel beside the weights.
-"""
+"""A small U-Net whose only knowledge of time is one vector added at its bottleneck: the ict1022 notebook's network."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-
-def batched_timesteps(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
-    """One float32 timestep per sample, from a number, a 0-d tensor, or a tensor of 1 or `batch` entries."""
-    batch = sample.shape[0]
-    if not torch.is_tensor(timestep):
-        return torch.full((batch,), timestep, dtype=torch.float32, device=sample.device)
-    if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch)):
-        raise ValueError(f"timestep has shape {tuple(timestep.shape)}; it takes a number or {batch} entries.")
-    return timestep.to(device=sample.device, dtype=torch.float32).reshape(-1).expand(batch)
+from .layers import DenoisingNetwork, batched_timesteps, over_positions
 
 
 class SimpleConvBlock(nn.Module):
@@ -38,7 +25,7 @@ class SimpleConvBlock(nn.Module):
         return F.silu(self.conv(x))
 
 
-class SimpleUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
+class SimpleUNet2DModel(DenoisingNetwork):
     """Predicts from a noisy image and its timestep with three widths, two strides, no norm and no attention.
 
     Args:
@@ -52,14 +39,9 @@ class SimpleUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ign
         num_class_embeds: number of classes, None for none; index `num_class_embeds` is the null class.
     """
 
-    _supports_gradient_checkpointing = True
     _no_split_modules: Any = ["SimpleConvBlock"]
     _repeated_blocks = ["SimpleConvBlock"]
     _skip_layerwise_casting_patterns: Any = ["time_embedding", "class_embedding"]
-
-    # diffusers types these as a bare dict and as None
-    config: Any
-    _gradient_checkpointing_func: Any
 
     @register_to_config
     def __init__(
@@ -112,17 +94,12 @@ class SimpleUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ign
         full = self._run(self.conv_in, sample)
         half = self._run(self.down1, full)
         x = self._run(self.down2, half)
-        x = x + self._embed(sample, timestep, class_labels)[:, :, None, None].to(x.dtype)
+        x = x + over_positions(self._embed(sample, timestep, class_labels), x)
         x = self._run(self.mid2, self._run(self.mid1, x))
         x = torch.cat((self._run(self.up1, x), half), dim=1)
         x = torch.cat((self._run(self.up2, x), full), dim=1)
         x = self.conv_out(x)
         return UNet2DOutput(sample=x) if return_dict else (x,)
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, x)
-        return block(x)
 
     def _embed(self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None) -> Tensor:
         """The bottleneck's vector, (batch, widths[2])."""
@@ -130,34 +107,9 @@ class SimpleUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ign
         if not self.config.raw_time:
             timesteps = timesteps / self.config.num_train_timesteps
         embedding = self.time_embedding(timesteps[:, None].to(sample.dtype))
-        if self.class_embedding is not None:
-            embedding = embedding + self.class_embedding(self._labels(class_labels, sample)).to(embedding.dtype)
-        elif class_labels is not None:
-            raise ValueError("class_labels were given to a model without classes; build it with num_class_embeds.")
-        return self.time_proj(embedding)
+        return self.time_proj(self._with_class(embedding, class_labels))
 
-    def _labels(self, class_labels: Tensor | None, sample: Tensor) -> Tensor:
-        """Integer labels, (batch,); None becomes the null class of every sample."""
-        batch, null_class = sample.shape[0], self.config.num_class_embeds
-        if class_labels is None:
-            return torch.full((batch,), null_class, dtype=torch.long, device=sample.device)
-        if class_labels.shape != (batch,) or class_labels.is_floating_point():
-            raise ValueError(
-                f"class_labels are {class_labels.dtype} of shape {tuple(class_labels.shape)}; "
-                f"they take one integer for each of {batch} samples."
-            )
-        # Reading values back from an accelerator would stall it; there the embedding's own device assert stops the run.
-        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            outside = class_labels[(class_labels < 0) | (class_labels > null_class)]
-            if outside.numel():
-                raise ValueError(
-                    f"class_labels hold {outside[0].item()}; they take 0..{null_class}, the last for none."
-                )
-        return class_labels.to(sample.device)
-
-    def _check_sample(self, sample: Tensor) -> None:
-        channels = self.config.in_channels
-        if sample.ndim != 4 or sample.shape[1] != channels:
-            raise ValueError(f"sample has shape {tuple(sample.shape)}; it takes (batch, {channels}, height, width).")
-        if sample.shape[2] % 4 or sample.shape[3] % 4:
-            raise ValueError(f"sample is {sample.shape[2]}x{sample.shape[3]}; height and width must be multiples of 4.")
+    @property
+    def downsample_factor(self) -> int:
+        """What height and width must be a multiple of."""
+        return 4

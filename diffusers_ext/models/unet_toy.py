@@ -1,17 +1,13 @@
-"""A ten-convolution denoiser that sees no time: the first network of Diffusion Playground.
-
-The file needs torch and diffusers only, so that it can travel beside the weights.
-"""
+"""A ten-convolution denoiser that sees no time: the first network of Diffusion Playground."""
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
+
+from .layers import DenoisingNetwork
 
 
 class ToyConvPair(nn.Module):
@@ -26,7 +22,7 @@ class ToyConvPair(nn.Module):
         return F.silu(self.conv2(F.silu(self.conv1(x))))
 
 
-class ToyUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
+class ToyUNet2DModel(DenoisingNetwork):
     """Predicts the clean image x0 in [0, 1] from a corrupted one; no norm, no time input, SiLU even at the output.
 
     Pairs of 3x3 convolutions at full, half and quarter size, max-pooling down, nearest neighbour up, and skips that are
@@ -39,13 +35,8 @@ class ToyUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         widths: channels at full and at lower sizes.
     """
 
-    _supports_gradient_checkpointing = True
     _no_split_modules: Any = ["ToyConvPair"]
     _repeated_blocks = ["ToyConvPair"]
-
-    # diffusers types these as a bare dict and as None
-    config: Any
-    _gradient_checkpointing_func: Any
 
     @register_to_config
     def __init__(
@@ -78,7 +69,9 @@ class ToyUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         `timestep` is ignored.  Raises ValueError for a sample of other channels, for a height or width that is not a
         multiple of 4, and for `class_labels`, which this network has no place for.
         """
-        self._check(sample, class_labels)
+        if class_labels is not None:
+            raise ValueError("class_labels were given to ToyUNet2DModel, which takes no condition.")
+        self._check_sample(sample)
         full = self._run(self.down1, sample)
         half = self._run(self.down2, F.max_pool2d(full, 2))
         x = self._run(self.mid, F.max_pool2d(half, 2))
@@ -86,16 +79,7 @@ class ToyUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore
         x = self._run(self.up1, F.interpolate(x, scale_factor=2.0, mode="nearest") + full)
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, x)
-        return block(x)
-
-    def _check(self, sample: Tensor, class_labels: Tensor | None) -> None:
-        channels = self.config.in_channels
-        if class_labels is not None:
-            raise ValueError("class_labels were given to ToyUNet2DModel, which takes no condition.")
-        if sample.ndim != 4 or sample.shape[1] != channels:
-            raise ValueError(f"sample has shape {tuple(sample.shape)}; it takes (batch, {channels}, height, width).")
-        if sample.shape[2] % 4 or sample.shape[3] % 4:
-            raise ValueError(f"sample is {sample.shape[2]}x{sample.shape[3]}; height and width must be multiples of 4.")
+    @property
+    def downsample_factor(self) -> int:
+        """What height and width must be a multiple of."""
+        return 4

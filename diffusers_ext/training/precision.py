@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +34,8 @@ def cpu_multiplies_bf16() -> bool:
     )
 
 
-# Up to how many tokens attention is the plain product instead of the fused kernel; "" leaves each model its own bound.
+# Up to this many tokens attention is the plain product instead of the fused kernel; None is each module's default.
 ATTENTIONS = {"": None, "plain": 1024, "fused": 0}
-_SWITCH = "PLAIN_ATTENTION_TOKENS"
 # Scores of one call, batch x heads x queries x keys, that may be kept for the backward pass: about 400 MB with softmax.
 MOST_SCORES = 2**26
 
@@ -99,36 +97,33 @@ class Mode:
 
 
 def set_attention(network: torch.nn.Module, attention: str) -> None:
-    """Choose the attention path of the network's models on CPUs, in this process.
+    """Choose how this network's attention is computed on CPUs: "plain", "fused", or "" for each module's default.
 
-    Diffusers' own have two: those with a processor of another kind than its default keep it.
+    Of diffusers' attention modules, those whose processor is not the default one keep it.
     """
-    for module in _modules_with_switch(network):
-        tokens = ATTENTIONS[attention]
-        own = module.__dict__.setdefault("_own_" + _SWITCH, getattr(module, _SWITCH))
-        setattr(module, _SWITCH, own if tokens is None else tokens)
+    for part in _parts_with_setting(network):
+        part.set_plain_attention(ATTENTIONS[attention])
     for part in _parts_with_processor(network):
         processor: Any = PlainAttnProcessor() if attention == "plain" else AttnProcessor2_0()
         part.set_processor(processor)
 
 
 def attentions_of(network: torch.nn.Module) -> list[str]:
-    """The names of `ATTENTIONS` that change anything."""
-    if _modules_with_switch(network):
+    """The names of `ATTENTIONS` that change how this network is computed."""
+    if _parts_with_setting(network):
         return ["plain", "fused"]
     return ["plain"] if _parts_with_processor(network) else []
 
 
-def _modules_with_switch(network: torch.nn.Module) -> list[Any]:
-    """Python modules of the network's parts that choose between two ways to attend."""
-    found = {type(part).__module__: sys.modules[type(part).__module__] for part in network.modules()}
-    return [module for module in found.values() if hasattr(module, _SWITCH)]
+def _parts_with_setting(network: torch.nn.Module) -> list[Any]:
+    """The attention modules that choose between a plain product and the fused kernel."""
+    return [part for part in network.modules() if hasattr(part, "set_plain_attention")]
 
 
 def _parts_with_processor(network: torch.nn.Module) -> list[Attention]:
-    """Diffusers' attention with the processor that it has of itself, or that `set_attention` gave it.
+    """Diffusers' attention modules with their default processor, or the one that `set_attention` gave them.
 
-    Its plain kind knows of no normalised queries and keys.
+    Its plain processor can't normalise queries and keys, so modules that do are left out.
     """
     parts = [part for part in network.modules() if isinstance(part, Attention)]
     plain = [part for part in parts if getattr(part, "norm_q", None) is None and getattr(part, "norm_k", None) is None]
