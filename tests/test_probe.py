@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from diffusers_ext.models import build_model
 from diffusers_ext.objectives.diffusion import DiffusionObjective
 from diffusers_ext.schedulers.noise_path import NoisePath
-from diffusers_ext.training import Trainer, loop, probe
+from diffusers_ext.training import Trainer, probe
+from diffusers_ext.training import trainer as loop
 from diffusers_ext.training.precision import Mode, as_loaded, attentions_of, set_attention
 
 
