@@ -121,7 +121,7 @@ def train_ours(
     network: Any, batch_size: int, precision: str, folder: str, clock: InsideClock, asked: Iterator[int]
 ) -> None:
     from diffusers_ext.training import TrainingArguments
-    from diffusers_ext.training import loop as ours
+    from diffusers_ext.training import trainer as ours
 
     class TakingTurns(ours.Trainer):
         left = 0

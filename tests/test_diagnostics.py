@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from diffusers_ext.objectives.diffusion import DiffusionObjective
 from diffusers_ext.schedulers.noise_path import NoisePath
-from diffusers_ext.training import Trainer, TrainingArguments, loop
+from diffusers_ext.training import Trainer, TrainingArguments
+from diffusers_ext.training import trainer as loop
 from diffusers_ext.training.diagnostics import LEAST_IMAGES, Diagnostics, early_share
 from diffusers_ext.training.ema import ExponentialMovingAverage
 
@@ -47,7 +48,7 @@ def warnings_of(tiny_run, corners_data, monkeypatch, caplog, tmp_path):
         trainer.train()
         with open(trainer.output_dir / "metrics.jsonl") as file:
             told = [record["warning"] for record in map(json.loads, file) if "warning" in record]
-        assert told == [record.getMessage() for record in caplog.records if record.name.endswith("loop")]
+        assert told == [record.getMessage() for record in caplog.records if record.name.endswith("trainer")]
         return told
 
     return run
@@ -106,9 +107,9 @@ class Ascending:
     def __getattr__(self, name):
         return getattr(self._objective, name)
 
-    def __call__(self, model, x0, noise, times, **condition):
-        losses = self._objective(model, x0, noise, times, **condition)
-        return torch.where(times >= 900, 6 * losses.detach() - 5 * losses, losses)
+    def __call__(self, net, batch, generator):
+        losses = self._objective(net, batch, generator)
+        return torch.where(net.timestep >= 900, 6 * losses.detach() - 5 * losses, losses)
 
 
 def test_a_noise_level_whose_loss_diverges(warnings_of):

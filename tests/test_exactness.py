@@ -159,9 +159,7 @@ def test_killed_anywhere_and_resumed_ends_bit_for_bit_as_unbroken(random_run, tm
     kept = [{path.name: load_file(path) for path in list_snapshots(tmp_path / name)} for name in ("run", "broken")]
     assert len(kept[0]) == 5
     assert not differences(*kept)
-    assert (
-        states(last_checkpoint(whole))["importance.safetensors"]["seen"].min() > HISTORY
-    )  # and so it was learned from
+    assert states(last_checkpoint(whole))["objective.safetensors"]["seen"].min() > HISTORY  # and so it was learned from
 
 
 def test_killed_before_the_last_validation_and_resumed_ends_as_unbroken(tiny_run, tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from local_processes import run_processes
 from safetensors.torch import load_file
 from test_exactness import differences, metrics, train_alone
 
-from diffusers_ext.training import Trainer, loop, train
+from diffusers_ext.training import Trainer, train
+from diffusers_ext.training import trainer as loop
 from diffusers_ext.training.checkpoint import list_checkpoints
 from diffusers_ext.training.sharding import own_parameters, uses_fsdp
 

@@ -16,7 +16,9 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from scipy import stats
 
-from diffusers_ext.objectives.diffusion import DiffusionObjective
+from diffusers_ext.objectives.diffusion import DiffusionObjective, ImportanceSampledObjective
+from diffusers_ext.objectives.network import ConditionedNetwork
+from diffusers_ext.objectives.randomness import rand_shared, randn_shared, shared_generator_of
 from diffusers_ext.objectives.timestep_sampling import HISTORY, UNIFORM_SHARE, ImportanceSampler, TimestepSampler
 from diffusers_ext.objectives.weighting import WEIGHTINGS, X0_WEIGHTINGS, Weighting
 from diffusers_ext.schedulers.noise_path import PREDICTION_TYPES, NoisePath, RectifiedFlowPath
@@ -58,8 +60,9 @@ def gradient(own: str, spoken: str, weighting: Weighting, path=PATH) -> torch.Te
     network, generator = Network(own, spoken, path), torch.Generator().manual_seed(1)
     x0 = torch.randn(64, 4, generator=generator, dtype=torch.float64)
     objective = DiffusionObjective(path, spoken, weighting=weighting, sampler=TimestepSampler("stratified", T))
-    noise, times = objective.draw(tuple(x0.shape), generator, CPU)
-    objective(network, x0, noise.double(), times).mean().backward()
+    noise = torch.randn(x0.shape, generator=generator).double()
+    times = objective.draw_timesteps(len(x0), generator, CPU)
+    objective.losses(ConditionedNetwork(network), x0, noise, times).mean().backward()
     return network.weight.grad
 
 
@@ -164,7 +167,7 @@ def test_a_wrong_name_is_a_sentence():
 
 def drawn(sampler: TimestepSampler, count: int) -> torch.Tensor:
     objective = DiffusionObjective(PATH, sampler=sampler)
-    return objective.draw((count, 1), torch.Generator().manual_seed(0), CPU)[1]
+    return objective.draw_timesteps(count, torch.Generator().manual_seed(0), CPU)
 
 
 def p_value(times: torch.Tensor, probabilities: np.ndarray) -> float:
@@ -191,7 +194,7 @@ def test_uniform_and_logit_normal_times_follow_their_distributions():
 
 def test_times_of_a_continuous_path_are_continuous_and_told_in_steps_of_training():
     objective = DiffusionObjective(RectifiedFlowPath(), "flow", sampler=TimestepSampler("uniform", T))
-    times = objective.draw((5000, 1), torch.Generator().manual_seed(0), CPU)[1]
+    times = objective.draw_timesteps(5000, torch.Generator().manual_seed(0), CPU)
     assert stats.kstest(times.double().numpy() / T, "uniform").pvalue > 0.01
     x0, noise = torch.full((1, 1), 2.0), torch.full((1, 1), -1.0)
     told = torch.tensor([T / 4])
@@ -201,7 +204,7 @@ def test_times_of_a_continuous_path_are_continuous_and_told_in_steps_of_training
         seen.update(x=x.item(), t=t.item())
         return SimpleNamespace(sample=torch.full((1, 1), -2.5))
 
-    loss = objective(network, x0, noise, told)
+    loss = objective.losses(ConditionedNetwork(network), x0, noise, told)
     assert seen == {"x": 0.75 * 2.0 + 0.25 * -1.0, "t": T / 4}
     assert loss.item() == pytest.approx((-2.5 - (-1.0 - 2.0)) ** 2)
 
@@ -293,12 +296,73 @@ def test_a_history_of_another_path_is_refused():
         ImportanceSampler(30).load_state_dict(warmed().state_dict())
 
 
-def test_validation_does_not_follow_what_importance_sampling_learned():
-    draw = DiffusionObjective(PATH, sampler=warmed()).draw
-    fresh = DiffusionObjective(PATH, sampler=ImportanceSampler(T)).draw
-    times = [f((500, 1), torch.Generator().manual_seed(0), CPU, learned=False)[1] for f in (draw, fresh)]
+class Still(torch.nn.Module):
+    """Predicts zeros, and keeps the timesteps that it was called with."""
+
+    def forward(self, sample, timestep):
+        self.timestep = timestep
+        return torch.zeros_like(sample, requires_grad=True)
+
+
+def test_measuring_in_evaluation_mode_neither_follows_importance_sampling_nor_teaches_it():
+    times, batch = [], {"samples": torch.zeros(500, 1)}
+    for sampler in (warmed(), ImportanceSampler(T)):
+        before = sampler.state_dict()
+        objective, network = ImportanceSampledObjective(PATH, sampler=sampler), Still().eval()
+        objective(ConditionedNetwork(network), batch, torch.Generator().manual_seed(0))
+        times.append(network.timestep)
+        assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
     assert torch.equal(*times)
     assert p_value(times[0], np.full(T, 1 / T)) > 0.01
+
+
+def test_an_importance_sampled_objective_learns_from_training_and_stays_unbiased():
+    network, batch = Still(), {"samples": torch.ones(20_000, 1)}
+    losses = {}
+    for name, objective in (
+        ("importance", ImportanceSampledObjective(PATH, "sample", sampler=warmed())),
+        ("uniform", DiffusionObjective(PATH, "sample")),
+    ):
+        losses[name] = objective(ConditionedNetwork(network), batch, torch.Generator().manual_seed(0)).double()
+    assert (losses["uniform"] == 1).all()  # the target is 1, the prediction 0
+    assert losses["importance"].std() > 0.1
+    assert losses["importance"].mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_parts_of_a_shared_batch_are_drawn_as_the_whole():
+    def drawn_for(count, **share):
+        generator = shared_generator_of("a batch", **share)
+        return randn_shared((count, 3), generator, CPU), rand_shared((count,), generator, CPU)
+
+    whole = drawn_for(6)
+    parts = [drawn_for(2, num_processes=3, process_index=index) for index in range(3)]
+    assert all(torch.equal(torch.cat(part), all_) for part, all_ in zip(zip(*parts), whole, strict=True))
+
+
+class TakesItsPrediction(torch.nn.Module):
+    """A network that notes what it was given of its earlier prediction."""
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.given = SimpleNamespace(self_condition=True), []
+        self.weight = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, sample, timestep, self_condition=None):
+        self.given.append(None if self_condition is None else self_condition.clone())
+        return sample * self.weight
+
+
+def test_self_conditioning_gives_the_network_its_own_x0_in_half_of_the_batches():
+    objective, batch = DiffusionObjective(PATH, "sample"), {"samples": torch.randn(4, 1, 2, 2)}
+    calls = []
+    for seed in range(60):
+        network = TakesItsPrediction()
+        objective(ConditionedNetwork(network), batch, torch.Generator().manual_seed(seed)).mean().backward()
+        calls.append(network.given)
+    fed = [given for given in calls if len(given) == 2]
+    assert all(given == [None] for given in calls if len(given) == 1)
+    assert 18 <= len(fed) <= 42
+    assert all(given[0] is None and given[1].abs().max() <= 1 and given[1].abs().max() > 0 for given in fed)
 
 
 def test_importance_sampling_resumes_bit_for_bit(tiny_run, tmp_path):
@@ -309,10 +373,10 @@ def test_importance_sampling_resumes_bit_for_bit(tiny_run, tmp_path):
     trainer.max_steps = 4
     trainer.train()
     # The draws had left the uniform ones before the run was broken off, so the history matters to what follows.
-    assert not torch.allclose(trainer.objective.importance.factors(torch.arange(3)), torch.ones(3), rtol=0.01)
+    assert not torch.allclose(trainer.objective.sampler.factors(torch.arange(3)), torch.ones(3), rtol=0.01)
     half.resume_from_checkpoint = "latest"
     train(half)
-    for name in ("importance.safetensors", "model.safetensors", "ema.safetensors"):
+    for name in ("objective.safetensors", "model.safetensors", "ema.safetensors"):
         first, second = (load_file(os.path.join(a.output_dir, "checkpoint-6", name)) for a in (whole, half))
         assert all(torch.equal(first[key], second[key]) for key in first), name
 

@@ -24,7 +24,7 @@ def tiny():
     """A network, an objective, and a batch for it."""
     torch.manual_seed(0)
     network = build_model("small", **{**TINY_MODEL, "dropout": 0.1})
-    batch = torch.randn(8, 1, 28, 28), torch.randn(8, 1, 28, 28), torch.randint(1000, (8,)), {}
+    batch = {"samples": torch.randn(8, 1, 28, 28), "index": torch.arange(8)}
     return network, DiffusionObjective(NoisePath.from_schedule("cosine")), batch
 
 
@@ -36,7 +36,7 @@ def plain_attention_of(network):
 def make_probe(tiny, run_seconds=60.0):
     network, objective, batch = tiny
     return probe.ModeProbe(
-        network, objective, batch, lambda n: torch.optim.AdamW(n.parameters(), fused=True), lambda step: run_seconds
+        network, objective, batch, {}, lambda n: torch.optim.AdamW(n.parameters(), fused=True), lambda step: run_seconds
     )
 
 
@@ -61,7 +61,7 @@ class Clock:
         self.modes.append(mode)
 
         def step():
-            seconds = self.more + self.costs(mode) * measured.batch_size / len(measured.inputs[0])
+            seconds = self.more + self.costs(mode) * measured.batch_size / len(measured.batch["samples"])
             self.now += seconds * self.others(self.steps)
             self.spent += seconds * self.threads(mode)
             self.steps += 1
@@ -185,7 +185,8 @@ def test_probing_leaves_the_network_and_the_generator_as_they_were(tiny, monkeyp
 
 
 def test_attention_paths_agree_and_are_undone(tiny):
-    network, _, (x, _, times, _) = tiny
+    network, _, batch = tiny
+    x, times = batch["samples"], torch.randint(1000, (8,))
     network.eval()
     with torch.no_grad():
         expected = network(x, times).sample

@@ -1,4 +1,9 @@
-"""Objectives: what is asked of the network at which noise level, and how an error counts."""
+"""Objectives: what the network is trained to predict at which noise level, and how an error counts.
+
+An objective is a callable `(net, batch, generator) -> loss per sample`. It draws what it needs from the generator,
+calls the network, and gives a tensor of shape (batch,). It may have `state_dict` and `load_state_dict`; a checkpoint
+keeps that state.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +11,48 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather
 
 from ..schedulers.noise_path import ContinuousPath, DiscretePath
+from .network import ConditionedNetwork
+from .randomness import SharedGenerator, draw_shared, rand_shared, randn_shared
 from .timestep_sampling import ImportanceSampler, TimestepSampler
 from .weighting import Weighting
 
 # Earliest time of a continuous path, in T-ths: at the data themselves there is no signal-to-noise ratio.
 _EARLIEST = 1e-3
 
+# How often a network that takes its earlier prediction is given one (Chen et al. 2022, arXiv:2208.04202, section 2.2).
+SELF_CONDITIONED = 0.5
+
 _LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
 class Objective(Protocol):
-    """A loss for a network: draws what noising needs, then measures the network on it."""
-
-    data_range: tuple[float, float]
-    importance: ImportanceSampler | None
-
-    def draw(
-        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device, learned: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(noise, times) for a batch of data of `shape` (batch, channels, height, width).
-
-        `learned` False leaves out what was learned from losses (importance sampling), whose draws need its factors.
-        """
+    """A loss for a network."""
 
     def __call__(
-        self, model: Any, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor, **condition: Any
+        self, net: ConditionedNetwork, batch: dict[str, torch.Tensor], generator: torch.Generator
     ) -> torch.Tensor:
-        """The loss of every sample, shape (batch,)."""
+        """The loss of every sample.
+
+        Args:
+            net: the network with its conditions; `net(sample, timestep)` gives a tensor.
+            batch: "samples" float32 (batch, channels, *size) in [-1, 1], "index" (batch,), and the data's columns.
+            generator: seeded for this batch. The helpers in `randomness` draw from it such that several processes see
+                what one would see.
+
+        Returns:
+            Shape (batch,), differentiable.
+        """
 
 
 class DiffusionObjective:
     """Regress the network's output onto its target on a noise path.
 
     Args:
-        path: the noise path. In continuous time the network is told t * T, a number between 0 and T, with the sampler's
-            T; that, too, is what `times` of a call are.
+        path: the noise path. In continuous time the network gets t * T as its timestep, a number between 0 and T, with
+            the sampler's T.
         prediction_type: one of `noise_path.PREDICTION_TYPES`.
         loss: `l2` (Ho et al. 2020, eq. 14), `l1`, or `huber` (threshold 1).
         weighting: factor on each sample's loss, defined on squared errors: what it says of x0 holds for `l2`.
@@ -51,8 +61,6 @@ class DiffusionObjective:
     Raises:
         ValueError: for a prediction type that does not determine x0 on this path.
     """
-
-    data_range = (-1.0, 1.0)
 
     def __init__(
         self,
@@ -67,7 +75,6 @@ class DiffusionObjective:
         self.weighting = weighting or Weighting()
         self.discrete = isinstance(path, DiscretePath)
         self.sampler = sampler or TimestepSampler("uniform", len(path) if isinstance(path, DiscretePath) else 1000)
-        self.importance = self.sampler if isinstance(self.sampler, ImportanceSampler) else None
 
     def weights(self, times: torch.Tensor) -> torch.Tensor:
         """Factors on the losses at times of shape (batch,), float32."""
@@ -77,61 +84,132 @@ class DiffusionObjective:
         return self.weighting.on_output((alpha / sigma) ** 2, b)
 
     def _path_times(self, times: torch.Tensor) -> torch.Tensor:
-        """The path's own times, from those that the network is told."""
+        """The path's own times, from the timesteps of the network."""
         return times if self.discrete else times / self.sampler.num_levels
 
-    def draw(
-        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device, learned: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(standard normal noise of `shape`, times of shape (batch,): integers 0 ... T-1, or numbers up to T)."""
-        noise = torch.randn(shape, generator=generator, device=device)
-        sampler, num_levels = self.sampler, self.sampler.num_levels
-        if self.importance is not None and not learned:
-            sampler = TimestepSampler("uniform", num_levels)
-        positions = sampler.draw(shape[0], generator, device)
+    def draw_timesteps(
+        self, count: int, generator: torch.Generator, device: torch.device, sampler: TimestepSampler | None = None
+    ) -> torch.Tensor:
+        """Timesteps of shape (count,) as in training: integers 0 ... T-1, or numbers up to T in continuous time."""
+        positions = draw_shared(count, generator, lambda n: (sampler or self.sampler).draw(n, generator, device))
         if self.discrete:
-            return noise, positions.long().clamp_(max=num_levels - 1)
-        return noise, positions.clamp_(min=_EARLIEST)
+            return positions.long().clamp_(max=self.sampler.num_levels - 1)
+        return positions.clamp_(min=_EARLIEST)
 
     def __call__(
-        self, model: Any, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor, **condition: Any
+        self, net: ConditionedNetwork, batch: dict[str, torch.Tensor], generator: torch.Generator
     ) -> torch.Tensor:
         """Weighted loss of every sample, shape (batch,), float32."""
+        samples = batch["samples"]
+        noise = randn_shared(tuple(samples.shape), generator, samples.device)
+        times = self._timesteps_for(net, len(samples), generator, samples.device)
+        earlier = self._earlier(net, samples, noise, times, generator) if net.self_condition else {}
+        losses = self.losses(net, samples, noise, times, **earlier)
+        net.report(times, losses)
+        return losses
+
+    def _timesteps_for(
+        self, net: ConditionedNetwork, count: int, generator: torch.Generator, device: torch.device
+    ) -> torch.Tensor:
+        return self.draw_timesteps(count, generator, device)
+
+    def losses(
+        self, net: Any, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor, **extra: torch.Tensor
+    ) -> torch.Tensor:
+        """Weighted losses, shape (batch,), float32, for given noise of the samples' shape and timesteps (batch,)."""
         t = self._path_times(times)
-        output = model(self.path.add_noise(x0, noise, t), times, **condition).sample
+        output = net(self.path.add_noise(x0, noise, t), times, **extra)
         target = self.path.target(self.prediction_type, x0, noise, t)
         error = self._loss(output.float(), target, reduction="none").flatten(1).mean(1)
         return error * self.weights(times)
 
+    def _earlier(
+        self, net: Any, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """For half of the batches, the network's own x0, without a gradient, as its further input.
+
+        Chen et al. 2022 (arXiv:2208.04202), algorithm 1.
+        """
+        # One coin for the global batch: processes that share the network's backward pass must do the same.
+        if torch.rand((), generator=generator, device=x0.device).item() >= SELF_CONDITIONED:
+            return {}
+        t = self._path_times(times)
+        noisy = self.path.add_noise(x0, noise, t)
+        with torch.no_grad():
+            predicted, _ = self.path.to_x0_epsilon(self.prediction_type, net(noisy, times).float(), noisy, t)
+        return {"self_condition": predicted.nan_to_num(0.0).clamp(-1, 1)}
+
+
+class ImportanceSampledObjective(DiffusionObjective):
+    """A `DiffusionObjective` that trains more often where losses are large, and counts them less there.
+
+    See `ImportanceSampler`, whose losses are the state of this objective. A network in evaluation mode is measured at
+    uniform timesteps, and nothing is learned from its losses.
+    """
+
+    sampler: ImportanceSampler
+
+    def _timesteps_for(
+        self, net: ConditionedNetwork, count: int, generator: torch.Generator, device: torch.device
+    ) -> torch.Tensor:
+        uniform = None if net.training else TimestepSampler("uniform", self.sampler.num_levels)
+        return self.draw_timesteps(count, generator, device, uniform)
+
+    def __call__(
+        self, net: ConditionedNetwork, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> torch.Tensor:
+        """Weighted loss of every sample, shape (batch,), float32; as a mean, what uniform timesteps would give."""
+        seen: list[torch.Tensor] = []
+        reported = ConditionedNetwork(net.module, net.conditions, net.null_conditions, lambda *pair: seen.extend(pair))
+        losses = super().__call__(reported, batch, generator)
+        times = seen[0]
+        net.report(times, losses)
+        if not net.training:
+            return losses
+        factors = self.sampler.factors(times)
+        # Only a batch that all processes share: a probe's steps are each process's own.
+        together = gather if isinstance(generator, SharedGenerator) else lambda tensor: tensor
+        self.sampler.update(together(times), together(losses.detach()))
+        return losses * factors
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The losses kept of each level."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take up what `state_dict` gave. Raises ValueError when it is of another number of levels."""
+        self.sampler.load_state_dict(state)
+
 
 class MixObjective:
     """System C's toy: predict the clean image from (1 - a) * x0 + a * noise, noise uniform, the network without time.
+
+    Images are moved to [0, 1], the range of the noise.
 
     Args:
         loss: `l2`, `l1` or `huber`.
         amounts: distribution of a: `uniform` on [0, 1), or `normal`, as the source project's code draws it.
     """
 
-    data_range = (0.0, 1.0)
-    importance: ImportanceSampler | None = None
-
     def __init__(self, loss: str = "l2", amounts: str = "uniform"):
         if amounts not in ("uniform", "normal"):
             raise ValueError(f"amounts must be 'uniform' or 'normal', got '{amounts}'.")
         self._loss, self.amounts = _LOSSES[loss], amounts
 
-    def draw(
-        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device, learned: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(uniform noise of `shape`, amounts of corruption of shape (batch,))."""
-        noise = torch.rand(shape, generator=generator, device=device)
-        sample = torch.rand if self.amounts == "uniform" else torch.randn
-        return noise, sample(shape[0], generator=generator, device=device)
+    def draw_timesteps(self, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
+        """Amounts of corruption, shape (count,)."""
+        sample = rand_shared if self.amounts == "uniform" else randn_shared
+        return sample((count,), generator, device)
 
     def __call__(
-        self, model: Any, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor, **condition: Any
+        self, net: ConditionedNetwork, batch: dict[str, torch.Tensor], generator: torch.Generator
     ) -> torch.Tensor:
         """Loss of every sample against the clean image, shape (batch,)."""
-        corrupted = torch.lerp(x0, noise, times.reshape(-1, 1, 1, 1))
-        output = model(corrupted, times, **condition).sample
-        return self._loss(output.float(), x0.float(), reduction="none").flatten(1).mean(1)
+        x0 = (batch["samples"] + 1) * 0.5
+        noise = rand_shared(tuple(x0.shape), generator, x0.device)
+        amounts = self.draw_timesteps(len(x0), generator, x0.device)
+        corrupted = torch.lerp(x0, noise, amounts.reshape(-1, *[1] * (x0.ndim - 1)))
+        output = net(corrupted, amounts)
+        losses = self._loss(output.float(), x0.float(), reduction="none").flatten(1).mean(1)
+        net.report(amounts, losses)
+        return losses

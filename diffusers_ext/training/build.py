@@ -24,7 +24,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from ..models import PRESETS, ToyUNet2DModel, build_model
-from ..objectives.diffusion import DiffusionObjective, MixObjective, Objective
+from ..objectives.diffusion import DiffusionObjective, ImportanceSampledObjective, MixObjective, Objective
 from ..objectives.timestep_sampling import ImportanceSampler, TimestepSampler
 from ..objectives.weighting import Weighting
 from ..pipelines import GenerationPipeline
@@ -206,7 +206,9 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
         if arguments.prediction_type != "sample" and "prediction_type" in arguments.given:
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
         return MixObjective(arguments.loss)
-    return DiffusionObjective(
+    importance = arguments.timestep_sampling == "importance"
+    objective_class = ImportanceSampledObjective if importance else DiffusionObjective
+    return objective_class(
         _path_scheduler(arguments).path,
         arguments.prediction_type,
         arguments.loss,

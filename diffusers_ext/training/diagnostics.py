@@ -14,9 +14,9 @@ from accelerate import Accelerator
 
 from ..data.images import Batch
 from ..objectives.diffusion import Objective
+from ..objectives.network import ConditionedNetwork
 from ..objectives.randomness import generator_of
 from .ema import WeightAverage
-from .validation import to_range
 
 LEVELS = 10  # noise levels that losses are kept apart by: parts of equal probability of the times that are drawn
 DRAWS = 8192  # times drawn to find where those parts end
@@ -50,9 +50,7 @@ class Diagnostics:
         self.objective, self._accelerator, self._tell = objective, accelerator, tell
         device = accelerator.device
         self._said: set[str] = set()
-        generator = generator_of("diagnostics", device=device)
-        times = objective.draw((DRAWS, 1, 1, 1), generator, device)[1].float()
-        self._edges = torch.quantile(times, torch.linspace(0, 1, LEVELS + 1, device=device))
+        self._edges = _edges_of(objective, device)
         self._losses = torch.zeros(2, LEVELS, device=device)  # sums and numbers
         self._range = torch.tensor([math.inf, -math.inf], device=device)
         self._lowest, self._risen = [math.inf] * LEVELS, [0] * LEVELS
@@ -72,8 +70,10 @@ class Diagnostics:
             times: (batch,).
             losses: (batch,).
         """
-        level = torch.bucketize(times.float(), self._edges[1:-1], right=True)
-        self._losses.index_add_(1, level, torch.stack([losses.float(), torch.ones_like(losses, dtype=torch.float32)]))
+        if self._edges is not None:
+            level = torch.bucketize(times.float(), self._edges[1:-1], right=True)
+            counted = torch.stack([losses.float(), torch.ones_like(losses, dtype=torch.float32)])
+            self._losses.index_add_(1, level, counted)
         low, high = torch.aminmax(images)
         self._range = torch.stack([torch.minimum(self._range[0], low), torch.maximum(self._range[1], high)])
         self._images += len(images)
@@ -115,6 +115,7 @@ class Diagnostics:
             self._lowest[level] = min(self._lowest[level], mean)
         worst = max((level for level in means if self._risen[level] > 1), key=lambda level: rises[level], default=None)
         if worst is not None:
+            assert self._edges is not None  # or no loss would have been counted
             first, last = self._edges[worst].item(), self._edges[worst + 1].item()
             self._warn(
                 "level",
@@ -170,9 +171,7 @@ class Diagnostics:
         own, others = inputs(batch), inputs({name: values.roll(1, 0) for name, values in batch.items()})
         if _equal(own, others):
             return
-        x0 = to_range(batch["samples"], self.objective.data_range)
-        noise, times = self.objective.draw(tuple(x0.shape), generator_of("listening", device=device), device)
-        change = response(self.objective, model, x0, noise, times, own, others)
+        change = response(self.objective, model, batch, own, others)
         if change < UNHEARD:
             self._warn(
                 "condition",
@@ -200,27 +199,39 @@ def early_share(ema: WeightAverage, steps: int) -> float:
 
 
 @torch.no_grad()
-def response(
-    objective: Objective,
-    model: Any,
-    x0: torch.Tensor,
-    noise: torch.Tensor,
-    times: torch.Tensor,
-    own: dict[str, Any],
-    others: dict[str, Any],
-) -> float:
-    """Root mean square of what another condition changes in the prediction, over that of the prediction."""
+def response(objective: Objective, model: Any, batch: Batch, own: dict[str, Any], others: dict[str, Any]) -> float:
+    """Root mean square of what another condition changes in the prediction, over that of the prediction.
+
+    Args:
+        objective: decides on the noise and the timesteps, the same for both conditions.
+        model: in evaluation mode.
+        batch: on the model's device.
+        own, others: conditions of the batch, as keyword arguments of the model.
+    """
+    first, second = (_prediction(objective, model, batch, conditions) for conditions in (own, others))
+    return ((second - first).norm() / first.norm().clamp(min=1e-12)).item()
+
+
+def _prediction(objective: Objective, model: Any, batch: Batch, conditions: dict[str, Any]) -> torch.Tensor:
+    """The first prediction that the objective asks of the network."""
     outputs: list[torch.Tensor] = []
 
-    def listen(*arguments: Any, **condition: Any) -> Any:
-        output = model(*arguments, **condition)
-        outputs.append(output.sample.float())
-        return output
+    def listen(*arguments: Any, **conditions: Any) -> torch.Tensor:
+        output = model(*arguments, **conditions)
+        outputs.append((output if isinstance(output, torch.Tensor) else output.sample).float())
+        return outputs[-1]
 
-    for condition in (own, others):
-        objective(listen, x0, noise, times, **condition)
-    first, second = outputs
-    return ((second - first).norm() / first.norm().clamp(min=1e-12)).item()
+    objective(ConditionedNetwork(listen, conditions), batch, generator_of("listening", device=batch["samples"].device))
+    return outputs[0]
+
+
+def _edges_of(objective: Objective, device: torch.device) -> torch.Tensor | None:
+    """Where parts of equal probability of the timesteps end; None for an objective that does not say how it draws."""
+    draw = getattr(objective, "draw_timesteps", None)
+    if draw is None:
+        return None
+    times = draw(DRAWS, generator_of("diagnostics", device=device), device).float()
+    return torch.quantile(times, torch.linspace(0, 1, LEVELS + 1, device=device))
 
 
 def _equal(first: dict[str, Any], second: dict[str, Any]) -> bool:

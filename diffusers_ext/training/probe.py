@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..objectives.diffusion import Objective
+from ..objectives.network import ConditionedNetwork
+from ..objectives.randomness import generator_of
 from .efficiency import DTYPES, wait_for
 from .precision import (
     Mode,
@@ -36,8 +39,6 @@ NEARLY = 0.97
 # `small` became no faster, in bf16 or in float32.
 COMPILING = {"cuda": 60.0}
 
-Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]
-
 
 class ModeProbe:
     """Times training steps on copies, so that the network itself stays as it is; no generator's state is changed.
@@ -50,7 +51,8 @@ class ModeProbe:
     Args:
         network: on its device, without wrappers.
         objective: of the run.
-        inputs: (data, noise, times, condition) of a batch of the run.
+        batch: of the run, on the network's device.
+        conditions: keyword arguments of the network for this batch.
         make_optimizer: from a network.
         run_seconds: how long the run will be, from the seconds of one step in float32.
 
@@ -65,14 +67,16 @@ class ModeProbe:
         self,
         network: torch.nn.Module,
         objective: Objective,
-        inputs: Inputs,
+        batch: dict[str, torch.Tensor],
+        conditions: dict[str, Any],
         make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
         run_seconds: Callable[[float], float],
     ):
-        self.network, self.objective, self.inputs, self.make_optimizer = network, objective, inputs, make_optimizer
-        self.device = inputs[0].device
+        self.network, self.objective, self.make_optimizer = network, objective, make_optimizer
+        self.batch, self.conditions = batch, conditions
+        self.device = batch["samples"].device
         self._run_seconds = run_seconds
-        self.batch_size = len(inputs[0])
+        self.batch_size = self._whole_batch = len(batch["samples"])
         self.passed: dict[Mode, float] = {}
         self.spent: dict[Mode, float] = {}
         self.quiet = True
@@ -86,7 +90,7 @@ class ModeProbe:
     def choose(self, channels_last: bool | None = None) -> Mode:
         """The fastest mode, of those with this memory format when one is given; plain float32 when none is faster."""
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), unchanged(self.objective):
             return self._choose([False, True] if channels_last is None else [channels_last])
 
     def _choose(self, formats: Sequence[bool]) -> Mode:
@@ -146,7 +150,7 @@ class ModeProbe:
         each = max(0.0, limit - (time.monotonic() - began)) / measurements
         if each < (LEAST_STEPS + 1) * step:
             self.batch_size = max(1, int(self.batch_size * each / ((LEAST_STEPS + 1) * step)))
-            step *= self.batch_size / len(self.inputs[0])
+            step *= self.batch_size / self._whole_batch
             self.passed.clear()  # of the whole batch
             self.spent.clear()
         self._steps = max(1, min(MOST_STEPS, int(each / step) - 1))
@@ -190,16 +194,17 @@ class ModeProbe:
         """One step of training: forward, backward, optimizer."""
         optimizer = self.make_optimizer(network)
         scaler = torch.amp.GradScaler(self.device.type, enabled=mode.precision == "fp16")
-        x0, noise, times = (values[: self.batch_size] for values in self.inputs[:3])
+        batch = {name: values[: self.batch_size] for name, values in self.batch.items()}
         if mode.channels_last:
-            x0 = x0.contiguous(memory_format=torch.channels_last)
-        condition = {name: values[: self.batch_size] for name, values in self.inputs[3].items()}
+            batch["samples"] = batch["samples"].contiguous(memory_format=torch.channels_last)
+        conditions = {name: values[: self.batch_size] for name, values in self.conditions.items()}
+        generator = generator_of("probe", device=self.device)
         dtype = DTYPES.get(mode.precision or "no")
         network.train()
 
         def step() -> None:
             with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                loss = self.objective(network, x0, noise, times, **condition).mean()
+                loss = self.objective(ConditionedNetwork(network, conditions), batch, generator).mean()
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -250,3 +255,16 @@ class ModeProbe:
         rates = {mode: self.batch_size / seconds for mode, seconds in self.seconds.items()}
         told = "; ".join(f"{mode} {rate:,.{0 if rate >= 100 else 1}f}" for mode, rate in rates.items())
         return f"Images a second{'' if self.quiet else ' of processor time'}: {told}."
+
+
+@contextmanager
+def unchanged(objective: Any) -> Iterator[None]:
+    """Context after which an objective with state has the state that it had before."""
+    if not hasattr(objective, "state_dict"):
+        yield
+        return
+    state = copy.deepcopy(objective.state_dict())
+    try:
+        yield
+    finally:
+        objective.load_state_dict(state)

@@ -31,7 +31,8 @@ from safetensors.torch import load_file, save_file
 
 from ..data.images import Batch, BatchSchedule, ImageData, identity, load_image_data
 from ..data.streaming import START
-from ..objectives.randomness import generator_of, seed_of
+from ..objectives.network import ConditionedNetwork
+from ..objectives.randomness import seed_of, shared_generator_of
 from ..objectives.timestep_sampling import LOGIT_NORMAL
 from ..training import checkpoint
 from .allocator import keep_freed_memory
@@ -53,20 +54,20 @@ from .ema import (
 )
 from .interruption import Interruption, TrainingInterrupted
 from .precision import Mode, as_loaded, resolve_mixed_precision, set_attention
-from .probe import ModeProbe
+from .probe import ModeProbe, unchanged
 from .recording import METRICS_FILE, Recorder
 from .report import GIF_IMAGES, preview_grid, write_figures
 from .sample_evaluation import BROKEN, EVALUATION, SampleEvaluation
 from .saving import HubPusher, describe, save_pipeline
 from .sharding import WholeCopy, failed_writes, gathered, own_parameters, scattered, uses_fsdp, whole
-from .validation import EarlyStopping, to_range, validation_loss
+from .validation import EarlyStopping, validation_loss
 
 logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 BEST_FILE = "best.safetensors"
 VALIDATION = "validation_loss"
-IMPORTANCE_FILE = "importance.safetensors"
+OBJECTIVE_FILE = "objective.safetensors"
 STREAM_EXAMPLES = 64  # images of a stream that are at hand before the first step: for its channels, and for previews
 # Off the CPU, reading a loss makes the host wait for the device; so it is read in groups of this many steps.
 STEPS_BETWEEN_READS = 10
@@ -283,10 +284,12 @@ class Trainer:
         if mode is None:
             data = self.data
             keys = [(index % len(data), 0) for index in range(a.train_batch_size)]
+            batch = self._on_device(data.__getitems__(keys))
             probe = ModeProbe(
                 network.to(accelerator.device),
                 self.objective,
-                self._loss_inputs(0, self._on_device(data.__getitems__(keys))),
+                batch,
+                self._conditions(0, batch),
                 self._make_optimizer,
                 lambda seconds: min(batches * seconds, limit),
             )
@@ -405,32 +408,29 @@ class Trainer:
 
     def _loss(self, number: int, batch: Batch) -> torch.Tensor:
         """Mean loss of batch `number` of this process."""
-        x0, noise, times, condition = self._loss_inputs(number, batch)
         if self.mode.channels_last:
-            x0 = x0.contiguous(memory_format=torch.channels_last)
+            batch = {**batch, "samples": batch["samples"].contiguous(memory_format=torch.channels_last)}
+        watch = functools.partial(self.diagnostics.watch, batch["samples"])
+        net = ConditionedNetwork(self.model, self._conditions(number, batch), report=watch)
         with self.clock.working():
-            losses = self.objective(self.model, x0, noise, times, **condition)
-        self.diagnostics.watch(batch["samples"], times, losses)
-        if (importance := self.objective.importance) is not None:
-            factors = importance.factors(times)
-            importance.update(self.accelerator.gather(times), self.accelerator.gather(losses.detach()))
-            losses = losses * factors
-        return losses.mean()
+            return self._losses(net, batch, number).mean()
 
-    def _loss_inputs(
-        self, number: int, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """(data, noise, times, condition); noise is drawn for the global batch, the same on any number of processes."""
+    def _losses(self, net: ConditionedNetwork, batch: Batch, number: int) -> torch.Tensor:
+        """Losses of batch `number` of this process, drawn as a part of the global batch."""
         accelerator, seed = self.accelerator, self.arguments.seed
         torch.manual_seed(seed_of(seed, "dropout", number, accelerator.process_index))
-        x0 = to_range(batch["samples"], self.objective.data_range)
-        shape = (x0.shape[0] * accelerator.num_processes, *x0.shape[1:])
-        generator = generator_of(seed, "noise", number, device=accelerator.device)
-        noise, times = self.objective.draw(shape, generator, accelerator.device)
-        mine = slice(accelerator.process_index * x0.shape[0], (accelerator.process_index + 1) * x0.shape[0])
-        dropped = self.conditioning.dropped(number, number // self.batches_per_epoch, shape[0])[mine]
-        condition = self.conditioning.inputs(batch, self.data, dropped, seed_of(seed, "condition", number), mine)
-        return x0, noise[mine], times[mine], condition
+        share = {"num_processes": accelerator.num_processes, "process_index": accelerator.process_index}
+        return self.objective(
+            net, batch, shared_generator_of(seed, "noise", number, device=accelerator.device, **share)
+        )
+
+    def _conditions(self, number: int, batch: Batch) -> dict[str, Any]:
+        """Conditions of batch `number` of this process, some of them dropped."""
+        count, processes = len(batch["samples"]), self.accelerator.num_processes
+        mine = slice(self.accelerator.process_index * count, (self.accelerator.process_index + 1) * count)
+        dropped = self.conditioning.dropped(number, number // self.batches_per_epoch, count * processes)[mine]
+        seed = seed_of(self.arguments.seed, "condition", number)
+        return self.conditioning.inputs(batch, self.data, dropped, seed, mine)
 
     def learning_rate(self) -> float:
         """Learning rate of the next step. Under a time budget it decays with the larger share of steps and seconds."""
@@ -683,8 +683,9 @@ class Trainer:
 
     def _loss_of_one(self) -> torch.Tensor:
         batch = self._on_device(self.data.__getitems__([(0, 0)]))
-        x0, noise, times, condition = self._loss_inputs(0, batch)
-        return self.objective(self.network, x0, noise, times, **condition).mean()
+        net = ConditionedNetwork(self.network, self._conditions(0, batch))
+        with unchanged(self.objective):
+            return self._losses(net, batch, 0).mean()
 
     # --- saving and resuming ------------------------------------------------------------------------------------------
 
@@ -756,8 +757,8 @@ class Trainer:
             progress.ema_updates = self.ema.updates
         if self.best is not None:
             save_file(_packed(self.best), folder / BEST_FILE)
-        if self.objective.importance is not None:
-            save_file(self.objective.importance.state_dict(), folder / IMPORTANCE_FILE)
+        if hasattr(self.objective, "state_dict"):
+            save_file(self.objective.state_dict(), folder / OBJECTIVE_FILE)
         progress.mode, progress.noise_levels = asdict(self.mode), _noise_levels(self.arguments)
         checkpoint.seal(folder, asdict(progress))
         self._retire_later_checkpoints()
@@ -843,8 +844,8 @@ class Trainer:
                 self.best = load_file(path / BEST_FILE)
             else:  # nobody kept the weights of the best loss so far
                 self.stopping.best, self.stopping.waited = math.inf, 0
-        if self.objective.importance is not None and (path / IMPORTANCE_FILE).is_file():
-            self.objective.importance.load_state_dict(load_file(path / IMPORTANCE_FILE))
+        if hasattr(self.objective, "load_state_dict") and (path / OBJECTIVE_FILE).is_file():
+            self.objective.load_state_dict(load_file(path / OBJECTIVE_FILE))
         step = self.progress.step
         judged = step if self.best is None else self.progress.best_at  # where the run ends here
         measured = {VALIDATION: {step}, EVALUATION: {step, judged}}

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from ..data.images import Batch, permutation
 from ..objectives.diffusion import Objective
+from ..objectives.network import ConditionedNetwork
 from ..objectives.randomness import generator_of
 
 BATCH_SIZE = 16  # a constant, since the noise and the times of an image depend on it
@@ -24,14 +25,14 @@ def validation_loss(
     data: Any,
     size: int,
     seed: int,
-    condition: Callable[[int, Batch], dict[str, Any]] = lambda number, batch: {},
+    conditions: Callable[[int, Batch], dict[str, Any]] = lambda number, batch: {},
 ) -> float:
-    """Mean loss over `size` images of `data`, always the same ones, with noise and times fixed by `seed`.
+    """Mean loss over `size` images of `data`, always the same ones, with noise and timesteps fixed by `seed`.
 
-    Equal networks give equal values at every call, so a difference is the network's. Times are drawn as in training,
-    except that nothing learned has a part in it. Work is split over processes; the result is the same for any number of
-    them, and any batch that they train with, up to rounding. `condition` gives the network's further arguments for a
-    batch and its number.
+    Equal networks give equal values at every call, so a difference comes from the network. The network must be in
+    evaluation mode, in which an objective learns nothing from its losses. Processes share the work; the result is the
+    same for any number of them, and for any batch size of training, up to rounding. `conditions` gives the network's
+    conditions for a batch and its number.
     """
     size = min(size, len(data))
     chosen = permutation(0, 0, len(data))[:size]  # the first ones of a folder would be of the first classes
@@ -41,19 +42,12 @@ def validation_loss(
             continue
         keys = [(int(index), 0) for index in chosen[start : start + BATCH_SIZE]]
         batch = {name: values.to(accelerator.device) for name, values in data.__getitems__(keys).items()}
-        x0 = to_range(batch["samples"], objective.data_range)
         generator = generator_of(seed, "validation", number, device=accelerator.device)
-        noise, times = objective.draw(tuple(x0.shape), generator, accelerator.device, learned=False)
-        total += objective(model, x0, noise, times, **condition(number, batch)).sum().item()
+        net = ConditionedNetwork(model, conditions(number, batch))
+        total += objective(net, batch, generator).sum().item()
         count += len(keys)
     sums = accelerator.reduce(torch.tensor([total, count], device=accelerator.device, dtype=torch.float32), "sum")
     return (sums[0] / sums[1]).item()
-
-
-def to_range(images: torch.Tensor, data_range: tuple[float, float]) -> torch.Tensor:
-    """Images in [-1, 1] moved to `data_range`."""
-    low, high = data_range
-    return images if (low, high) == (-1.0, 1.0) else low + (images + 1) * ((high - low) / 2)
 
 
 @dataclass
