@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
+from ..schedulers.tensors import working_dtype
+
 logger = logging.get_logger(__name__)
 
 Arguments = Mapping[str, torch.Tensor]
@@ -28,14 +30,18 @@ class GuidedNetwork:
     always takes a forward of its own.
 
     Args:
-        unet: called as `unet(sample, timestep, **arguments).sample`.
+        unet: called as `unet(sample, timestep, **arguments)`; returns a tensor or an object with `.sample`. The sample
+            is cast to the network's dtype; the outputs are combined in float32 or wider.
         conditional: the condition, as keyword arguments of the network.
-        reference: the null condition under the same keywords, or what `weak_unet` is given.
+        reference: the null condition under the same keywords, or the arguments of `weak_unet`.
         scale: at least 0.
         interval: (start, stop); guided where start <= progress < stop, the conditional prediction elsewhere
             (Kynkaanniemi et al. 2024, arXiv:2404.07724, in noise levels there).
-        rescale: phi of `rescaled`; without effect at the scales 0 and 1.
+        rescale: phi of `rescaled`; has no effect at the scales 0 and 1.
         weak_unet: gives the reference instead of `unet`.
+
+    Attributes:
+        takes_x0: whether a network takes the last predicted x0 (`config.self_condition`).
     """
 
     def __init__(
@@ -51,53 +57,94 @@ class GuidedNetwork:
         self.unet, self.weak_unet = unet, weak_unet
         self.conditional, self.reference = conditional, reference
         self.scale, self.interval, self.rescale = scale, interval, rescale
+        self.takes_x0 = _takes_x0(unet) or _takes_x0(weak_unet)
         self._joint: Arguments | None = None
         if weak_unet is None and scale not in (0, 1):
             self._joint = {name: torch.cat([reference[name], given]) for name, given in conditional.items()}
 
-    def __call__(self, sample: torch.Tensor, timestep: Any, progress: float) -> torch.Tensor:
-        """The prediction at a sample (batch, channels, height, width); `progress` is the share of the walk behind it.
+    def __call__(
+        self, sample: torch.Tensor, timestep: Any, progress: float, x0: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The guided prediction, in float32 or wider.
 
         A network with twice the sample's channels predicts a variance in the second half: it stays the conditional's.
+
+        Args:
+            sample: the network's input, (batch, channels, height, width).
+            timestep: the time that the scheduler gives.
+            progress: share of the sampling steps that are done.
+            x0: the last predicted x0, for networks that take it.
         """
         if self.scale == 1 or not self.interval[0] <= progress < self.interval[1]:
-            return self._conditional(sample, timestep)
+            return self._conditional(sample, timestep, x0)
         if self.scale == 0:
-            return self._reference(sample, timestep)
-        reference, conditional = self._both(sample, timestep)
+            return self._reference(sample, timestep, x0)
+        reference, conditional = self._both(sample, timestep, x0)
         channels = sample.shape[1]
         if conditional.shape[1] != 2 * channels:
             return self._combine(reference, conditional)
         guided = self._combine(reference[:, :channels], conditional[:, :channels])
         return torch.cat([guided, conditional[:, channels:]], dim=1)
 
-    def _conditional(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
-        return self.unet(sample, timestep, **self.conditional).sample
+    def _conditional(self, sample: torch.Tensor, timestep: Any, x0: torch.Tensor | None) -> torch.Tensor:
+        return predict(self.unet, sample, timestep, self.conditional, x0)
 
-    def _reference(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+    def _reference(self, sample: torch.Tensor, timestep: Any, x0: torch.Tensor | None) -> torch.Tensor:
         network = self.unet if self.weak_unet is None else self.weak_unet
-        return network(sample, timestep, **self.reference).sample
+        return predict(network, sample, timestep, self.reference, x0)
 
-    def _both(self, sample: torch.Tensor, timestep: Any) -> Sequence[torch.Tensor]:
+    def _both(self, sample: torch.Tensor, timestep: Any, x0: torch.Tensor | None) -> Sequence[torch.Tensor]:
         if self._joint is not None:
+            twice = None if x0 is None else torch.cat([x0, x0])
             try:
-                return self.unet(torch.cat([sample, sample]), timestep, **self._joint).sample.chunk(2)
+                return predict(self.unet, torch.cat([sample, sample]), timestep, self._joint, twice).chunk(2)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
             # Outside the handler, where the failed call's tensors are no longer held by the exception.
             self._joint = None
             logger.warning("No memory for a batch of twice the images: guidance takes two calls a step from here on.")
-        return self._reference(sample, timestep), self._conditional(sample, timestep)
+        return self._reference(sample, timestep, x0), self._conditional(sample, timestep, x0)
 
     def _combine(self, reference: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
-        # lerp is one pass, and computes in float32 where the tensors are of half precision.
         guided = torch.lerp(reference, conditional, self.scale)
         return guided if self.rescale == 0 else rescaled(guided, conditional, self.rescale)
 
 
+def predict(
+    network: Any, sample: torch.Tensor, timestep: Any, arguments: Arguments, x0: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A network's output in float32 or wider, for a sample that is cast to the network's dtype.
+
+    Args:
+        network: called as `network(sample, timestep, **arguments)`; returns a tensor or an object with `.sample`.
+        sample: shape (batch, channels, ...).
+        timestep: the time that the scheduler gives.
+        arguments: the network's keyword arguments.
+        x0: the last predicted x0, passed as `self_condition` to networks that take it.
+    """
+    if x0 is not None and _takes_x0(network):
+        arguments = {**arguments, "self_condition": x0}
+    output = network(sample.to(dtype_of(network)), timestep, **arguments)
+    output = output if isinstance(output, torch.Tensor) else output.sample
+    return output.to(working_dtype(output.dtype))
+
+
+def dtype_of(network: Any) -> torch.dtype:
+    """The dtype of a network's inputs: its `dtype`, or that of its first floating-point parameter."""
+    dtype = getattr(network, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    floating = (p.dtype for p in network.parameters() if p.is_floating_point())
+    return next(floating, torch.float32)
+
+
+def _takes_x0(network: Any) -> bool:
+    return bool(getattr(getattr(network, "config", None), "self_condition", False))
+
+
 def rescaled(guided: torch.Tensor, conditional: torch.Tensor, phi: float) -> torch.Tensor:
-    """A guided prediction with its standard deviation per image drawn back to the conditional's, by a share phi.
+    """A guided prediction whose standard deviation per image is drawn back to the conditional's, by a share phi.
 
     Lin et al. 2023 (arXiv:2305.08891), eq. 15-16.
     """

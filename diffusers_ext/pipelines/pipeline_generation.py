@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,14 +13,23 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..conditions.base import ClassCondition, Condition, PictureCondition, TextCondition, arguments_known_to
 from ..conditions.image import Size, check_condition_name
-from .guidance import GuidedNetwork, check_guidance
+from ..schedulers.tensors import working_dtype
+from .call_arguments import (
+    Generators,
+    accepted,
+    check_call,
+    check_choices,
+    check_generators,
+    check_latents,
+    checked_list,
+    checked_steps,
+    own_scheduler,
+    predicted_x0,
+)
+from .guidance import GuidedNetwork, check_guidance, dtype_of
 
-# Bytes, that of memory which PyTorch allocates itself.
+# Memory that PyTorch allocates itself starts at multiples of this many bytes.
 ALIGNMENT = 64
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 class GenerationPipeline(DiffusionPipeline):
@@ -42,7 +50,7 @@ class GenerationPipeline(DiffusionPipeline):
         ValueError: for an `id2label` that is no such dictionary, or an unknown `condition`.
     """
 
-    # weak_unet takes turns with unet; outside the sequence it stays on the device for the whole walk.
+    # weak_unet takes turns with unet; outside the sequence it stays on the device for the whole trajectory.
     model_cpu_offload_seq = "text_encoder->unet"  # type: ignore[assignment]
     _optional_components: Any = ["text_encoder", "tokenizer", "weak_unet"]
     _callback_tensor_inputs = ["latents"]
@@ -88,13 +96,19 @@ class GenerationPipeline(DiffusionPipeline):
         return dict.fromkeys(inspect.signature(cls.__init__).parameters, (inspect.Signature.empty,))
 
     @property
+    def device(self) -> torch.device:
+        """The device of the network, which may be any `nn.Module`."""
+        found = getattr(self.unet, "device", None)
+        return found if isinstance(found, torch.device) else next(self.unet.parameters()).device
+
+    @property
     def labels(self) -> dict[str, int]:
         """The index of each class that has a name."""
         return {name: int(index) for index, name in (self.config.id2label or {}).items()}
 
     @property
     def guidance_scale(self) -> float:
-        """That of the latest call."""
+        """The guidance scale of the latest call."""
         return self._guidance_scale
 
     @property
@@ -106,6 +120,11 @@ class GenerationPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Number of steps of the latest call, each on one prediction of the network, guided or not."""
         return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the current call stops before its next step; a callback sets `pipeline._interrupt = True`."""
+        return self._interrupt
 
     @torch.no_grad()
     def __call__(
@@ -131,12 +150,20 @@ class GenerationPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        num_images_per_prompt: int = 1,
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
 
-        A condition given once holds for all images; a list of n conditions makes n images. One that the network could
-        take and is not given is the null condition. With several conditions, guidance leads away from all of them
+        A condition given once holds for all images; a list of n conditions makes n images. A condition that the network
+        takes and that is not given is the null condition. With several conditions, guidance leads away from all of them
         being null.
+
+        The sample is kept in float32 or wider, whatever the network's dtype: in half precision, rounding after every
+        step would add up, and more steps would give a worse result. Each call works on a copy of the scheduler, so
+        that several threads or pipelines may share one.
+
+        A network with `config.self_condition` receives the last predicted x0, zeros at the first step (Chen et al.
+        2022, arXiv:2208.04202, section 3.2).
 
         Args:
             batch_size: number of images; 1, the default, means as many as there are conditions.
@@ -151,33 +178,40 @@ class GenerationPipeline(DiffusionPipeline):
                 above 1 the condition is exaggerated at the cost of variety. The two are formed in one call of the
                 network, with twice the images, while memory allows. With `weak_unet`: w of weak + w * (conditional -
                 weak).
-            guidance_interval: (start, stop) as shares of the walk, 0 <= start <= stop <= 1: guided where start <= share
-                < stop, the conditional prediction elsewhere (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+            guidance_interval: (start, stop) as shares of the sampling steps, 0 <= start <= stop <= 1: guided where
+                start <= share < stop, the conditional prediction elsewhere (Kynkaanniemi et al. 2024,
+                arXiv:2404.07724).
             guidance_rescale: 0 to 1, how far the guided prediction's standard deviation is drawn back to the
                 conditional's (Lin et al. 2023, arXiv:2305.08891, eq. 15-16); without effect at the scales 0 and 1.
             num_inference_steps: number of steps; 50, or all that the scheduler has when it has fewer, unless this or
                 `timesteps` is given.
             generator: source of all randomness, one or a list of one per image.
-            eta: passed to schedulers whose `step` takes it (DDIM): 0 deterministic, 1 as DDPM.
+            eta: passed to schedulers whose `step` takes it (DDIM): 0 deterministic, 1 as DDPM; others ignore it.
             timesteps: strictly decreasing times to visit, for schedulers that take a list.
             height, width: image size; the network's `sample_size` when None.
             latents: starting noise of shape (batch_size, channels, height, width); sets batch_size and size.
             output_type: `pil`, `np` (float in [0, 1], (batch, height, width, channels)), `pt` (float in [0, 1],
-                (batch, channels, height, width)) or `latent` (as the scheduler left it).
+                (batch, channels, height, width)) or `latent` (the last sample, in float32 or wider).
             return_dict: give a tuple (images,) when False.
-            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after every step; a dictionary
-                it returns replaces `latents`.
-            callback_on_step_end_tensor_inputs: the tensors it is given; `latents` is the only choice.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after every step. `latents` in
+                the dictionary it returns replaces the sample; `pipeline._interrupt = True` ends the call, which returns
+                the sample so far.
+            callback_on_step_end_tensor_inputs: the tensors it receives; `latents` is the only choice.
+            num_images_per_prompt: number of images for each condition, one after the other; with `batch_size`, the
+                number of images is their product.
 
         Returns:
             `ImagePipelineOutput` with `images`.
 
         Raises:
-            ValueError: for arguments that do not fit together, in one sentence.
+            ValueError, TypeError: one sentence on an argument of the wrong type or range, or on arguments that do not
+                fit together.
         """
-        self._check_inputs(batch_size, height, width, latents, output_type, callback_on_step_end_tensor_inputs)
+        check_call(batch_size, num_images_per_prompt, height, width, eta, callback_on_step_end)
+        check_choices(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        check_latents(latents, self.unet.config.in_channels)
         check_guidance(guidance_scale, guidance_interval, guidance_rescale)
-        self._guidance_scale = guidance_scale
+        self._guidance_scale, self._interrupt = guidance_scale, False
         for network in (self.unet, self.weak_unet, self.text_encoder):
             if network is not None:
                 network.eval()
@@ -188,53 +222,48 @@ class GenerationPipeline(DiffusionPipeline):
             TextCondition(self.unet, self.tokenizer, self.text_encoder, prompt, negative_prompt),
             PictureCondition(self.unet, self.config.condition, image, mask_image, size),
         )
-        batch_size = _common_count(batch_size, latents, conditions)
-        _check_generators(generator, batch_size)
-        network = self._guided(conditions, batch_size, device, guidance_interval, guidance_rescale)
-        self._set_timesteps(num_inference_steps, timesteps, device)
-        sample = self._prepare_latents(batch_size, size, generator, latents, device)
-        step_arguments = self._accepted(self.scheduler.step, generator=generator, eta=eta)
-        self._num_timesteps = len(self.scheduler.timesteps)
-        # diffusers' flow-matching schedulers have no such method: on their path the input is the sample itself.
-        scale = getattr(self.scheduler, "scale_model_input", lambda sample, t: sample)
-        with self.progress_bar(total=self._num_timesteps) as progress_bar:
-            for i, t in enumerate(self.scheduler.timesteps):
-                model_output = network(scale(sample, t), t, i / self._num_timesteps)
-                sample = self.scheduler.step(model_output, t, sample, **step_arguments).prev_sample
-                if callback_on_step_end is not None:
-                    changed = callback_on_step_end(self, i, t, {"latents": sample}) or {}
-                    sample = changed.pop("latents", sample)
-                progress_bar.update()
-        images = self._decode(sample, output_type)
+        count = _common_count(batch_size, latents, conditions, num_images_per_prompt)
+        check_generators(generator, count * num_images_per_prompt)
+        arguments = self._network_arguments(conditions, guidance_scale, count, num_images_per_prompt, device)
+        network = GuidedNetwork(
+            self.unet, *arguments, guidance_scale, guidance_interval, guidance_rescale, self.weak_unet
+        )
+        scheduler = own_scheduler(self.scheduler)
+        _set_timesteps(scheduler, num_inference_steps, timesteps, device)
+        self._num_timesteps = len(scheduler.timesteps)
+        sample = self._prepare_latents(scheduler, count * num_images_per_prompt, size, generator, latents, device)
+        step_arguments = accepted(scheduler.step, generator=generator, eta=eta)
+        sample = self._denoise(scheduler, network, sample, step_arguments, callback_on_step_end)
+        images = _decode(sample, output_type, getattr(scheduler, "data_range", (-1.0, 1.0)))
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _check_inputs(
+    def _denoise(
         self,
-        batch_size: int,
-        height: int | None,
-        width: int | None,
-        latents: torch.Tensor | None,
-        output_type: str,
-        callback_tensors: Sequence[str],
-    ) -> None:
-        if not isinstance(batch_size, Integral):
-            raise ValueError(f"batch_size must be an integer, got {batch_size!r}; conditions are given by name.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got '{output_type}'.")
-        channels = self.unet.config.in_channels
-        if latents is not None and (latents.ndim != 4 or latents.shape[1] != channels):
-            raise ValueError(f"latents must have shape (batch, {channels}, height, width), got {tuple(latents.shape)}.")
-        for name, value in (("height", height), ("width", width)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        unknown = sorted(set(callback_tensors) - set(self._callback_tensor_inputs))
-        if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs may name {self._callback_tensor_inputs}, got {unknown}."
-            )
+        scheduler: Any,
+        network: GuidedNetwork,
+        sample: torch.Tensor,
+        step_arguments: Mapping[str, Any],
+        callback: Callable[..., dict[str, Any]] | None,
+    ) -> torch.Tensor:
+        """The sampling loop: the sample after the last of `scheduler.timesteps`, or after an interruption."""
+        # diffusers' flow-matching schedulers have no such method: on their path the input is the sample itself.
+        scale = getattr(scheduler, "scale_model_input", lambda sample, t: sample)
+        total, x0 = len(scheduler.timesteps), None
+        with self.progress_bar(total=total) as progress_bar:
+            for i, t in enumerate(scheduler.timesteps):
+                if self.interrupt:
+                    break
+                model_output = network(scale(sample, t), t, i / total, x0)
+                step = scheduler.step(model_output.to(sample.dtype), t, sample, **step_arguments)
+                sample = step.prev_sample
+                if network.takes_x0:
+                    x0 = predicted_x0(step, scheduler)
+                if callback is not None:
+                    changed = callback(self, i, t, {"latents": sample}) or {}
+                    sample = changed.pop("latents", sample)
+                progress_bar.update()
+        return sample
 
     def _size(self, height: int | None, width: int | None, latents: torch.Tensor | None) -> Size:
         """(height, width) of the images."""
@@ -244,75 +273,73 @@ class GenerationPipeline(DiffusionPipeline):
         default_height, default_width = (size, size) if isinstance(size, int) else size
         return default_height if height is None else height, default_width if width is None else width
 
-    def _guided(
-        self,
-        conditions: Sequence[Condition],
-        count: int,
-        device: torch.device,
-        interval: Sequence[float],
-        rescale: float,
-    ) -> GuidedNetwork:
-        """The network under these conditions, as far as the scale needs them encoded."""
-        scale, weak_unet = self._guidance_scale, self.weak_unet
-        _check_guided(conditions, scale, weak_unet)
+    def _network_arguments(
+        self, conditions: Sequence[Condition], scale: float, count: int, repeats: int, device: torch.device
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """(arguments under the conditions, arguments of the guidance's reference), as far as the scale needs them.
+
+        Each of `count` conditions is encoded once and repeated `repeats` times.
+        """
+        _check_guided(conditions, scale, self.weak_unet)
         conditional: dict[str, torch.Tensor] = {}
         reference: dict[str, torch.Tensor] = {}
         for condition in conditions:
-            conditional |= condition.conditional(count, device)
-            if scale != 1 and weak_unet is None:
-                reference |= condition.null(count, device)
-        if weak_unet is not None:
-            reference = arguments_known_to(weak_unet, conditional)
-        return GuidedNetwork(self.unet, conditional, reference, scale, interval, rescale, weak_unet)
-
-    def _set_timesteps(
-        self, num_inference_steps: int | None, timesteps: Sequence[int] | None, device: torch.device
-    ) -> None:
-        scheduler = self.scheduler
-        if timesteps is None:
-            if num_inference_steps is None:
-                num_inference_steps = min(50, scheduler.config.num_train_timesteps)
-            if num_inference_steps < 1:
-                raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}.")
-            scheduler.set_timesteps(num_inference_steps, device=device)
-            return
-        if num_inference_steps is not None:
-            raise ValueError("Give either num_inference_steps or timesteps, not both.")
-        if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
-            raise ValueError(f"{type(scheduler).__name__} does not take a list of timesteps.")
-        scheduler.set_timesteps(timesteps=list(timesteps), device=device)
+            conditional |= _repeated(condition.conditional(count, device), repeats)
+            if scale != 1 and self.weak_unet is None:
+                reference |= _repeated(condition.null(count, device), repeats)
+        if self.weak_unet is not None:
+            reference = arguments_known_to(self.weak_unet, conditional)
+        return conditional, reference
 
     def _prepare_latents(
         self,
-        batch_size: int,
+        scheduler: Any,
+        count: int,
         size: Size,
         generator: Generators,
         latents: torch.Tensor | None,
         device: torch.device,
     ) -> torch.Tensor:
-        dtype = self.unet.dtype
+        """The starting sample (count, channels, *size), in float32 or wider."""
+        dtype = working_dtype(dtype_of(self.unet))
         if latents is None:
-            shape = (batch_size, self.unet.config.in_channels, *size)
-            if hasattr(self.scheduler, "sample_prior"):
-                return self.scheduler.sample_prior(shape, generator=generator, device=device, dtype=dtype)
+            shape = (count, self.unet.config.in_channels, *size)
+            if hasattr(scheduler, "sample_prior"):
+                return scheduler.sample_prior(shape, generator=generator, device=device, dtype=dtype)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        return latents.to(device=device, dtype=dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        return latents.to(device=device, dtype=dtype) * getattr(scheduler, "init_noise_sigma", 1.0)
 
-    @staticmethod
-    def _accepted(function: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
-        """The arguments that were given and that `function` takes: schedulers differ in what their steps accept."""
-        parameters = inspect.signature(function).parameters
-        return {name: value for name, value in arguments.items() if value is not None and name in parameters}
 
-    def _decode(self, sample: torch.Tensor, output_type: str) -> Any:
-        if output_type == "latent":
-            return sample
-        low, high = getattr(self.scheduler, "data_range", (-1.0, 1.0))
-        images = ((sample.float() - low) / (high - low)).clamp(0, 1)
-        if output_type == "pt":
-            return images
-        array = VaeImageProcessor.pt_to_numpy(images)
-        return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+def _repeated(arguments: Mapping[str, torch.Tensor], times: int) -> dict[str, torch.Tensor]:
+    """Every row of every tensor `times` times, one after the other."""
+    if times == 1:
+        return dict(arguments)
+    return {name: rows.repeat_interleave(times, dim=0) for name, rows in arguments.items()}
+
+
+def _set_timesteps(
+    scheduler: Any, num_inference_steps: int | None, timesteps: Sequence[int] | None, device: torch.device
+) -> None:
+    if timesteps is None:
+        steps = checked_steps(num_inference_steps, getattr(scheduler.config, "num_train_timesteps", 1000))
+        scheduler.set_timesteps(steps, device=device)
+        return
+    if num_inference_steps is not None:
+        raise ValueError("Give either num_inference_steps or timesteps, not both.")
+    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise ValueError(f"{type(scheduler).__name__} does not take a list of timesteps.")
+    scheduler.set_timesteps(timesteps=checked_list(timesteps), device=device)
+
+
+def _decode(sample: torch.Tensor, output_type: str, data_range: tuple[float, float]) -> Any:
+    if output_type == "latent":
+        return sample
+    low, high = data_range
+    images = ((sample.float() - low) / (high - low)).clamp(0, 1)
+    if output_type == "pt":
+        return images
+    array = VaeImageProcessor.pt_to_numpy(images)
+    return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
 
 
 def _align_weights(network: Any) -> None:
@@ -336,11 +363,15 @@ def _checked_names(id2label: Mapping[Any, str] | None) -> dict[str, str] | None:
     return {str(index): str(name) for index, name in id2label.items()}
 
 
-def _common_count(batch_size: int, latents: torch.Tensor | None, conditions: Sequence[Condition]) -> int:
-    """The number of images: conditions given once hold for all."""
+def _common_count(batch_size: int, latents: torch.Tensor | None, conditions: Sequence[Condition], repeats: int) -> int:
+    """The number of conditions, each with `repeats` images: a condition given once holds for all."""
     given = {name: count for condition in conditions for name, count in condition.counts().items() if count > 1}
-    if latents is not None:
-        given = {"latents": len(latents), **given}
+    if latents is not None and len(latents) % repeats == 0:
+        given = {"latents": len(latents) // repeats, **given}
+    elif latents is not None:
+        raise ValueError(
+            f"latents are for {len(latents)} images, but num_images_per_prompt is {repeats}; give a multiple of it."
+        )
     elif batch_size > 1:
         given = {"batch_size": batch_size, **given}
     if len(set(given.values())) > 1:
@@ -359,8 +390,3 @@ def _check_guided(conditions: Sequence[Condition], scale: float, weak_unet: Any)
     elif scale not in (0, 1) and all(condition.given is None for condition in conditions):
         names = ", ".join(condition.argument for condition in conditions)
         raise ValueError(f"guidance_scale {scale} needs a condition, one of {names}.")
-
-
-def _check_generators(generator: Generators, count: int) -> None:
-    if isinstance(generator, list) and len(generator) != count:
-        raise ValueError(f"A list of generators needs one per image: got {len(generator)} for {count} images.")

@@ -29,6 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .tensors import combine, working_dtype
+
 # The time of clean data: alpha = 1, sigma = 0. Timesteps of a discrete path are 0 ... T-1.
 CLEAN = -1
 
@@ -249,35 +251,6 @@ def _view(kind: str, alpha: Any, sigma: Any, posterior_mean: tuple[Any, Any] | N
     if wanted == "x0":
         return q / determinant, -sigma / determinant
     return -p / determinant, alpha / determinant
-
-
-def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
-    """The dtype in which tensors of these dtypes are combined: float64 if any is, float32 otherwise."""
-    return torch.float64 if torch.float64 in dtypes else torch.float32
-
-
-def combine(a: Any, x: torch.Tensor, b: Any, y: torch.Tensor) -> torch.Tensor:
-    """a * x + b * y as a new tensor in working precision. a and b are floats, or tensors that broadcast against x."""
-    dtype = working_dtype(x.dtype, y.dtype)
-    x, y = x.to(dtype), y.to(dtype)
-    # Two passes and one new tensor: the second multiplication is fused with the addition, in place.
-    if isinstance(b, torch.Tensor):
-        return torch.mul(x, a).addcmul_(y, b)
-    return torch.mul(x, a).add_(y, alpha=b)
-
-
-def weighted_sum(onto: torch.Tensor | None, *terms: tuple[float, torch.Tensor]) -> torch.Tensor:
-    """onto + the sum of weight * tensor, one fused pass a term.
-
-    Written into `onto`, which must be the caller's own tensor in working precision, or into a new one without it:
-    fresh memory costs a step as much as a pass over it.
-    """
-    if onto is None:
-        (weight, tensor), *terms = terms  # type: ignore[assignment]
-        onto = torch.mul(tensor.to(working_dtype(tensor.dtype)), weight)
-    for weight, tensor in terms:
-        onto.add_(tensor, alpha=weight)
-    return onto
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
-from .noise_path import CLEAN, weighted_sum, working_dtype
+from .noise_path import CLEAN
 from .scheduling_base import Generators, NoisePathScheduler, split_learned_variance
+from .tensors import carried, rounded, weighted_sum, working_dtype
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 GAMMAS = ("exponential_decay", "sigmoid_decay")
@@ -96,6 +97,7 @@ class AncestralDDPMScheduler(NoisePathScheduler):
         Raises:
             ValueError: for shapes that do not fit, or learned variance without the channels for it.
         """
+        dtype, sample = sample.dtype, carried(sample)
         t = self._time(timestep)
         s = self.previous_timestep(t)
         model_output, values = split_learned_variance(model_output, sample)
@@ -105,7 +107,7 @@ class AncestralDDPMScheduler(NoisePathScheduler):
             c0, ct, _ = self.path.posterior(t, s)
             noise = self._noise(model_output, sample, generator).mul_(self._standard_deviation(t, s, values))
             prev_sample = weighted_sum(noise, (c0, x0), (ct, sample))
-        prev_sample, x0 = prev_sample.to(sample.dtype), x0.to(sample.dtype)
+        prev_sample, x0 = rounded(prev_sample, dtype), x0.to(dtype)
         if not return_dict:
             return prev_sample, x0
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)

@@ -13,7 +13,8 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 
-from .noise_path import CLEAN, DIFFUSERS_SCHEDULES, NoisePath, combine, weighted_sum, working_dtype
+from .noise_path import CLEAN, DIFFUSERS_SCHEDULES, NoisePath
+from .tensors import combine, weighted_sum, working_dtype
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -264,10 +265,10 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
     ) -> torch.Tensor:
         """Standard normal noise of the sample's shape, in working precision: the step's own tensor.
 
-        Drawn in the output's dtype, so that a generator gives the numbers that it gives to diffusers' schedulers.
+        In float32 and float64 a generator gives the numbers that it gives to diffusers' schedulers.
         """
-        noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=model_output.dtype)
-        return noise.to(working_dtype(sample.dtype, model_output.dtype))
+        dtype = working_dtype(sample.dtype, model_output.dtype)
+        return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
 
 
 class Move(NamedTuple):

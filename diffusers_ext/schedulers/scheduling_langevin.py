@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
 from .noise_path import CLEAN
 from .scheduling_base import Generators, Move, RepeatedWalkScheduler, split_learned_variance
+from .tensors import carried, rounded
 
 RULES = ("langevin", "reverse_sde", "original")
 
@@ -122,11 +123,12 @@ class GuidedLangevinScheduler(RepeatedWalkScheduler):
         Raises:
             ValueError: for shapes that do not fit, or a timestep that is not in the list.
         """
+        dtype, sample = sample.dtype, carried(sample)
         move = self._next_move(timestep)
         model_output, _ = split_learned_variance(model_output, sample)
         x0 = self._predict_x0(model_output, move.t, sample)
-        prev_sample = self._moved(move, x0, sample, model_output, generator).to(sample.dtype)
-        x0 = x0.to(sample.dtype)
+        prev_sample = rounded(self._moved(move, x0, sample, model_output, generator), dtype)
+        x0 = x0.to(dtype)
         if not return_dict:
             return prev_sample, x0
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)

@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from .scheduling_base import Generators, position_of_view
+from .tensors import carried, rounded, working_dtype
 
 
 class MixScheduler(SchedulerMixin, ConfigMixin):
@@ -126,7 +127,9 @@ class MixScheduler(SchedulerMixin, ConfigMixin):
         """
         place = position_of_view(timestep, self._listed) if isinstance(timestep, torch.Tensor) else None
         left = int(timestep) if place is None else len(self._listed) - 1 - place
-        prev_sample = torch.lerp(sample, model_output.to(sample.dtype), 1 / (left + 1))
+        dtype, sample = sample.dtype, carried(sample)
+        wide = working_dtype(sample.dtype, model_output.dtype)
+        prev_sample = rounded(torch.lerp(sample.to(wide), model_output.to(wide), 1 / (left + 1)), dtype)
         if not return_dict:
             return prev_sample, model_output
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=model_output)

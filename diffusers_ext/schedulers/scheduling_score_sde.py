@@ -18,9 +18,9 @@ from .noise_path import (
     SubVariancePreservingPath,
     VarianceExplodingPath,
     VariancePreservingPath,
-    combine,
 )
 from .scheduling_base import Generators, Move, RepeatedWalkScheduler, split_learned_variance
+from .tensors import carried, combine, rounded
 
 SDES = ("vp", "sub-vp", "ve", RECTIFIED_FLOW)
 PREDICTORS = ("euler_maruyama", "reverse_diffusion", "ancestral", "ode_euler", "ode_heun")
@@ -239,6 +239,7 @@ class ScoreSDEScheduler(RepeatedWalkScheduler):
         Raises:
             ValueError: for shapes that do not fit, or a timestep that is not in the list.
         """
+        dtype, sample = sample.dtype, carried(sample)
         move = self._next_move(timestep)
         model_output, _ = split_learned_variance(model_output, sample)
         x0 = self._predict_x0(model_output, move.at, sample)
@@ -253,7 +254,7 @@ class ScoreSDEScheduler(RepeatedWalkScheduler):
                 self._epsilon = self._epsilon_from(x0, move.t, sample)
             weight, x0_weight, std = self._predictor(move)
             prev_sample = self._mix(weight, sample, x0_weight, x0, std, model_output, generator)
-        prev_sample, x0 = prev_sample.to(sample.dtype), x0.to(sample.dtype)
+        prev_sample, x0 = rounded(prev_sample, dtype), x0.to(dtype)
         if not return_dict:
             return prev_sample, x0
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)

@@ -11,8 +11,9 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-from .noise_path import CLEAN, combine, weighted_sum
+from .noise_path import CLEAN
 from .scheduling_base import Generators, NoisePathScheduler, split_learned_variance
+from .tensors import carried, combine, rounded, weighted_sum
 
 SUBSEQUENCES = ("uniform", "quadratic", "exp", "comp exp")
 
@@ -200,10 +201,11 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         model_output, _ = split_learned_variance(model_output, sample)
         if use_clipped_model_output is None:
             use_clipped_model_output = self.config.use_clipped_model_output
+        dtype, sample = sample.dtype, carried(sample)
         t = self._time(timestep)
         s = self.previous_timestep(t)
         if self.inverse:
-            return _output(*self._invert(model_output, t, s, sample), sample, return_dict)
+            return _output(*self._invert(model_output, t, s, sample), dtype, return_dict)
         if s == CLEAN and not self.config.set_alpha_to_one:
             s = 0
         elif self.config.original_targets:
@@ -216,7 +218,7 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         elif noise_std > 0:
             noise = self._noise(model_output, sample, generator).mul_(noise_std)
         prev_sample = self._towards(s, std, x0, t, sample, model_output, use_clipped_model_output, noise)
-        return _output(prev_sample, x0, sample, return_dict)
+        return _output(prev_sample, x0, dtype, return_dict)
 
     def _standard_deviations(self, t: int, s: int, eta: float) -> tuple[float, float]:
         """(std that the direction makes room for, std of the noise added); they differ under sigma_hat only."""
@@ -258,9 +260,9 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
 
 
 def _output(
-    prev_sample: torch.Tensor, x0: torch.Tensor, sample: torch.Tensor, return_dict: bool
+    prev_sample: torch.Tensor, x0: torch.Tensor, dtype: torch.dtype, return_dict: bool
 ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-    prev_sample, x0 = prev_sample.to(sample.dtype), x0.to(sample.dtype)
+    prev_sample, x0 = rounded(prev_sample, dtype), x0.to(dtype)
     if not return_dict:
         return prev_sample, x0
     return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)

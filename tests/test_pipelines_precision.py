@@ -1,0 +1,184 @@
+"""Half precision: more sampling steps must not give a worse result, for any scheduler and in any sampling loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from analytic import MIXTURES
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+from diffusers_ext import GenerationPipeline, ScoreSDEScheduler, SubsequenceDDIMScheduler, build_model
+from diffusers_ext.proofs.mixture import MixtureNetwork
+from diffusers_ext.schedulers import AncestralDDPMScheduler, MixScheduler
+
+HALVES = (torch.bfloat16, torch.float16)
+MIXTURE = MIXTURES["two modes"]
+
+
+class HalfNetwork(MixtureNetwork):
+    """The exact network, whose input and output are rounded to half precision."""
+
+    def __init__(self, path, dtype):
+        super().__init__(MIXTURE, path, "v_prediction")
+        self.dtype = dtype
+
+    def forward(self, sample, timestep):
+        assert sample.dtype == self.dtype
+        output = super().forward(sample.double(), timestep)
+        output.sample = output.sample.to(self.dtype)
+        return output
+
+
+def scheduler_of(kind, **options):
+    ours = SubsequenceDDIMScheduler(
+        beta_schedule="cosine", prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
+    )
+    return ours.path, ours if kind is SubsequenceDDIMScheduler else kind.from_config(ours.config, **options)
+
+
+def rms_to_the_exact_flow(path, samples, noise):
+    exact = MIXTURE.flow(noise.double(), (path.alpha(999), path.sigma(999)), (1.0, 0.0))
+    return (samples.double() - exact).square().mean().sqrt().item()
+
+
+NOISE = torch.randn(64, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", [SubsequenceDDIMScheduler, DDIMScheduler, DPMSolverMultistepScheduler])
+def test_more_steps_are_no_worse_in_a_pipeline_of_half_precision(kind, dtype):
+    path, scheduler = scheduler_of(kind)
+    pipeline = GenerationPipeline(HalfNetwork(path, dtype), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    errors = []
+    for steps in (50, 250, 1000):
+        samples = pipeline(latents=NOISE, num_inference_steps=steps, output_type="latent").images
+        assert samples.dtype == torch.float32
+        errors.append(rms_to_the_exact_flow(path, samples, NOISE))
+    assert errors[2] < 1.1 * errors[1] + 1e-3, errors
+    assert errors[2] < 0.005, errors
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_more_steps_are_no_worse_in_a_loop_that_hands_half_precision_on(dtype):
+    """As the pipelines of diffusers do: the scheduler's step receives and returns the network's dtype."""
+    path, scheduler = scheduler_of(SubsequenceDDIMScheduler)
+    network, errors = HalfNetwork(path, dtype), []
+    for steps in (50, 250, 1000):
+        scheduler.set_timesteps(steps)
+        x = NOISE.to(dtype)
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t).sample, t, x).prev_sample
+            assert x.dtype == dtype
+        errors.append(rms_to_the_exact_flow(path, x, NOISE.to(dtype)))
+    assert errors[2] < 1.1 * errors[1] + 2e-3, errors
+    assert errors[2] < 0.01, errors
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AncestralDDPMScheduler(gamma=0.0, clip_sample=False),
+        lambda: SubsequenceDDIMScheduler(clip_sample=False),
+        lambda: ScoreSDEScheduler(predictor="ode_euler"),
+        lambda: ScoreSDEScheduler(predictor="ode_heun"),
+    ],
+)
+def test_every_scheduler_carries_a_sample_of_half_precision(make):
+    """A thousand steps in bfloat16 end where they end in float32, up to the rounding of the network's input."""
+    ends = []
+    for dtype in (torch.float32, torch.bfloat16):
+        scheduler = make()
+        scheduler.set_timesteps(1000)
+        x = NOISE.bfloat16().to(dtype)
+        for t in scheduler.timesteps:
+            level = scheduler.path.alpha(int(t)), scheduler.path.sigma(int(t))
+            x = scheduler.step(MIXTURE.output("epsilon", x.double(), level).float(), t, x).prev_sample
+        ends.append(x.float())
+    assert (ends[0] - ends[1]).square().mean().sqrt() < 0.02
+
+
+def test_a_sample_that_somebody_changed_is_taken_as_it_is():
+    scheduler = SubsequenceDDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(10)
+    x = torch.randn(2, 1, 4, 4).bfloat16()
+    first = scheduler.step(x, 900, x).prev_sample
+    first.mul_(0)
+    changed = scheduler.step(x, 800, first).prev_sample
+    torch.testing.assert_close(changed, scheduler.step(x, 800, torch.zeros_like(x)).prev_sample)
+
+
+def test_the_toy_sampler_keeps_small_steps():
+    scheduler = MixScheduler()
+    scheduler.set_timesteps(1000)
+    x = torch.zeros(1, 1, 2, 2).bfloat16()
+    for t in scheduler.timesteps[:500]:
+        x = scheduler.step(torch.ones_like(x), t, x).prev_sample
+    assert x.float().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_trained_network_in_bfloat16_follows_its_own_float32_flow():
+    """A small network, briefly trained: its bfloat16 samples stay as near to its float32 ones at 100 steps as at 10."""
+    torch.manual_seed(0)
+    network = build_model(
+        "small", in_channels=1, out_channels=1, sample_size=8, base_channels=8, channel_multipliers=(1, 2)
+    )
+    scheduler = SubsequenceDDIMScheduler(
+        beta_schedule="cosine", prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    for _ in range(60):
+        x0 = torch.where(torch.rand(16, 1, 1, 1) < 0.5, -0.7, 0.7).expand(-1, -1, 8, 8)
+        noise, t = torch.randn(16, 1, 8, 8), torch.randint(1000, (16,))
+        target = scheduler.get_velocity(x0, noise, t)
+        loss = (network(scheduler.add_noise(x0, noise, t), t).sample - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    pipeline = GenerationPipeline(network, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    errors = []
+    for steps in (10, 100):
+        ends = [
+            pipeline.to(dtype)(latents=latents, num_inference_steps=steps, output_type="latent").images.float()
+            for dtype in (torch.float32, torch.bfloat16)
+        ]
+        pipeline.to(torch.float32)
+        errors.append((ends[0] - ends[1]).square().mean().sqrt().item())
+        assert ends[1].std() > 0.1
+    assert errors[1] < 1.5 * errors[0] + 0.01, errors
+
+
+def test_guidance_is_formed_in_full_precision():
+    """Two half-precision predictions that differ by one rounding step: their difference is scaled, then not rounded."""
+    from diffusers_ext.pipelines.guidance import GuidedNetwork
+
+    class Shifted(torch.nn.Module):
+        dtype = torch.bfloat16
+
+        def forward(self, sample, timestep, shift):
+            return torch.ones_like(sample) + shift.reshape(-1, 1, 1, 1).to(sample.dtype)
+
+    step = torch.tensor([2.0**-7])
+    network = GuidedNetwork(Shifted(), {"shift": step}, {"shift": 0 * step}, scale=1.37)
+    got = network(torch.zeros(1, 1, 2, 2), 5, 0.0)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, torch.full_like(got, 1 + 1.37 * 2.0**-7))
+
+
+@pytest.mark.parametrize("kind", [SubsequenceDDIMScheduler, EulerDiscreteScheduler])
+def test_the_starting_noise_does_not_depend_on_the_networks_precision(kind):
+    path, scheduler = scheduler_of(kind)
+    starts = []
+    for dtype in HALVES:
+        pipeline = GenerationPipeline(HalfNetwork(path, dtype), scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline(
+            batch_size=2,
+            num_inference_steps=2,
+            generator=torch.Generator().manual_seed(3),
+            output_type="latent",
+            callback_on_step_end=lambda p, i, t, kept: starts.append(kept["latents"]) if i == 0 else None,
+        )
+    torch.testing.assert_close(*starts, rtol=0, atol=0.02)
