@@ -131,12 +131,12 @@ def predict(
 
 
 def dtype_of(network: Any) -> torch.dtype:
-    """The dtype of a network's inputs: its `dtype`, or that of its first floating-point parameter."""
+    """The dtype of a network's inputs: its `dtype`, or that of its first floating-point parameter, or float32."""
     dtype = getattr(network, "dtype", None)
     if isinstance(dtype, torch.dtype):
         return dtype
-    floating = (p.dtype for p in network.parameters() if p.is_floating_point())
-    return next(floating, torch.float32)
+    parameters = network.parameters() if isinstance(network, torch.nn.Module) else ()
+    return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
 
 
 def _takes_x0(network: Any) -> bool:
