@@ -72,7 +72,17 @@ def test_the_arrow_test_sees_imports(tmp_path):
     assert rooms_imported_by(file, tmp_path) == {"training", "pipelines", "models"}
 
 
-STANDARD = {"__future__", "collections", "contextlib", "dataclasses", "functools", "inspect", "itertools", "math"}
+STANDARD = {
+    "__future__",
+    "collections",
+    "contextlib",
+    "copy",
+    "dataclasses",
+    "functools",
+    "inspect",
+    "itertools",
+    "math",
+}
 STANDARD |= {"numbers", "operator", "typing"}
 
 
