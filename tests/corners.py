@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from diffusers_ext import GenerationPipeline, SubsequenceDDIMScheduler
-from diffusers_ext.proofs.mixture import GaussianMixture
+from diffusers_ext.proofs import GaussianMixture
 
 SIZE, CLASSES, SPREAD = 8, 4, 0.15
 

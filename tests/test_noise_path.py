@@ -11,8 +11,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from analytic import MIXTURES
 
+from diffusers_ext.proofs import MIXTURES
 from diffusers_ext.schedulers.noise_path import (
     CLEAN,
     PREDICTION_TYPES,

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from analytic import MIXTURES, GaussianMixture
 from conftest import TINY_MODEL
 from diffusers import (
     DDIMScheduler,
@@ -31,6 +30,7 @@ from diffusers_ext import (
     build_model,
 )
 from diffusers_ext.pipelines.guidance import GuidedNetwork, rescaled
+from diffusers_ext.proofs import MIXTURES, GaussianMixture
 from diffusers_ext.schedulers import PREDICTION_TYPES
 
 DIGITS = {str(i): f"digit {i}" for i in range(10)}

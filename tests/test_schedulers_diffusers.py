@@ -15,8 +15,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from analytic import MIXTURES, ExactModel, walk
 
+from diffusers_ext.proofs import MIXTURES, ExactNetwork, sample
 from diffusers_ext.schedulers import (
     SCHEDULES,
     AncestralDDPMScheduler,
@@ -68,11 +68,11 @@ def in_float64(theirs, path: NoisePath):
 def ends(ours, theirs, prediction_type: str, steps: int, **theirs_step) -> tuple[torch.Tensor, torch.Tensor]:
     """Both trajectories' ends from one noise with one seed, with the exact network of a mixture."""
     mixture, results = MIXTURES["ellipses"], []
-    model = ExactModel(mixture, ours.path, prediction_type)
+    model = ExactNetwork(mixture, ours.path, prediction_type)
     x = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for scheduler, keywords in ((ours, {}), (theirs, theirs_step)):
         scheduler.set_timesteps(steps)
-        results.append(walk(scheduler, model, x, generator=torch.Generator().manual_seed(1), **keywords))
+        results.append(sample(scheduler, model, x, generator=torch.Generator().manual_seed(1), **keywords))
     return results[0], results[1]
 
 
@@ -156,7 +156,7 @@ def flow_scheduler(**settings):
 def test_euler_on_a_rectified_flow_is_their_flow_matching(steps):
     ours = flow_scheduler()
     theirs = diffusers.FlowMatchEulerDiscreteScheduler.from_config(ours.config)
-    model = ExactModel(MIXTURES["ellipses"], ours.path, "flow", time=lambda t: t / 1000)
+    model = ExactNetwork(MIXTURES["ellipses"], ours.path, "flow", time=lambda t: t / 1000)
     noise = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ours.set_timesteps(steps)
     theirs.set_timesteps(steps)
@@ -164,7 +164,7 @@ def test_euler_on_a_rectified_flow_is_their_flow_matching(steps):
     x = noise
     for t in theirs.timesteps:
         x = theirs.step(model(x, t), t, x).prev_sample
-    torch.testing.assert_close(walk(ours, model, noise), x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sample(ours, model, noise), x, rtol=1e-4, atol=1e-5)
 
 
 def test_schedulers_of_other_paths_refuse_a_rectified_flow():
@@ -183,9 +183,9 @@ def test_samplers_by_name_on_a_rectified_flow_end_where_the_exact_flow_does(name
     for config in (ours.config, diffusers.FlowMatchEulerDiscreteScheduler().config):
         scheduler = build_sampler(name, config)
         scheduler.set_timesteps(40)
-        model = ExactModel(mixture, ours.path, "flow", time=lambda t: t / 1000)
+        model = ExactNetwork(mixture, ours.path, "flow", time=lambda t: t / 1000)
         draws = {"generator": torch.Generator().manual_seed(1)} if name == "ddpm" else {}
-        ends.append(walk(scheduler, model, noise, **draws))
+        ends.append(sample(scheduler, model, noise, **draws))
     torch.testing.assert_close(*ends)
     if name == "ddpm":
         mean, covariance = mixture.moments()
@@ -217,9 +217,9 @@ def test_score_sde_ve_is_theirs():
     theirs.set_sigmas(60)
     theirs.discrete_sigmas = torch.from_numpy(ours.path.sigmas)
     ours.set_timesteps(60)
-    model = ExactModel(MIXTURES["ellipses"], ours.path, "score")
+    model = ExactNetwork(MIXTURES["ellipses"], ours.path, "score")
     x = theirs_x = 20.0 * torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x = walk(ours, model, x, generator=torch.Generator().manual_seed(1))
+    x = sample(ours, model, x, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
     # Their corrector draws its noise in the default dtype.
     torch.set_default_dtype(torch.float64)
@@ -265,7 +265,7 @@ def test_any_decreasing_list_is_walked():
         times = [999, *sorted(chooser.choice(999, 999 // gap, replace=False).tolist(), reverse=True)]
         ours.set_timesteps(timesteps=times)
         assert ours.timesteps.tolist() == times
-        errors.append((walk(ours, ExactModel(mixture, path), start) - exact).pow(2).mean().sqrt().item())
+        errors.append((sample(ours, ExactNetwork(mixture, path), start) - exact).pow(2).mean().sqrt().item())
     assert errors[1] < errors[0] / 3
     with pytest.raises(TypeError):
         diffusers.DDIMScheduler().set_timesteps(timesteps=[999, 3])

@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from analytic import LINE_MIXTURES, MIXTURES
 from test_schedulers_proof import (
     ancestral,
     ddim,
@@ -25,6 +24,7 @@ from test_schedulers_proof import (
     score_sde,
 )
 
+from diffusers_ext.proofs import LINE_MIXTURES, MIXTURES
 from diffusers_ext.schedulers import noise_path, scheduling_ancestral
 from diffusers_ext.schedulers.noise_path import CLEAN, GaussianPath, NoisePath
 from diffusers_ext.schedulers.scheduling_ancestral import AncestralDDPMScheduler

@@ -10,9 +10,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from analytic import MIXTURES, ExactModel, walk
 from conftest import ROOT
 
+from diffusers_ext.proofs import MIXTURES, ExactNetwork, sample
 from diffusers_ext.schedulers import (
     AncestralDDPMScheduler,
     GuidedLangevinScheduler,
@@ -100,8 +100,8 @@ def test_sigma_hat_is_the_ancestral_chain_with_the_larger_variance(schedule):
         AncestralDDPMScheduler(variance_type="fixed_large", **settings),
     ):
         scheduler.set_timesteps(20)
-        model, start = ExactModel(MIXTURES["ellipses"], scheduler.path), pair(8, 2)[0]
-        ends.append(walk(scheduler, model, start, generator=torch.Generator().manual_seed(1)))
+        model, start = ExactNetwork(MIXTURES["ellipses"], scheduler.path), pair(8, 2)[0]
+        ends.append(sample(scheduler, model, start, generator=torch.Generator().manual_seed(1)))
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
 
 

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from analytic import MIXTURES, GaussianMixture
 from scipy.stats import norm
+
+from diffusers_ext.proofs import MIXTURES, GaussianMixture
 
 LEVELS = [(1.0, 0.0), (0.9, math.sqrt(0.19)), (0.3, 0.8), (1.0, 20.0), (0.0, 1.0)]
 

@@ -14,8 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from analytic import LINE_MIXTURES, MIXTURES, ExactModel, GaussianMixture, gaussian_law, line_law, walk
 
+from diffusers_ext.proofs import (
+    LINE_MIXTURES,
+    MIXTURES,
+    ExactNetwork,
+    GaussianMixture,
+    exact_line_statistics,
+    fitted_order,
+    gaussian_law,
+    guided_density,
+    inversion_errors,
+    line_law,
+    line_statistics,
+    sample,
+    standard_errors,
+    starting_noise,
+    total_variation,
+)
 from diffusers_ext.schedulers import (
     PREDICTION_TYPES,
     AncestralDDPMScheduler,
@@ -48,15 +64,6 @@ langevin = partial(GuidedLangevinScheduler, timestep_spacing="trailing")
 score_sde = partial(ScoreSDEScheduler, timestep_spacing="trailing")
 
 
-def fitted_order(counts, errors) -> float:
-    return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-
-
-def start(scheduler, d: int, n: int, seed: int = 0) -> torch.Tensor:
-    noise = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return noise * scheduler.init_noise_sigma
-
-
 # --- deterministic samplers converge to the exact flow at their order -------------------------------------------------
 
 
@@ -66,13 +73,13 @@ def flow_errors(scheduler, mixture: GaussianMixture, counts, n: int = 32, predic
     In continuous time the walk is judged before its last call, the step of fixed size from `sampling_eps` to the data.
     """
     path, continuous = scheduler.path, hasattr(scheduler.path, "drift")
-    x = start(scheduler, mixture.means.shape[1], n)
+    x = starting_noise(scheduler, n, mixture.means.shape[1])
     first, last = (1.0, scheduler.config.sampling_eps) if continuous else (len(path) - 1, path.clean)
     exact = mixture.flow(x, (path.alpha(first), path.sigma(first)), (path.alpha(last), path.sigma(last)))
     errors = []
     for count in counts:
         scheduler.set_timesteps(count + 1 if continuous else count)
-        got = walk(scheduler, ExactModel(mixture, path, prediction_type), x, calls=-1 if continuous else None)
+        got = sample(scheduler, ExactNetwork(mixture, path, prediction_type), x, calls=-1 if continuous else None)
         errors.append((got - exact).pow(2).mean().sqrt().item())
     return errors
 
@@ -135,7 +142,7 @@ def test_discrete_ode_euler_is_ddim(schedule):
     ends = []
     for scheduler in (one, other):
         scheduler.set_timesteps(50)
-        ends.append(walk(scheduler, ExactModel(mixture, scheduler.path), start(scheduler, 2, 16)))
+        ends.append(sample(scheduler, ExactNetwork(mixture, scheduler.path), starting_noise(scheduler, 16, 2)))
     torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
 
 
@@ -162,8 +169,8 @@ FAMILY: dict[str, Make] = {
 def trajectory_end(make: Make, mixture: GaussianMixture, prediction_type: str, n: int = 8, **settings) -> torch.Tensor:
     scheduler = make(num_train_timesteps=100, prediction_type=prediction_type, **settings)
     scheduler.set_timesteps(10)
-    model = ExactModel(mixture, scheduler.path, prediction_type)
-    return walk(scheduler, model, start(scheduler, 2, n), generator=torch.Generator().manual_seed(1))
+    model = ExactNetwork(mixture, scheduler.path, prediction_type)
+    return sample(scheduler, model, starting_noise(scheduler, n, 2), generator=torch.Generator().manual_seed(1))
 
 
 def prove_predictions_agree(make: Make, schedule: str) -> None:
@@ -236,24 +243,15 @@ CONTINUOUS_STOCHASTIC: dict[str, Make] = {
 }
 
 
-def statistics(x: torch.Tensor, mass: torch.Tensor, mixture: GaussianMixture) -> torch.Tensor:
-    """Mean, standard deviation, and mode weights (the mean responsibilities) of a law on the line."""
-    mean = (mass * x).sum()
-    std = (mass * (x - mean) ** 2).sum().sqrt()
-    weights = mass @ mixture.responsibilities(x[:, None], (1.0, 0.0))
-    return torch.cat([mean[None], std[None], weights])
-
-
 def prove_weak_order(
     make: Make, mixture: GaussianMixture, counts=(40, 100, 200, 400), prediction_type: str = "epsilon", **settings
 ) -> None:
-    mean, covariance = mixture.moments()
-    exact, biases = torch.cat([mean, covariance[0].sqrt(), mixture.weights]), []
+    exact, biases = exact_line_statistics(mixture), []
     for count in counts:
         scheduler = make(num_train_timesteps=4000, prediction_type=prediction_type, **settings)
         scheduler.set_timesteps(count)
-        law = line_law(scheduler, ExactModel(mixture, scheduler.path, prediction_type))
-        biases.append((statistics(*law, mixture) - exact).norm().item())
+        law = line_law(scheduler, ExactNetwork(mixture, scheduler.path, prediction_type))
+        biases.append((line_statistics(*law, mixture) - exact).norm().item())
     assert fitted_order(counts, biases) == pytest.approx(1, abs=0.2), biases
     assert biases[-1] < 0.015
 
@@ -295,22 +293,12 @@ SAMPLERS: dict[str, tuple[Make, int]] = {
 }
 
 
-def standard_errors(x: torch.Tensor, mixture: GaussianMixture) -> torch.Tensor:
-    """Distances of mean, covariance entries and mode weights from the exact ones, in standard errors of the draws."""
-    mean, covariance = mixture.moments()
-    centred = x - mean
-    shares = mixture.responsibilities(x, (1.0, 0.0))
-    products = (centred[:, :, None] * centred[:, None, :]).flatten(1)
-    values = torch.cat([centred, products - covariance.flatten(), shares - mixture.weights], dim=1)
-    return values.mean(0).abs() / (values.std(0) / len(x) ** 0.5)
-
-
 def prove_moments(make: Make, steps: int, mixture: GaussianMixture, schedule: str) -> None:
     scheduler = make(num_train_timesteps=steps, beta_schedule=schedule)
     scheduler.set_timesteps(steps)
-    model = ExactModel(mixture, scheduler.path)
-    x = start(scheduler, mixture.means.shape[1], DRAWS)
-    x = walk(scheduler, model, x, generator=torch.Generator().manual_seed(1))
+    model = ExactNetwork(mixture, scheduler.path)
+    x = starting_noise(scheduler, DRAWS, mixture.means.shape[1])
+    x = sample(scheduler, model, x, generator=torch.Generator().manual_seed(1))
     assert standard_errors(x, mixture).max() < 4
 
 
@@ -327,8 +315,8 @@ def test_moments_and_mode_weights_at_every_step(kind, name, schedule):
 def guided_end(make: Make, mixture: GaussianMixture, guidance=None, n: int = 2000) -> torch.Tensor:
     scheduler = make(num_train_timesteps=100, beta_schedule="cosine")
     scheduler.set_timesteps(100)
-    model = ExactModel(mixture, scheduler.path, guidance=guidance)
-    return walk(scheduler, model, start(scheduler, 2, n), generator=torch.Generator().manual_seed(1))
+    model = ExactNetwork(mixture, scheduler.path, guidance=guidance)
+    return sample(scheduler, model, starting_noise(scheduler, n, 2), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("kind", [name for name in FAMILY if name != "langevin, original"])
@@ -342,12 +330,6 @@ def test_guidance_scale_zero_is_the_marginal_and_one_the_class(kind):
         assert ((guided.mean(0) - expected.moments()[0]).abs() < 0.06).all()
 
 
-def guided_density(mixture: GaussianMixture, level, label: int, w: float, x: torch.Tensor) -> torch.Tensor:
-    """p(x)^(1-w) p(x|c)^w on a grid, as probabilities of its points."""
-    conditional = mixture.conditional(label).log_density(x[:, None], level)
-    return torch.softmax((1 - w) * mixture.log_density(x[:, None], level) + w * conditional, 0)
-
-
 def langevin_distances(inner_steps, w: float, rule: str = "langevin") -> list[float]:
     """Total variation between the law before the last call and the guided density at the lowest level."""
     mixture, distances = LINE_MIXTURES["overlapping"], []
@@ -355,10 +337,10 @@ def langevin_distances(inner_steps, w: float, rule: str = "langevin") -> list[fl
         betas = np.geomspace(0.004, 0.4, 30).tolist()
         scheduler = langevin(trained_betas=betas, rule=rule, inner_steps=k, snr=0.2)
         scheduler.set_timesteps(30)
-        model = ExactModel(mixture, scheduler.path, guidance=(1, w))
+        model = ExactNetwork(mixture, scheduler.path, guidance=(1, w))
         x, mass = line_law(scheduler, model, calls=-1)
         level = (scheduler.path.alpha(0), scheduler.path.sigma(0))
-        distances.append((mass - guided_density(mixture, level, 1, w, x)).abs().sum().item() / 2)
+        distances.append(total_variation(mass, guided_density(mixture, level, 1, w, x)))
     return distances
 
 
@@ -380,20 +362,9 @@ def test_the_reverse_equation_alone_does_not_sample_the_guided_density():
 # --- inversion --------------------------------------------------------------------------------------------------------
 
 
-def inversion_errors(make: Make, mixture: GaussianMixture, schedule: str, counts) -> list[float]:
-    scheduler, errors = make(num_train_timesteps=4000, beta_schedule=schedule), []
-    model, x0 = ExactModel(mixture, scheduler.path), mixture.sample(32, torch.Generator().manual_seed(3))
-    for count in counts:
-        scheduler.set_timesteps(count, inverse=True)
-        noise = walk(scheduler, model, x0)
-        scheduler.set_timesteps(count)
-        errors.append((walk(scheduler, model, noise) - x0).pow(2).mean().sqrt().item())
-    return errors
-
-
 def prove_inversion(make: Make, mixture: GaussianMixture, schedule: str) -> None:
     counts = (100, 200, 500, 1000)
-    errors = inversion_errors(make, mixture, schedule, counts)
+    errors = inversion_errors(make(num_train_timesteps=4000, beta_schedule=schedule), mixture, counts)
     assert fitted_order(counts, errors) == pytest.approx(1, abs=0.2), errors
 
 
@@ -410,7 +381,7 @@ ONE = GaussianMixture([1.0], [[1.0]], [0.01])
 
 def law_of_one(scheduler, *arguments, **keywords) -> tuple[float, float]:
     scheduler.set_timesteps(*arguments, **keywords)
-    return gaussian_law(scheduler, ExactModel(ONE, scheduler.path))
+    return gaussian_law(scheduler, ExactNetwork(ONE, scheduler.path))
 
 
 def prove_langevin_numbers(rule: str, inner_steps: int, expected: tuple[float, float]) -> None:
@@ -458,9 +429,9 @@ def test_same_noise_gives_the_same_image_at_every_length(name):
         for original, table in ((False, ends), (True, wrong)):
             scheduler = ddim(subsequence=name, original_targets=original)
             scheduler.set_timesteps(length)
-            table[length] = walk(scheduler, ExactModel(mixture, scheduler.path), start(scheduler, 2, 64))
+            table[length] = sample(scheduler, ExactNetwork(mixture, scheduler.path), starting_noise(scheduler, 64, 2))
     path = ddim().path
-    exact = mixture.flow(start(ddim(), 2, 64), (path.alpha(999), path.sigma(999)), (1.0, 0.0))
+    exact = mixture.flow(starting_noise(ddim(), 64, 2), (path.alpha(999), path.sigma(999)), (1.0, 0.0))
     rms = {length: (end - exact).pow(2).mean().sqrt().item() for length, end in ends.items()}
     wrong_rms = {length: (end - exact).pow(2).mean().sqrt().item() for length, end in wrong.items()}
     assert list(rms.values()) == sorted(rms.values(), reverse=True), rms

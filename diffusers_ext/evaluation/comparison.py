@@ -13,7 +13,7 @@ import torch
 
 from .. import figures
 from ..pipelines import GenerationPipeline
-from ..proofs.mixture import GaussianMixture, MixtureNetwork
+from ..proofs import GaussianMixture, MixtureNetwork
 from ..schedulers import SubsequenceDDIMScheduler
 from ..schedulers.registry import TAKES_SUBSEQUENCE, SamplerChoice
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
