@@ -1,22 +1,27 @@
 """Networks whose features are compared: each as its own library computes it, and what is none in one sentence."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import corners
 import numpy as np
 import peers
 import pytest
 import torch
-from diffusers_ext.commands import evaluate as evaluate_command
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from diffusers_ext import ImageClassifier
+from diffusers_ext.cli import evaluate as evaluate_command
 from diffusers_ext.cli import main
+from diffusers_ext.evaluation import feature_networks
 from diffusers_ext.evaluation.feature_networks import as_bytes, load_feature_network
 from diffusers_ext.evaluation.features import extract
 from diffusers_ext.evaluation.inception import Inception, resize_as_tensorflow_1
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 TINY_IMAGE = {**TINY, "image_size": 16, "patch_size": 8}
@@ -136,12 +141,55 @@ def archive(folder, network, name="inception-2015-12-05.pt"):
     return str(folder / name)
 
 
+@pytest.fixture
+def trusted(monkeypatch, tmp_path):
+    """Makes an archive of TorchScript whose SHA-256 is known; its path."""
+
+    def make(network):
+        file = archive(tmp_path, network)
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        monkeypatch.setattr(feature_networks, "KNOWN_PROGRAMS", {digest})
+        return file
+
+    return make
+
+
 @torch.no_grad()
-def test_an_archive_of_torchscript_gets_bytes_and_is_asked_for_features(tmp_path):
+def test_a_known_archive_of_torchscript_gets_bytes_and_is_asked_for_features(trusted):
     network, images = Archived(), random_images(channels=1)
-    loaded = load_feature_network(archive(tmp_path, network))
+    loaded = load_feature_network(trusted(network))
     assert torch.allclose(loaded(images), network(as_bytes(images.repeat(1, 3, 1, 1)), return_features=True))
     assert "TorchScript archive inception-2015-12-05.pt (SHA-256 " in loaded.name
+
+
+@torch.no_grad()
+def test_of_another_archive_the_weights_are_read_and_the_program_is_not_run(inception_weights, tmp_path):
+    """The program of this archive gives ones; its tensors are those of Inception."""
+
+    class Ones(Inception):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.ones(pixels.shape[0], 2048)
+
+    network = Ones.from_weights(inception_weights)
+    torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 8, 8)), tmp_path / "traced.pt")
+    torch.save(inception_weights, tmp_path / "weights.pth")
+    found, expected = (load_feature_network(str(tmp_path / name)) for name in ("traced.pt", "weights.pth"))
+    images = random_images(1)
+    assert torch.equal(found(images), expected(images))
+    assert found.name.startswith("2,048 features of FID's Inception, traced.pt")
+
+
+@pytest.mark.parametrize(
+    ("network", "sentence"),
+    [
+        (Moody, "gives different features for the same image each time"),
+        (Whole, r"must give one row of features per image, got \(\) for 2"),
+        (lambda: torch.nn.Linear(2, 2), "gives no features of images"),
+    ],
+)
+def test_a_known_archive_without_features_is_one_sentence(trusted, network, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        load_feature_network(trusted(network()))
 
 
 # --- transformers -----------------------------------------------------------------------------------------------------
@@ -257,7 +305,7 @@ def test_a_program_of_torch_export_is_not_loaded(tmp_path):
     program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
     for name in ("program.pt2", "program.pt"):
         torch.export.save(program, tmp_path / name)
-        with pytest.raises(ValueError, match=r"program of torch\.export, whose loading unpickles"):
+        with pytest.raises(ValueError, match=r"program of torch\.export, and loading it could run any code"):
             load_feature_network(str(tmp_path / name))
 
 
@@ -286,6 +334,12 @@ def cut_off(folder, weights):
     torch.jit.save(torch.jit.script(Archived()), whole)
     (folder / "cut.pt").write_bytes(whole.read_bytes()[:-200])
     return folder / "cut.pt"
+
+
+def misnamed(folder, weights):
+    """What torch.save wrote, under the name of another kind."""
+    torch.save(weights, folder / "weights.safetensors")
+    return folder / "weights.safetensors"
 
 
 def empty_folder(folder, weights):
@@ -326,16 +380,15 @@ def of_text(folder, weights):
         (of_another_network, "not the weights of FID's Inception: Conv2d_1a_3x3.bn.bias is missing"),
         (of_imagenet, "weights for 1,000 classes, and FID's Inception has 1,008"),
         (of_other_shapes, r"Mixed_7c.branch_pool.bn.bias has shape \(3,\) instead of \(192,\)"),
-        (text, "text.pt' holds no network of features: .* is not a file that torch.save wrote"),
+        (text, "text.pt' has no weights of a feature network: .* is not a file that torch.save wrote"),
         (cut_off, "cut.pt' .*is cut off"),
-        (empty_folder, "no model of transformers"),
+        (empty_folder, "nor a model of transformers"),
         (without_processor, "can't be loaded as a vision model of transformers"),
         (without_safetensors, "can't be loaded as a vision model of transformers"),
         (without_a_layer, "lacks weights of ViTModel: layernorm.bias, layernorm.weight"),
         (of_text, "is a BertModel, which takes input_ids, not images"),
-        (lambda folder, weights: archive(folder, Moody()), "gives other features of the same image every time"),
-        (lambda folder, weights: archive(folder, Whole()), r"must give a row of features an image, got \(\) for 2"),
-        (lambda folder, weights: archive(folder, torch.nn.Linear(2, 2)), "gives no features of images"),
+        (lambda folder, weights: archive(folder, Archived()), "not the weights of FID's Inception: .* is missing"),
+        (misnamed, r"weights.safetensors' is not a whole safetensors file"),
     ],
 )
 def test_what_is_no_network_of_features_is_one_sentence(tmp_path, inception_weights, make, sentence):
@@ -363,7 +416,7 @@ def evaluate(monkeypatch, corners_data, tmp_path):
 
 
 def test_evaluate_compares_by_any_of_them_and_says_by_which(
-    evaluate, vision_model, corners_classifier, tmp_path, capsys
+    evaluate, vision_model, corners_classifier, trusted, capsys
 ):
     report = evaluate("--features", vision_model()[1])
     assert report["features"] == {"name": "pooled output of tiny-vit, a ViTModel", "dimensions": 16}
@@ -373,7 +426,7 @@ def test_evaluate_compares_by_any_of_them_and_says_by_which(
     printed = capsys.readouterr().out
     assert "features: pooled output of tiny-vit, a ViTModel" in printed
     assert "no more images than" not in printed
-    report = evaluate("--features", archive(tmp_path, Archived()), "--classifier", corners_classifier)
+    report = evaluate("--features", trusted(Archived()), "--classifier", corners_classifier)
     assert report["features"]["name"].startswith("features of the TorchScript archive")
     assert report["measures"]["samples"]["class_accuracy"] > 0.95
     assert evaluate("--classifier", corners_classifier)["features"] == {"name": "the classifier's", "dimensions": 16}

@@ -30,7 +30,7 @@ def load_pipeline(model: str, device: str | None, dtype: str = "float32") -> Any
 
     if not model or (model.startswith((".", "/")) and not Path(model).exists()):
         raise ValueError(f"There is no pipeline '{model}'.")
-    return DiffusionPipeline.from_pretrained(model).to(best_device(device), DTYPES[dtype])
+    return DiffusionPipeline.from_pretrained(model, trust_remote_code=False).to(best_device(device), DTYPES[dtype])
 
 
 def load_classifier(folder: str, device: str | None) -> ImageClassifier:
@@ -39,7 +39,7 @@ def load_classifier(folder: str, device: str | None) -> ImageClassifier:
 
     if not folder or (folder.startswith((".", "/")) and not (Path(folder) / "config.json").exists()):
         raise ValueError(f"There is no classifier '{folder}'; `diffusers-ext classifier train` makes one.")
-    return ImageClassifier.from_pretrained(folder).to(best_device(device)).eval()
+    return ImageClassifier.from_pretrained(folder, use_safetensors=True).to(best_device(device)).eval()
 
 
 def at_least_one(arguments: Any, *names: str) -> None:

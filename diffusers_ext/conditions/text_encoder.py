@@ -70,21 +70,33 @@ def small_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
 
 
 def load_text_encoder(name: str, max_tokens: int, token: str | None = None) -> tuple[Any, Any]:
-    """(text encoder, tokenizer) of transformers by Hub name or folder; safetensors alone, no remote code.
+    """Load a text encoder and its tokenizer from transformers, by Hub name or folder.
+
+    Weights are read from safetensors only, and no code of the folder or repository is run.
+
+    Args:
+        name: Hub name or folder.
+        max_tokens: upper bound of the tokenizer's `model_max_length`.
+        token: of the Hub, for private repositories.
 
     Raises:
-        ValueError: one sentence on a name that gives no text encoder.
+        ValueError: one sentence, if there is no text encoder of this name that transformers itself knows.
     """
+    safe: dict[str, Any] = {"token": token, "trust_remote_code": False}  # None would ask at the prompt
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, token=token)
-        config = AutoConfig.from_pretrained(name, token=token)
+        tokenizer = AutoTokenizer.from_pretrained(name, **safe)
+        config = AutoConfig.from_pretrained(name, **safe)
         kind = _TEXT_CLASSES.get(config.model_type.removesuffix("_text_model"))
         model_class: Any = AutoModel if kind is None else getattr(transformers, kind)
-        # Weights of half precision would be kept so, which neither AdamW nor a float32 denoiser takes.
-        encoder = model_class.from_pretrained(name, token=token, use_safetensors=True, dtype=torch.float32)
+        # float32, because neither AdamW nor a float32 denoiser takes the half precision of some checkpoints.
+        encoder = model_class.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **safe)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"text_encoder '{name}' needs code of its own, which is never run; choose one that transformers knows."
+            ) from None
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"text_encoder '{name}' could not be loaded: {reason}") from error
+        raise ValueError(f"text_encoder '{name}' could not be loaded: {reason}") from None
     if tokenizer.pad_token is None:
         raise ValueError(f"text_encoder '{name}' has a tokenizer without a padding token; choose another.")
     positions = getattr(encoder.config, "max_position_embeddings", None) or max_tokens
