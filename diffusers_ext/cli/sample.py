@@ -108,14 +108,9 @@ def _conditions(arguments: SampleArguments, pipeline: Any) -> tuple[dict[str, li
 
 
 def _opened(argument: str, path: str | None) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from ..data.opening import open_image_file
 
-    if path is None:
-        return None
-    try:
-        return Image.open(path)
-    except UnidentifiedImageError:
-        raise ValueError(f"{argument} '{path}' is not an image.") from None
+    return None if path is None else open_image_file(path, argument)
 
 
 def _keep_frames(frames: list[torch.Tensor]) -> Callable[..., dict[str, Any]]:

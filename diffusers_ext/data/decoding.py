@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor
+
+from .opening import MAX_IMAGE_PIXELS, WHITE_IS_ZERO, open_header, open_image
 
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pillow turns colour into grey
@@ -65,7 +66,7 @@ class ImageDecoder:
 
     def decoded_bytes(self, data: bytes) -> int:
         """How many bytes the decoded image will take, from the file's header alone."""
-        image = Image.open(io.BytesIO(data))
+        image = open_header(data)
         height, width = image.height, image.width
         if self.shorter_side is not None:
             height, width = resized_shape(height, width, self.shorter_side)
@@ -82,14 +83,6 @@ def parse_background(color: str) -> tuple[int, int, int]:
     except (ValueError, AttributeError):
         raise ValueError(f"alpha_background takes a colour such as 'white' or '#102030', not {color!r}") from None
     return red, green, blue
-
-
-def open_image(data: bytes) -> Image.Image:
-    """Read a whole image file and turn it the way its EXIF orientation says."""
-    image: Image.Image = Image.open(io.BytesIO(data))
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    return image
 
 
 def is_high_depth(image: Image.Image) -> bool:
@@ -116,7 +109,8 @@ def unit_range(image: Image.Image) -> np.ndarray:
     """The pixels of a 16-bit, 32-bit or float image as float32 in [0, 1], (height, width).
 
     Integers count to 65535 (Pillow gives 16-bit files as mode I too). Floats count to 1, or to 255 when a pixel is
-    above 1, the two habits of float images. Raises ValueError for values outside these, whose white is unknown.
+    above 1, the two customs for float images. A TIFF that says that its white is 0 is inverted. Raises ValueError for
+    values outside these ranges, whose white is unknown.
     """
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
@@ -125,7 +119,8 @@ def unit_range(image: Image.Image) -> np.ndarray:
         raise ValueError(
             f"its pixels run from {low} to {high}, and mode {image.mode} images must stay within 0 and {white}"
         )
-    return pixels.astype(np.float32) / np.float32(white)
+    unit = pixels.astype(np.float32) / np.float32(white)
+    return 1 - unit if image.info.get(WHITE_IS_ZERO) else unit
 
 
 def flatten_alpha(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -153,8 +148,16 @@ def resized_shape(height: int, width: int, shorter_side: int) -> tuple[int, int]
 
 
 def resize_shorter_side(image: Image.Image, size: int) -> Image.Image:
-    """Resize to `size` pixels on the shorter side, bilinear and antialiased: what torchvision's Resize(size) does."""
+    """Resize to `size` pixels on the shorter side, bilinear and antialiased: what torchvision's Resize(size) does.
+
+    Raises ValueError when the longer side would become so long that the image has more than `MAX_IMAGE_PIXELS`.
+    """
     height, width = resized_shape(image.height, image.width, size)
+    if height * width > MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"its {image.width:,}x{image.height:,} pixels would become {width:,}x{height:,}, more than the limit of "
+            f"{MAX_IMAGE_PIXELS:,}"
+        )
     if (width, height) == image.size:
         return image
     return image.resize((width, height), Image.Resampling.BILINEAR)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import itertools
 import logging
 import os
@@ -20,10 +19,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from .base import Batch, Key, Stream
 from .decoding import ImageDecoder, natural_channels, parse_background, resize_square
+from .opening import open_header
 from .sources import EMBEDDED_NAME, ImageSource, open_files, open_table
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ def common_channels(source: ImageSource, background: tuple[int, int, int]) -> in
     """1 when every image is greyscale, else 3; reads headers up to the first image with colour."""
     for index in range(len(source)):
         with contextlib.suppress(Exception):
-            if natural_channels(Image.open(io.BytesIO(source.read(index))), background) == 3:
+            if natural_channels(open_header(source.read(index)), background) == 3:
                 return 3
     return 1
 
