@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_ext.data.files import ZipReader
 from diffusers_ext.data.images import (
     BatchSchedule,
     ImageData,
@@ -28,7 +29,7 @@ from diffusers_ext.data.images import (
     random_boxes,
     uniforms,
 )
-from diffusers_ext.data.sources import EMBEDDED_FOLDER, ZipReader
+from diffusers_ext.data.tables import EMBEDDED_FOLDER
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data, which is not here")
@@ -728,7 +729,7 @@ def test_what_is_not_there_is_named(tmp_path):
         ({"train_data_dir": tmp_path / "empty"}, "empty' holds no image files"),
         ({"train_data_dir": tmp_path / "notes.zip"}, "notes.zip' is neither a folder nor a .zip or .tar"),
         ({"dataset_name": str(tmp_path / "nowhere")}, "nowhere' does not exist"),
-        ({"dataset_name": str(tmp_path / "empty")}, "empty' could not be found"),
+        ({"dataset_name": str(tmp_path / "empty")}, "empty' holds no parquet, arrow, json, csv or image files"),
         ({"dataset_name": str(tmp_path / "notes.zip")}, "notes.zip' is a file.*train_data_dir"),
         ({"dataset_name": "embedded", "train_data_dir": tmp_path}, "not both"),
         ({"train_data_dir": tmp_path, "image_column": "image"}, "a train_data_dir has no columns"),

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+
+# Names of columns that mean the same in every data set, unless the user names others.
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels")
+CAPTION_COLUMNS = ("text", "caption")
 
 Batch = dict[str, torch.Tensor]
 Key = int | tuple[int, int]  # the index of an example, or (index, epoch)
@@ -81,3 +87,34 @@ class Stream(Protocol):
         Each batch holds the "position" after it, int64 (4,). A stream that starts at
         `position=tuple(batch["position"].tolist())` goes on with the next batch.
         """
+
+
+class ImageSource(Protocol):
+    """Numbered image files.
+
+    Attributes:
+        labels: class numbers int64 (number of images,), or None.
+        class_names: a name for each class number, or None.
+        captions: a text for each image, or None.
+    """
+
+    labels: np.ndarray | None
+    class_names: list[str] | None
+    captions: list[str] | None
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call image `index` in a message."""
+
+    def read(self, index: int) -> bytes:
+        """The bytes of image `index`'s file. Raises OSError or ValueError when there are none."""
+
+
+def number_classes(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Number the classes that occur in the order of their values.
+
+    Returns class numbers int64 (rows,) and the values as names: the ids 5 and 20240101 become the classes 0 and 1.
+    """
+    found, labels = np.unique(values, return_inverse=True)
+    return labels.reshape(-1).astype(np.int64), [str(value) for value in found.tolist()]

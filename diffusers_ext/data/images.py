@@ -14,17 +14,16 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import UnidentifiedImageError
 
-from .base import Batch, Key, Stream
+from .base import Batch, ImageSource, Key, Stream
 from .decoding import ImageDecoder, natural_channels, parse_background, resize_square
 from .opening import open_header
-from .sources import EMBEDDED_NAME, ImageSource, open_files, open_table
 
 logger = logging.getLogger(__name__)
 
@@ -108,15 +107,7 @@ def load_image_data(
     dataset_config_name: str | None = None,
     train_data_dir: str | os.PathLike | None = None,
     split: str = "train",
-    *,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    caption_column: str | None = None,
-    cache_dir: str | None = None,
-    token: str | bool | None = None,
-    streamed_examples: int | None = None,
-    shuffle_buffer_size: int = 1000,
-    **image_options: Any,
+    **settings: Any,
 ) -> ImageData:
     """Load images for training.
 
@@ -124,36 +115,18 @@ def load_image_data(
         dataset_name: a data set on the Hub, a local folder in the layout of the `datasets` library, or "embedded", the
             MNIST subset inside this package (the default when `train_data_dir` is not given either).
         dataset_config_name: which configuration of `dataset_name`.
-        train_data_dir: a folder of images, nested or flat, or a .zip or .tar(.gz, .bz2, .xz) archive of one. Top
-            folders named train, test or validation are splits; other top folders are classes.
+        train_data_dir: a folder of images, nested or flat, or a .zip or .tar(.gz, .bz2, .xz) archive of one.
         split: "train", "test", ..., or a part as in "train[:100]".
-        image_column: the column with the images; None takes the only one, or `image` or `img`.
-        label_column: the column with the classes; None takes `label` or `labels` if there is one.
-        caption_column: the column with the texts; None takes `text` or `caption` if there is one.
-        cache_dir: where downloads and decompressed archives are kept.
-        token: the Hub's token, for private data sets.
-        streamed_examples: read `dataset_name` as a stream and load only its first `streamed_examples` images. The
-            attribute `stream` of the result gives all of them.
-        shuffle_buffer_size: number of rows of the stream that are shuffled among one another.
-        image_options: see `ImageOptions`.
+        settings: the other arguments of `sources.DataRequest`, and those of `ImageOptions`.
 
     Raises ValueError, FileNotFoundError or ConnectionError, in one sentence, for data that cannot be found or read.
     """
-    options = ImageOptions(**image_options)
-    if train_data_dir is not None:
-        _check_folder_arguments(dataset_name, train_data_dir, image_column, label_column, caption_column)
-        name = os.path.basename(os.path.abspath(train_data_dir))
-        return image_data(open_files(train_data_dir, split, cache_dir), options, f"{name} ({split})")
-    name = EMBEDDED_NAME if dataset_name is None else dataset_name
-    if streamed_examples is None:
-        table = open_table(
-            name, dataset_config_name, split, image_column, label_column, cache_dir, token, caption_column
-        )
-        return image_data(table, options, f"{name} ({split})")
-    from .streaming import open_stream, streamed_image_data
 
-    reader = open_stream(name, dataset_config_name, split, image_column, label_column, cache_dir, token)
-    return streamed_image_data(reader, options, f"{name} ({split})", streamed_examples, shuffle_buffer_size)
+    from .sources import DataRequest, load_data
+
+    prepared = {each.name: settings.pop(each.name) for each in fields(ImageOptions) if each.name in settings}
+    request = DataRequest(dataset_name, dataset_config_name, train_data_dir, split, **settings)
+    return load_data(request, ImageOptions(**prepared))
 
 
 def image_data(
@@ -162,16 +135,6 @@ def image_data(
     """The images of a source, decoded now or when they are read."""
     images = read_images(source, options.decoder, options.max_memory_bytes, options.skip_unreadable)
     return ImageData(images, options.transform, source.labels, source.class_names, title, source.captions, columns)
-
-
-def _check_folder_arguments(dataset_name: str | None, train_data_dir: str | os.PathLike, *columns: str | None) -> None:
-    if dataset_name is not None:
-        raise ValueError(f"give dataset_name={dataset_name!r} or train_data_dir={str(train_data_dir)!r}, not both")
-    if any(column is not None for column in columns):
-        raise ValueError(
-            "image_column, label_column and caption_column name columns of dataset_name; "
-            "a train_data_dir has no columns"
-        )
 
 
 class UnreadableImageError(ValueError):

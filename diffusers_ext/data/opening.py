@@ -41,13 +41,13 @@ PLUGINS = {
     "HEIF": ("pillow-heif", "pillow_heif", (".heic", ".heif")),
     "JXL": ("pillow-jxl-plugin", "pillow_jxl", (".jxl",)),
 }
-# Image formats that are not read, and what to do with their files.
+# Image formats that are not read, and what their files need.
 UNREAD_SUFFIXES = {
-    **dict.fromkeys((".psd", ".xcf", ".svg", ".eps", ".ai", ".exr", ".hdr"), "save them as .png"),
+    **dict.fromkeys((".psd", ".xcf", ".svg", ".eps", ".ai", ".exr", ".hdr"), "to be saved as .png"),
     **dict.fromkeys(
         (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"), "develop them to .png, with rawpy"
     ),
-    **dict.fromkeys((".dcm", ".nii"), "convert them to .png or .npy"),
+    **dict.fromkeys((".dcm", ".nii"), "to be converted to .png"),
 }
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {
@@ -83,10 +83,10 @@ def image_suffixes() -> frozenset[str]:
 
 
 def advice_on_suffix(suffix: str) -> str | None:
-    """What to do with files of a suffix of images that are not read here; None for other suffixes."""
+    """What image files of this suffix need in order to be read, such as "pillow-heif"; None for other suffixes."""
     for package, _, suffixes in PLUGINS.values():
         if suffix in suffixes and suffix not in image_suffixes():
-            return f"need {package}"
+            return package
     return UNREAD_SUFFIXES.get(suffix)
 
 

@@ -39,7 +39,7 @@ from .images import (
     size_text,
     stack_if_alike,
 )
-from .sources import TableSource, find_caption_column, find_image_column, find_label_column
+from .tables import TableSource, find_caption_column, find_image_column, find_label_column
 
 logger = logging.getLogger(__name__)
 

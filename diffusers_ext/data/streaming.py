@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,7 +33,8 @@ from .images import (
     image_data,
     stack_if_alike,
 )
-from .sources import EMBEDDED_NAME, find_image_column, find_label_column, load_splits
+from .opening import read_regular_file
+from .tables import EMBEDDED_NAME, find_image_column, find_label_column, load_splits
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +128,8 @@ class RowSource:
             return image
         if image["bytes"] is not None:
             return image["bytes"]
+        if os.path.exists(image["path"]):
+            return read_regular_file(image["path"])
         with fsspec.open(image["path"], "rb") as file:
             return file.read()
 
