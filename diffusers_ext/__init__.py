@@ -36,7 +36,8 @@ _OTHERS = {
     "models": ["PRESETS", "build_model"],
     "schedulers": ["NoisePath", "PREDICTION_TYPES", "SCHEDULES"],
     "training": ["TrainingArguments", "Trainer", "train"],
-    "hub.export": ["export", "push_to_hub"],
+    "hub.export": ["export"],
+    "hub.push": ["push_to_hub"],
     "hub.model_card": ["write_card"],
 }
 _MODULE_OF = {name: module for table in (_CLASSES, _OTHERS) for module, names in table.items() for name in names}

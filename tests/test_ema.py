@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from diffusers_ext.cli import main
 from diffusers_ext.cli.ema import replace_weights
 from diffusers_ext.hub.averages import Reconstruction, weights_of
-from diffusers_ext.hub.export import files_to_push
 from diffusers_ext.hub.model_card import make_card
+from diffusers_ext.hub.push import files_to_push
 from diffusers_ext.training import Trainer, train
 from diffusers_ext.training.checkpoint import CheckpointError
 from diffusers_ext.training.ema import (

@@ -6,14 +6,13 @@ from types import SimpleNamespace
 
 import diffusers
 import pytest
-import yaml
 from conftest import TINY_MODEL
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from diffusers_ext import AncestralDDPMScheduler, GenerationPipeline, build_model, export, hub
-from diffusers_ext.hub.export import files_to_push
+from diffusers_ext import AncestralDDPMScheduler, GenerationPipeline, build_model, export
 from diffusers_ext.hub.model_card import make_card
+from diffusers_ext.hub.push import files_to_push, is_temporary, without_places
 from diffusers_ext.training.saving import HubPusher
 
 
@@ -92,31 +91,43 @@ def test_a_card_promises_no_loading_without_trust_for_code_of_others(tmp_path, m
     assert text.count("```python") == text.count("trust_remote_code=True") == 1
 
 
-def test_ignored_folders_may_be_written_in_several_ways(tmp_path):
-    for name in ("model_index.json", "runs/events", "runs/deep/events"):
+def test_ignored_files_may_be_written_in_several_ways(tmp_path):
+    for name in ("model_index.json", "figures/samples.png", "notes/mine.txt", "notes/deep/other.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    for pattern in ("runs", "runs/", "./runs", "./runs/"):
+        (tmp_path / name).write_text("{}")
+    for pattern in ("figures", "figures/", "./figures", "./figures/"):
         assert files_to_push(tmp_path, [pattern]) == ["model_index.json"]
+    allowed = files_to_push(tmp_path, ["notes/deep"], ["notes/"])
+    assert allowed == ["figures/samples.png", "model_index.json", "notes/mine.txt"]
 
 
-def test_places_on_this_machine_stay_at_home(tmp_path):
-    recipe = {"train_data_dir": "/home/somebody/photos", "output_dir": "C:\\somebody\\run", "learning_rate": 0.1}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    (tmp_path / "evaluation.json").write_text(json.dumps({"samples": {"model": "/home/somebody/run", "seed": 0}}))
-    written = hub._records_without_places(tmp_path, ["recipe.yaml", "evaluation.json"])
-    assert yaml.safe_load(written["recipe.yaml"]) == {
-        "train_data_dir": "./photos",
-        "output_dir": "./run",
-        "learning_rate": 0.1,
-    }
-    assert json.loads(written["evaluation.json"]) == {"samples": {"model": "./run", "seed": 0}}
+@pytest.mark.parametrize(
+    ("given", "pushed"),
+    [
+        ({"train_data_dir": "/home/somebody/photos"}, {"train_data_dir": "./photos"}),
+        ({"train_data_dir": "secret project/photos/"}, {"train_data_dir": "./photos"}),
+        ({"output_dir": "C:\\somebody\\run"}, {"output_dir": "./run"}),
+        ({"text_encoder": "../somebody/clip"}, {"text_encoder": "./clip"}),
+        ({"model": "somebody/nets/own.py:Net"}, {"model": "./own.py:Net"}),
+        ({"samples": {"model": "~/somebody/run", "seed": 0}}, {"samples": {"model": "./run", "seed": 0}}),
+        ({"dataset_name": "user/name", "x": "a / b / c"}, {"dataset_name": "user/name", "x": "a / b / c"}),
+        ({"hub_token": "hf_secret", "max_text_tokens": 7}, {"max_text_tokens": 7}),
+    ],
+)
+def test_pushed_records_name_no_place_of_this_machine(given, pushed):
+    assert without_places(given) == pushed
 
 
-def test_tries_again_only_what_may_pass():
-    assert hub.may_pass(ConnectionError("lost"))
-    assert not hub.may_pass(OfflineModeIsEnabled("asked for"))
-    assert not hub.may_pass(ValueError("repo_id"))
+def test_a_folder_that_looks_like_a_name_on_the_hub_is_a_place(tmp_path, monkeypatch):
+    (tmp_path / "secret" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert without_places({"dataset_name": "secret/photos"}) == {"dataset_name": "./photos"}
+
+
+def test_tries_again_only_after_temporary_errors():
+    assert is_temporary(ConnectionError("lost"))
+    assert not is_temporary(OfflineModeIsEnabled("asked for"))
+    assert not is_temporary(ValueError("repo_id"))
 
 
 def test_a_new_export_takes_old_code_of_others_away(pipeline, tmp_path):

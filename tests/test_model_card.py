@@ -52,7 +52,7 @@ def test_says_what_the_folder_tells(folder):
     assert next(path.stem for path in folder.glob("diffusers_ext_*.py")) in card.text  # for folders
 
 
-def test_puts_an_evaluation_beside_its_floor(folder):
+def test_puts_an_evaluation_beside_its_baseline(folder):
     report = {
         "samples": {"num_images": 100, "weights": "EMA", "sampler": "ddim", "num_inference_steps": 25, "seed": 0},
         "real_images": {"num_images": 100, "split": "test"},

@@ -15,7 +15,8 @@ from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, compare_sets, extract, floor_measures
 from ..hub.averages import weights_of
-from ..hub.model_card import walk_of
+from ..hub.model_card import sampler_of
+from ..hub.provenance import versions
 from ..pipelines.batched_generation import generate_images
 from ..schedulers.registry import SamplerChoice, check_subsequence
 from .class_choice import chosen_classes
@@ -204,6 +205,7 @@ def _settings(
 ) -> dict[str, Any]:
     data = arguments.train_data_dir or arguments.dataset_name or "embedded"
     return {
+        "versions": versions(),
         "samples": {
             "model": arguments.model,
             "weights": weights_of(arguments.model),
@@ -231,7 +233,7 @@ def print_report(report: dict[str, Any]) -> None:
     scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
     print(
         f"{samples['num_images']:,} samples of {samples['model']} (weights: {samples['weights']}), "
-        f"{walk_of(samples)}, {samples['num_inference_steps']} steps{scale}, seed {samples['seed']}, "
+        f"{sampler_of(samples)}, {samples['num_inference_steps']} steps{scale}, seed {samples['seed']}, "
         f"in {samples['seconds']:.1f} s"
     )
     print(f"against {real['num_images']:,} real images ({real['split']})")

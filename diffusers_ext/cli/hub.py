@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..hub.averages import RECIPE, RECONSTRUCTION
+from ..hub.averages import RECONSTRUCTION
 from .shared import load_pipeline
-
-# What a training run leaves beside the pipeline, and what goes with it.
-COMPANIONS = (RECIPE, RECONSTRUCTION, "metrics.jsonl", "evaluation.json", "figures", "samples")
 
 
 @dataclass
@@ -20,23 +17,28 @@ class ExportArguments:
 
     model: str = field(metadata={"help": "Folder or Hub name of a pipeline."})
     output_dir: str = field(metadata={"help": "Where the export goes."})
-    repo_id: str | None = field(default=None, metadata={"help": "user/name that the card's calls name."})
-    variant: str | None = field(default=None, metadata={"help": "Part of the weights' file names, fp16, say."})
+    repo_id: str | None = field(default=None, metadata={"help": "user/name in the examples of the card."})
+    variant: str | None = field(
+        default=None, metadata={"help": "Variant in the names of the weight files, such as fp16."}
+    )
     max_shard_size: str = field(default="5GB", metadata={"help": "Largest file of weights."})
 
 
 @dataclass
 class PushArguments:
-    """Put the folder of an export or a training run into a repository on the Hub."""
+    """Push the folder of an export or a training run to a repository on the Hub."""
 
     model: str = field(metadata={"help": "Folder of an export or a training run."})
     repo_id: str = field(metadata={"help": "user/name, or name for your own."})
     private: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
-    token: str | None = field(default=None, metadata={"help": "Token; that of `hf auth login` if not given."})
-    revision: str | None = field(default=None, metadata={"help": "Branch; created where it is missing."})
+    token: str | None = field(default=None, metadata={"help": "Token of the Hub; default: the one of `hf auth login`."})
+    revision: str | None = field(default=None, metadata={"help": "Branch to commit to, created if it is missing."})
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead."})
     commit_message: str = field(default="Upload with diffusers_ext", metadata={"help": "First line of the commit."})
-    ignore_patterns: list[str] = field(default_factory=list, metadata={"help": "More names that stay at home."})
+    ignore_patterns: list[str] = field(default_factory=list, metadata={"help": "Files and folders not to push."})
+    allow_patterns: list[str] = field(
+        default_factory=list, metadata={"help": "More files to push, beside those that this package writes."}
+    )
 
 
 @dataclass
@@ -44,44 +46,44 @@ class CardArguments:
     """Write the model card of an export or a training run from the files in it."""
 
     model: str = field(metadata={"help": "Folder of an export or a training run."})
-    repo_id: str | None = field(default=None, metadata={"help": "user/name that the card's calls name."})
+    repo_id: str | None = field(default=None, metadata={"help": "user/name in the examples of the card."})
     output: str | None = field(
         default=None,
         metadata={
             "help": "Where the card goes, with its pictures in `pictures/`; README.md in the folder if not given."
         },
     )
-    title: str | None = field(default=None, metadata={"help": "Heading; the repository's name if not given."})
+    title: str | None = field(default=None, metadata={"help": "Heading; default: the repository's name."})
     license: str = field(default="apache-2.0", metadata={"help": "Licence of the weights."})
     tags: list[str] = field(default_factory=list, metadata={"help": "More tags."})
     limits: list[str] = field(default_factory=list, metadata={"help": "More sentences on what the model can't do."})
 
 
 def export(arguments: ExportArguments) -> None:
-    """Load, write with the code of the classes, and take the run's records and pictures along."""
+    """Export the pipeline with the code of its classes, and copy the records and pictures of its training run."""
     from ..hub.export import export as export_pipeline
     from ..hub.model_card import write_card
+    from ..hub.push import companions
 
     source, target = Path(arguments.model), Path(arguments.output_dir)
     if source.exists() and target.exists() and source.resolve() == target.resolve():
-        raise ValueError("output_dir must be another folder than the model's.")
+        raise ValueError("output_dir must be another folder than that of the model.")
     pipeline = load_pipeline(arguments.model, "cpu")
     export_pipeline(pipeline, target, variant=arguments.variant, max_shard_size=arguments.max_shard_size)
     (target / RECONSTRUCTION).unlink(missing_ok=True)  # of an earlier export
-    for name in COMPANIONS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name, dirs_exist_ok=True)
-        elif (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    for name in companions(source):
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
     write_card(target, arguments.repo_id)
-    print(f"{target}: loads here and elsewhere, as {target / 'README.md'} says")
+    print(f"Exported to {target}; {target / 'README.md'} says how to load it")
 
 
 def push(arguments: PushArguments) -> None:
-    """Push, and say where it is."""
+    """Push, and print the address of the commit. No message shows the token."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    from ..hub.export import may_pass, push_to_hub
+    from ..hub.push import is_temporary, push_to_hub
+    from ..hub.redaction import redacted
 
     try:
         info = push_to_hub(
@@ -93,13 +95,17 @@ def push(arguments: PushArguments) -> None:
             create_pr=arguments.create_pr,
             commit_message=arguments.commit_message,
             ignore_patterns=arguments.ignore_patterns,
+            allow_patterns=arguments.allow_patterns,
         )
-    except HfHubHTTPError as error:
-        raise ValueError(f"The Hub refused: {' '.join(str(error).split())}") from None
     except Exception as error:
-        if isinstance(error, (ValueError, OSError)) or not may_pass(error):
-            raise
-        raise ValueError(f"The Hub could not be reached: {' '.join(str(error).split())}") from None
+        reason = " ".join(redacted(error, arguments.token).split())
+        if isinstance(error, HfHubHTTPError) and not is_temporary(error):
+            raise ValueError(f"The Hub refused: {reason}") from None
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(reason) from None
+        if is_temporary(error):
+            raise ValueError(f"The Hub could not be reached: {reason}") from None
+        raise ValueError(reason) from None
     print(f"Pushed: {info.pr_url or info.commit_url}")
 
 
@@ -119,4 +125,4 @@ def card(arguments: CardArguments) -> None:
     elif write_card(arguments.model, arguments.repo_id, **settings):
         print(f"Card in {Path(arguments.model) / 'README.md'}")
     else:
-        print(f"{Path(arguments.model) / 'README.md'} was taken over by hand and is left as it is")
+        print(f"{Path(arguments.model) / 'README.md'} was written by hand and is left as it is")

@@ -29,50 +29,25 @@ Three choices are behind this.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import inspect
 import json
-import logging
 import os
 import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
-import yaml
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import OfflineModeIsEnabled
 
-from .averages import RECIPE
 from .bundle import bundle
-from .model_card import CARD, CODE_FILE, EVALUATION, card_text, is_taken_over
+from .model_card import CODE_FILE
+from .provenance import write_provenance
 from .registration import LIBRARY, code_name, is_code_name
-
-logger = logging.getLogger(__name__)
 
 INDEX = "model_index.json"
 PIPELINE_FILE = "pipeline.py"
 # Libraries that a machine which loads a diffusers pipeline has.
 KNOWN_LIBRARIES = ("diffusers", "transformers")
-# What a training run keeps for itself, by name below the folder.
-NOT_PUSHED = (
-    "checkpoint-*",
-    "ema-snapshots",
-    "logs",
-    ".*",
-    "*/.*",
-    "*.partial",
-    "__pycache__",
-    "*/__pycache__",
-    "*.pyc",
-)
-# Lists what the last push brought, so that the next one knows what is stale.
-PUSHED = "pushed_files.json"
 
 
 # --- export -----------------------------------------------------------------------------------------------------------
@@ -113,6 +88,7 @@ def export(
         pipeline.save_pretrained(partial, variant=variant, max_shard_size=max_shard_size)
         _forget_places(partial)
         _write_code(pipeline, partial)
+        write_provenance(partial)
         _publish(partial, target, variant)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -234,182 +210,3 @@ def _add_variant(new: Path, place: Path, variant: str) -> None:
 def _add_files(new: Path, place: Path) -> None:
     for file in new.iterdir():
         os.replace(file, place / file.name)
-
-
-# --- push -------------------------------------------------------------------------------------------------------------
-
-
-def push_to_hub(
-    pipeline: DiffusionPipeline | str | os.PathLike,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str = "Upload with diffusers_ext",
-    variant: str | None = None,
-    max_shard_size: int | str = "5GB",
-    ignore_patterns: Sequence[str] = (),
-    attempts: int = 4,
-) -> CommitInfo:
-    """Put a pipeline, or the folder of an export or a training run, into a repository on the Hub, as one commit.
-
-    Files that an earlier push of this kind brought and that are no more are deleted; all other files in the repository
-    are left alone. Checkpoints, logs, hidden files and half-written ones stay at home (`NOT_PUSHED`). A model card is
-    made where there is none, and the calls on it name this repository; one that somebody wrote on the Hub stays, unless
-    the folder has one of its own making, too. Of absolute paths in the recipe and the evaluation, the last part goes.
-
-    Args:
-        pipeline: a pipeline, which is exported first, or a folder.
-        repo_id: "user/name", or "name" for one's own.
-        private: whether the repository is private if it must be created; the account's default when None.
-        token: of an account that may write; the one of `hf auth login` when None. It is written nowhere.
-        revision: branch to commit to, created where it is missing; `main` when None.
-        create_pr: open a pull request with the commit instead.
-        commit_message: first line of the commit.
-        variant, max_shard_size: as in `export`, for a pipeline.
-        ignore_patterns: more names of files or folders, relative to the folder, that stay at home.
-        attempts: how often to try when the connection is lost or the Hub is out of order, with growing pauses.
-
-    Returns:
-        `CommitInfo` of huggingface_hub, with `oid`, `commit_url` and `pr_url`.
-
-    Raises:
-        FileNotFoundError: when the folder has no model_index.json.
-        huggingface_hub.errors.HfHubHTTPError: when the Hub refuses, or is still out of order after the last attempt.
-    """
-    if isinstance(pipeline, DiffusionPipeline):
-        with tempfile.TemporaryDirectory() as temporary:
-            export(pipeline, temporary, variant=variant, max_shard_size=max_shard_size)
-            return push_to_hub(
-                temporary,
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-                ignore_patterns=ignore_patterns,
-                attempts=attempts,
-            )
-    folder = Path(pipeline)
-    files = files_to_push(folder, ignore_patterns)
-    api = HfApi(token=token)
-
-    def push() -> CommitInfo:
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo, branch=revision, exist_ok=True)
-        operations = _operations(api, repo, revision, folder, files)
-        return api.create_commit(
-            repo, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
-        )
-
-    return _with_patience(push, attempts)
-
-
-def files_to_push(folder: Path, ignore_patterns: Sequence[str] = ()) -> list[str]:
-    """What of a folder goes to the Hub, as paths with forward slashes.
-
-    Raises:
-        FileNotFoundError: when it holds no pipeline.
-    """
-    if not (folder / INDEX).is_file():
-        raise FileNotFoundError(f"There is no pipeline in '{folder}': {INDEX} is missing.")
-    patterns = (*NOT_PUSHED, *(Path(pattern).as_posix() for pattern in ignore_patterns))  # "./logs/" is "logs"
-    found = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        parts = path.relative_to(folder).parts
-        starts = ["/".join(parts[: n + 1]) for n in range(len(parts))]
-        if not any(fnmatch.fnmatch(start, pattern) for start in starts for pattern in patterns):
-            found.append("/".join(parts))
-    return found
-
-
-def _operations(
-    api: HfApi, repo_id: str, revision: str | None, folder: Path, files: list[str]
-) -> list[CommitOperationAdd | CommitOperationDelete]:
-    there = set(api.list_repo_files(repo_id, revision=revision))
-
-    def read(path: str) -> str:
-        with tempfile.TemporaryDirectory() as cache:
-            file = api.hf_hub_download(repo_id, path, revision=revision, cache_dir=cache)
-            return Path(file).read_text(encoding="utf-8", errors="replace")
-
-    card = card_text(folder, repo_id)
-    files = sorted({*files, CARD, PUSHED})
-    written = {
-        CARD: card.encode(),
-        PUSHED: (json.dumps({"made_by": LIBRARY, "files": files}, indent=2) + "\n").encode(),
-        **_records_without_places(folder, files),
-    }
-    kept = {CARD} if CARD in there and not is_taken_over(card) and is_taken_over(read(CARD)) else set()
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(path, written.get(path, str(folder / path))) for path in files if path not in kept
-    ]
-    stale = _listed(read(PUSHED)) & there - set(files) if PUSHED in there else set()
-    return operations + [CommitOperationDelete(path) for path in sorted(stale)]
-
-
-def _listed(text: str) -> set[str]:
-    """The files that the last push brought, as it wrote them down."""
-    try:
-        return {path for path in json.loads(text)["files"] if isinstance(path, str)}
-    except (ValueError, KeyError, TypeError):
-        return set()
-
-
-def _records_without_places(folder: Path, files: list[str]) -> dict[str, bytes]:
-    """The recipe and the evaluation without the places of files on this machine, whose names may tell too much."""
-    written = {}
-    if RECIPE in files:
-        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-        written[RECIPE] = yaml.safe_dump(_last_parts(recipe), sort_keys=False).encode()
-    if EVALUATION in files:
-        report = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
-        written[EVALUATION] = (json.dumps(_last_parts(report), indent=2) + "\n").encode()
-    return written
-
-
-def _last_parts(value: Any) -> Any:
-    """The value with the last part of each absolute path in it, for the path."""
-    if isinstance(value, dict):
-        return {key: _last_parts(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_last_parts(item) for item in value]
-    for kind in (PurePosixPath, PureWindowsPath):
-        if isinstance(value, str) and kind(value).is_absolute():
-            return f"./{kind(value).name}"
-    return value
-
-
-def _with_patience(push: Callable[[], CommitInfo], attempts: int) -> CommitInfo:
-    for attempt in range(1, attempts):
-        try:
-            return push()
-        except Exception as error:
-            if not may_pass(error):
-                raise
-            pause = 4 ** (attempt - 1)
-            reason = " ".join(str(error).split())[:200]
-            logger.warning("Pushing to the Hub failed (%s); trying again in %d s.", reason, pause)
-            time.sleep(pause)
-    return push()
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether it is the connection's or the server's fault rather than the caller's."""
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    cause: BaseException | None = error
-    while cause is not None:
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        if status is not None:
-            return status >= 500 or status in (408, 429)
-        if isinstance(cause, (ConnectionError, TimeoutError)) or "Connect" in type(cause).__name__:
-            return True
-        if type(cause).__name__ in ("RemoteProtocolError", "ReadError", "WriteError", "ReadTimeout", "WriteTimeout"):
-            return True
-        cause = cause.__cause__
-    return False

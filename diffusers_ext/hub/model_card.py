@@ -1,9 +1,9 @@
-"""The model card of a pipeline's folder: what it is, how to load it, what it was trained on, what was measured.
+"""The model card of a pipeline's folder: what the model is, how to load it, its training data, and its evaluation.
 
-Everything on the card is read from the folder: configurations, the sizes in the safetensors files, `recipe.yaml` and
-`metrics.jsonl` of the training run, `average.json` of `diffusers-ext ema`, `evaluation.json` of `diffusers-ext evaluate
---output`, and the pictures. The text stands in `diffusers_ext/hub/model_card.md`, a template of Jinja2
-(`model_cards/TEMPLATE.md` in the source tree).
+Everything on the card is read from the folder: the configurations, the sizes in the safetensors files, `recipe.yaml`
+and `metrics.jsonl` of the training run, `average.json` of `diffusers-ext ema`, `evaluation.json` of `diffusers-ext
+evaluate`, `provenance.json`, and the pictures in `PICTURES`. The folder may be a download, so every value is escaped,
+links are not followed, and no other picture is shown or copied. The text is in `model_card.md`, a template of Jinja2.
 """
 
 from __future__ import annotations
@@ -20,36 +20,43 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from .averages import RECIPE, Reconstruction
+from .markdown import Markdown, code, environment, escaped, markdown, plain, python
+from .provenance import PROVENANCE
 from .registration import LIBRARY, is_code_name
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 CARD = "README.md"
 EVALUATION = "evaluation.json"
-# Says that a card was made here and may be made anew; without it, it is its author's.
+METRICS = "metrics.jsonl"
+# The pictures that a card can have: a card shows the first of each kind that is there.
+SAMPLES, LOSSES, REVERSE = ("figures/samples.png", "samples.png"), ("figures/losses.png",), ("figures/reverse.gif",)
+PICTURES = (*SAMPLES, *LOSSES, *REVERSE)
+# Marks a card that was made here and may be written again; a card without it belongs to its author.
 MARKER = "<!-- Written by `diffusers-ext card` for"
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 
-# The name, without its ending, of a file of code that `export` wrote.
+# The name, without its ending, of a code file that `export` wrote.
 CODE_FILE = re.compile(r"\w+_[0-9a-f]{12}")
 TASK = "unconditional-image-generation"
 TASKS = {"text": "text-to-image", "image": "image-to-image"}
 SWAPPABLE_PREDICTIONS = ("epsilon", "sample", "v_prediction")
-# Data sets that this package brings or whose recipes it has: name on the Hub, what the card says of it.
+# Data sets inside this package: name on the Hub, name for readers, description.
 DATA_SETS = {
     "embedded": (
         "ylecun/mnist",
         "MNIST, the class-balanced subset inside diffusers_ext",
-        "10,000 of MNIST's 60,000 training images of handwritten digits (28x28, greyscale), 1,000 of each digit; the "
-        "validation loss is that of 1,000 of its test images. By Yann LeCun and Corinna Cortes, CC BY-SA 3.0.",
+        "10,000 of MNIST's 60,000 training images of handwritten digits (28x28, greyscale), 1,000 of each digit. The "
+        "validation loss is measured on 1,000 of its test images. By Yann LeCun and Corinna Cortes, CC BY-SA 3.0.",
     ),
 }
 
 
 @dataclass
 class CardFacts:
-    """What a folder tells of the pipeline in it."""
+    """What the files of a folder say about the pipeline in it."""
 
     folder: Path
     index: dict[str, Any]
@@ -58,6 +65,7 @@ class CardFacts:
     recipe: dict[str, Any]
     records: list[dict[str, Any]]
     evaluation: dict[str, Any]
+    versions: dict[str, Any]
     reconstruction: Reconstruction | None = None
     parameters: int = 0
     dtypes: list[str] = field(default_factory=list)
@@ -68,21 +76,21 @@ class CardFacts:
         """Read a folder.
 
         Raises:
-            FileNotFoundError: when it holds no pipeline.
-            ValueError: when one of its files is not what its name says.
+            FileNotFoundError: if there is no pipeline in it.
+            ValueError: if one of its files has not the content that its name says.
         """
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(f"There is no pipeline in '{folder}': model_index.json is missing.")
-        recipe = folder / RECIPE
         facts = cls(
             folder,
             _json(folder / "model_index.json"),
             _json(folder / "unet" / "config.json"),
             _json(folder / "scheduler" / "scheduler_config.json"),
-            yaml.safe_load(recipe.read_text()) if recipe.is_file() else {},
-            list(_records(folder / "metrics.jsonl")),
+            _yaml(folder / RECIPE),
+            list(_records(folder / METRICS)),
             _json(folder / EVALUATION),
+            _json(folder / PROVENANCE).get("versions") or {},
             Reconstruction.of(folder),
         )
         parts = ("measures", "samples", "real_images", "floor")
@@ -93,9 +101,9 @@ class CardFacts:
 
     @property
     def condition(self) -> str | None:
-        """`class`, `text`, `image`, or None."""
+        """What the network is conditioned on: `class`, `text`, `image`, another name, or None."""
         if self.recipe.get("condition"):
-            return self.recipe["condition"]
+            return str(self.recipe["condition"])
         if self.index.get("condition"):
             return "image"
         if (self.index.get("text_encoder") or [None])[0] is not None:
@@ -104,22 +112,23 @@ class CardFacts:
 
     @property
     def brings_code(self) -> bool:
-        """Whether the pipeline or a component is not of diffusers itself."""
+        """Whether the pipeline or a component has a class that is not diffusers' own."""
         return self.pipeline_code is not None or any(n == LIBRARY or CODE_FILE.fullmatch(n) for n in self._libraries)
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it needs code of somebody else, which this package doesn't replace."""
+        """Whether a class comes neither from diffusers nor from this package, so that its code must be run."""
         names = [self.pipeline_code or LIBRARY, *self._libraries]
         return any(CODE_FILE.fullmatch(name) and not is_code_name(name) for name in names)
 
     @property
     def _libraries(self) -> list[str]:
-        return [value[0] for value in self.index.values() if isinstance(value, list) and value and value[0]]
+        lists = (value for value in self.index.values() if isinstance(value, list))
+        return [value[0] for value in lists if value and isinstance(value[0], str) and value[0]]
 
     @property
     def pipeline_code(self) -> str | None:
-        """The name that a loader without this package must be told, to find the pipeline's class."""
+        """The file, without its ending, with the code of the pipeline's class."""
         known = (path.stem for path in sorted(self.folder.glob("*.py")) if CODE_FILE.fullmatch(path.stem))
         return next(known, None)
 
@@ -127,9 +136,9 @@ class CardFacts:
         """The last value of a metric."""
         return next((record[name] for record in reversed(self.records) if name in record), None)
 
-    def picture(self, *names: str) -> str | None:
-        """The first of these pictures that is there."""
-        return next((name for name in names if (self.folder / name).is_file()), None)
+    def picture(self, names: Sequence[str]) -> str | None:
+        """The first of these pictures that is a regular file inside the folder."""
+        return next((name for name in names if _is_inside(self.folder, name)), None)
 
 
 def write_card(
@@ -141,106 +150,142 @@ def write_card(
     tags: Sequence[str] = (),
     limits: Sequence[str] = (),
 ) -> bool:
-    """Write `README.md` for the pipeline in a folder, unless somebody took it over by deleting its last line.
+    """Write `README.md` for the pipeline in a folder, unless somebody took the card over by deleting its last line.
 
     Args:
         folder: of an export or a training run.
-        repo_id: "user/name" that the calls on the card name; "user/" and the folder's name when None.
-        title: heading; the repository's name when None.
+        repo_id: "user/name" for the card's examples; "user/" and the folder's name when None.
+        title: heading; when None the repository's name, or without `repo_id` what the model is.
         license: of the weights, an identifier of the Hub.
         tags: more tags for the Hub.
         limits: more sentences on what the model can't do.
 
     Returns:
-        Whether it was written.
+        Whether the card was written.
 
     Raises:
-        FileNotFoundError: when the folder holds no pipeline.
-        ValueError: when a file in it can't be read.
+        FileNotFoundError: if there is no pipeline in the folder.
+        ValueError: if a file in it can't be read, or `repo_id` is not a name of a repository.
     """
     path = Path(folder) / CARD
-    if path.is_file() and is_taken_over(path.read_text(encoding="utf-8")):
+    if _is_inside(Path(folder), CARD) and is_taken_over(path.read_text(encoding="utf-8")):
         return False
-    repo_id = repo_id or f"user/{Path(folder).resolve().name}"
-    make_card(folder, repo_id, title=title, license=license, tags=tags, limits=limits).save(path)
+    _write(path, str(make_card(folder, repo_id, title=title, license=license, tags=tags, limits=limits)))
     return True
 
 
 def is_taken_over(text: str) -> bool:
-    """Whether a card is its author's: it was not made here, and says something below its metadata."""
+    """Whether a card belongs to its author: it has no mark of this module, and has text below its metadata."""
     below = re.sub(r"\A\s*---\n.*?^---\s*$", "", text, flags=re.DOTALL | re.MULTILINE)
     return MARKER not in text and below.strip() != ""
 
 
 def copy_card(folder: str | os.PathLike, file: str | os.PathLike, repo_id: str | None = None, **settings: Any) -> None:
-    """Write the card of a folder elsewhere, with its pictures in `pictures/` beside it, under the card's name.
+    """Write the card of a folder to another place, and copy its pictures to `pictures/` beside it.
 
     Args:
         folder: of an export or a training run.
-        file: the card, overwritten.
+        file: the card; overwritten.
         repo_id, settings: as in `write_card`.
     """
-    file = Path(file)
-    text = str(make_card(folder, repo_id or f"user/{file.stem}", **settings))
-    pictures = file.parent / "pictures"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
-        copy = pictures / f"{file.stem}-{Path(name).name}"
-        pictures.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(folder) / name, copy)
-        text = text.replace(f"({name})", f"(pictures/{copy.name})")
-    file.write_text(text, encoding="utf-8")
+    file, pictures = Path(file), {}
+    facts = CardFacts.of(folder)
+    for name in filter(None, map(facts.picture, (SAMPLES, LOSSES, REVERSE))):
+        pictures[name] = f"pictures/{_slug(file.stem)}-{Path(name).name}"
+    card = make_card(folder, repo_id, pictures=pictures, **settings)
+    (file.parent / "pictures" if pictures else file.parent).mkdir(parents=True, exist_ok=True)
+    for name, copy in pictures.items():
+        shutil.copyfile(facts.folder / name, file.parent / copy)
+    _write(file, str(card))
 
 
 def card_text(folder: str | os.PathLike, repo_id: str) -> str:
-    """The card in a folder for a repository: a made one names it in its calls, somebody's own is left as it is."""
-    path = Path(folder) / CARD
-    if not path.is_file():
+    """The card in a folder, with `repo_id` in the examples of a card that was made here; made if there is none."""
+    _check_repo_id(repo_id)
+    if not _is_inside(Path(folder), CARD):
         return str(make_card(folder, repo_id))
-    text = path.read_text(encoding="utf-8")
+    text = Path(folder, CARD).read_text(encoding="utf-8")
     made_for = re.search(rf"{re.escape(MARKER)} (\S+) ", text)
-    return (
-        text if made_for is None else re.sub(rf'(["\s]){re.escape(made_for[1])}(["\s])', rf"\g<1>{repo_id}\g<2>", text)
-    )
+    if made_for is None:
+        return text
+    return re.sub(rf'(["\s]){re.escape(made_for[1])}(["\s])', rf"\g<1>{repo_id}\g<2>", text)
 
 
 def make_card(
     folder: str | os.PathLike,
-    repo_id: str,
+    repo_id: str | None = None,
     *,
     title: str | None = None,
     license: str = "apache-2.0",
     tags: Sequence[str] = (),
     limits: Sequence[str] = (),
+    pictures: Mapping[str, str] | None = None,
 ) -> ModelCard:
-    """The card of the pipeline in a folder, its metadata checked by huggingface_hub; arguments as `write_card`."""
+    """The card of the pipeline in a folder, with metadata that huggingface_hub has checked.
+
+    Args:
+        folder, repo_id, title, license, tags, limits: as in `write_card`.
+        pictures: name of a picture in the folder -> its path on the card, where they differ.
+    """
     facts = CardFacts.of(folder)
-    return ModelCard.from_template(
-        card_data=_metadata(facts, repo_id, license, tags),
-        template_path=str(TEMPLATE),
-        repo_id=repo_id,
-        title=title or repo_id.rpartition("/")[2],
-        summary=_summary(facts),
-        plugin=facts.brings_code,
-        foreign=facts.is_foreign,
-        code=facts.pipeline_code,
-        variant=f', variant="{facts.variant}"' if facts.variant else "",
-        swaps=_swaps(facts),
-        picture_import=facts.condition == "image",
-        arguments=_arguments(facts, 50),
-        fewer_arguments=_arguments(facts, 20),
-        facts=list(_facts(facts)),
-        training_data=_training_data(facts),
-        training=_training(facts),
-        figures=list(_figures(facts)),
-        evaluation=_evaluation(facts),
-        limits=[*_limits(facts), *limits],
-        samples=facts.picture("figures/samples.png", "samples.png"),
-        samples_note=_samples_note(facts),
-        losses=facts.picture("figures/losses.png"),
-        reverse=facts.picture("figures/reverse.gif"),
-        marker=f"{MARKER} {repo_id} from the files beside it; without this line it is left as it is. -->",
+    if title is None:
+        title = repo_id.rpartition("/")[2] if repo_id else _description(facts).removeprefix("A ").capitalize()
+    repo_id = repo_id or f"user/{_slug(facts.folder.resolve().name)}"
+    _check_repo_id(repo_id)
+    try:
+        values = _values(facts, limits, pictures or {})
+        metadata = _metadata(facts, repo_id, license, tags).to_yaml()
+    except (TypeError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
+        raise ValueError(
+            f"The card of '{folder}' can't be written: one of its files has a value of the wrong kind "
+            f"({type(error).__name__}: {plain(error)[:200]})."
+        ) from None
+    template = environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+    marker = f"{MARKER} {repo_id} from the files beside it; without this line it is left as it is. -->"
+    card_data = Markdown(metadata)
+    return ModelCard(
+        template.render(card_data=card_data, repo_id=repo_id, title=title, marker=Markdown(marker), **values)
     )
+
+
+def _values(facts: CardFacts, limits: Sequence[str], pictures: Mapping[str, str]) -> dict[str, Any]:
+    """What the template shows, but for the title and the repository."""
+
+    def shown(names: Sequence[str]) -> Markdown | None:
+        name = facts.picture(names)
+        return None if name is None else Markdown(pictures.get(name, name))
+
+    return {
+        "summary": _summary(facts),
+        "plugin": facts.brings_code,
+        "foreign": facts.is_foreign,
+        "code": facts.pipeline_code,
+        "variant": Markdown(f", variant={python(facts.variant)}" if facts.variant else ""),
+        "swaps": _swaps(facts),
+        "picture_import": facts.condition == "image",
+        "arguments": _arguments(facts, 50),
+        "fewer_arguments": _arguments(facts, 20),
+        "facts": list(_facts(facts)),
+        "training_data": _training_data(facts),
+        "training": _training(facts),
+        "figures": list(_figures(facts)),
+        "evaluation": _evaluation(facts),
+        "limits": [*_limits(facts), *limits],
+        "samples": shown(SAMPLES),
+        "samples_note": _samples_note(facts),
+        "losses": shown(LOSSES),
+        "reverse": shown(REVERSE),
+    }
+
+
+def _check_repo_id(repo_id: str) -> None:
+    if not _REPO_ID.fullmatch(repo_id):
+        raise ValueError(f"repo_id must be 'user/name', of letters, digits, '-', '_' and '.', got {repo_id!r}.")
+
+
+def _slug(name: str) -> str:
+    """A name with only the characters that a repository may have."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-._") or "model"
 
 
 # --- metadata ---------------------------------------------------------------------------------------------------------
@@ -248,88 +293,90 @@ def make_card(
 
 def _metadata(facts: CardFacts, repo_id: str, license: str, tags: Sequence[str]) -> ModelCardData:
     condition = facts.condition
-    found = [LIBRARY, "diffusion", f"{condition}-conditional" if condition else "unconditional", *tags]
+    found = [LIBRARY, "diffusion", f"{_slug(condition)}-conditional" if condition else "unconditional", *tags]
+    hub_name, data_set, _ = _data_set(facts)
     results = [
         EvalResult(
             task_type=TASKS.get(condition or "", TASK),
-            dataset_type=_data_set(facts)[0] or "custom",
-            dataset_name=_data_set(facts)[1],
-            dataset_split=figure["split"],
-            metric_type=figure["type"],
-            metric_name=figure["name"],
+            dataset_type=hub_name or "custom",
+            dataset_name=plain(data_set),
+            dataset_split=plain(figure["split"]),
+            metric_type=plain(figure["type"]),
+            metric_name=plain(figure["name"]),
             metric_value=figure["number"],
         )
         for figure in _figures(facts)
     ]
-    data_set = _data_set(facts)[0]
     return ModelCardData(
         license=license,
         library_name="diffusers",
         pipeline_tag=TASKS.get(condition or "", TASK),
-        tags=list(dict.fromkeys(found)),
-        datasets=[data_set] if data_set else None,
-        metrics=sorted({figure["type"] for figure in _figures(facts)}) or None,
+        tags=list(dict.fromkeys(map(plain, found))),
+        datasets=[hub_name] if hub_name else None,
+        metrics=sorted({plain(figure["type"]) for figure in _figures(facts)}) or None,
         model_name=repo_id.rpartition("/")[2],
         eval_results=results or None,
     )
 
 
 def _data_set(facts: CardFacts) -> tuple[str | None, str, str]:
-    """(name on the Hub or None, name to read, sentence) of what the run trained on."""
+    """(name on the Hub or None, name for readers, sentence) of the training data."""
     recipe = facts.recipe
     name = recipe.get("dataset_name")
     if not recipe:
-        return None, "unknown data", "This folder does not tell what the model was trained on."
+        return None, "unknown data", "The files of this folder don't say what the model was trained on."
     if name is None and recipe.get("train_data_dir") is None:
         name = "embedded"
     if name in DATA_SETS:
         return DATA_SETS[name]
-    split = recipe.get("train_split", "train")
-    if name is None or Path(name).exists() or name.startswith(("/", ".", "~")):
+    split = code(recipe.get("train_split", "train"))
+    if name is None or not _REPO_ID.fullmatch(str(name)) or Path(name).exists():
         # A path says where this machine keeps its data: its last part is enough.
-        local = Path(name or recipe["train_data_dir"]).name
-        return None, local, f"The images of `{local}`, a local copy, split `{split}`."
-    return (
-        name,
-        name,
-        f"[{name}](https://huggingface.co/datasets/{name}), split `{split}`; its own card gives its licence.",
-    )
+        local = re.split(r"[/\\]", str(name or recipe["train_data_dir"]).rstrip("/\\"))[-1]
+        return (
+            None,
+            local,
+            markdown("The images of {local}, a local copy, split {split}.", local=code(local), split=split),
+        )
+    link = f"[{escaped(name)}](https://huggingface.co/datasets/{name})"
+    sentence = "{link}, split {split}. Its own card gives its licence."
+    return name, name, markdown(sentence, link=Markdown(link), split=split)
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
 def _summary(facts: CardFacts) -> str:
-    condition = {
-        None: "An unconditional",
-        "class": "A class-conditional",
-        "text": "A text-to-image",
-        "image": "An image-to-image",
-    }
     return (
-        f"{condition[facts.condition]} diffusion model of {_images(facts)}, {facts.parameters:,} parameters, trained "
-        f"from scratch on {_data_set(facts)[1]} with diffusers_ext."
+        f"{_description(facts)}, with {facts.parameters:,} parameters, trained from scratch on {_data_set(facts)[1]} "
+        "with diffusers_ext."
     )
+
+
+def _description(facts: CardFacts) -> str:
+    kinds = {None: "An unconditional", "text": "A text-to-image", "image": "An image-to-image"}
+    return f"{kinds.get(facts.condition, f'A {facts.condition}-conditional')} diffusion model of {_images(facts)}"
 
 
 def _images(facts: CardFacts) -> str:
     height, width = _size(facts)
-    channels = facts.network.get("out_channels") or facts.network.get("in_channels")
-    kinds = {1: "greyscale", 3: "colour"}
-    kind = kinds.get(int(channels or 0), f"{channels}-channel")
+    channels = int(facts.network.get("out_channels") or facts.network.get("in_channels") or 0)
+    if str(facts.scheduler.get("variance_type")).startswith("learned"):
+        channels //= 2  # the other half is the variance
+    kind = {1: "greyscale", 3: "colour"}.get(channels, f"{channels}-channel")
     return f"{kind} images of {height}x{width} pixels"
 
 
-def _arguments(facts: CardFacts, steps: int) -> str:
-    """Arguments of a call that makes a few images, as Python; conditions stand for the reader's own."""
-    steps = min(steps, facts.scheduler.get("num_train_timesteps") or steps)
-    return ", ".join([*_conditions(facts), *_guidance(facts), f"num_inference_steps={steps}"])
+def _arguments(facts: CardFacts, steps: int) -> Markdown:
+    """Arguments of a call that makes a few images, as Python, with an example of the condition."""
+    steps = min(steps, int(facts.scheduler.get("num_train_timesteps") or steps))
+    return Markdown(", ".join([*_conditions(facts), *_guidance(facts), f"num_inference_steps={steps}"]))
 
 
 def _conditions(facts: CardFacts) -> Iterator[str]:
     if facts.condition == "class":
-        names = [*(facts.index.get("id2label") or {}).values()] or list(range(facts.network["num_class_embeds"]))
-        yield f"class_labels={json.dumps(names[:4], ensure_ascii=False)}"
+        names = [*(facts.index.get("id2label") or {}).values()] or list(range(int(facts.network["num_class_embeds"])))
+        yield f"class_labels={python(names[:4])}"
     elif facts.condition == "text":
         yield 'prompt="a red heart"'
     elif facts.condition == "image":
@@ -341,13 +388,13 @@ def _conditions(facts: CardFacts) -> Iterator[str]:
 
 
 def _guidance(facts: CardFacts) -> Iterator[str]:
-    scale = facts.recipe.get("guidance_scale", 1.0)
+    scale = float(facts.recipe.get("guidance_scale", 1.0))
     if facts.condition and scale != 1.0:
         yield f"guidance_scale={scale}"
 
 
 def _blank(facts: CardFacts, mask: bool = False) -> str:
-    """A plain image in the size and mode that the network's image condition takes, as Python."""
+    """A plain image of the size and mode that the network's image condition takes, as Python."""
     condition, (height, width) = facts.index.get("condition") or "", _size(facts)
     name, _, factor = condition.rpartition("_")
     if name == "super_resolution":
@@ -358,11 +405,11 @@ def _blank(facts: CardFacts, mask: bool = False) -> str:
 
 def _size(facts: CardFacts) -> tuple[int, int]:
     size = facts.network.get("sample_size")
-    return (size[0], size[1]) if isinstance(size, list) else (size or 0, size or 0)
+    return (int(size[0]), int(size[1])) if isinstance(size, list) else (int(size or 0), int(size or 0))
 
 
 def _swaps(facts: CardFacts) -> bool:
-    """Whether diffusers' own samplers run on this path, and in this pipeline."""
+    """Whether diffusers' own samplers work on this noise path, and in this pipeline."""
     scheduler = facts.scheduler
     known = scheduler.get("prediction_type") in SWAPPABLE_PREDICTIONS and "beta_schedule" in scheduler
     discrete = scheduler.get("_class_name") in ("AncestralDDPMScheduler", "SubsequenceDDIMScheduler")
@@ -371,17 +418,21 @@ def _swaps(facts: CardFacts) -> bool:
 
 def _facts(facts: CardFacts) -> Iterator[tuple[str, str]]:
     scheduler = facts.scheduler
-    yield "pipeline", f"`{facts.index['_class_name']}`"
-    yield "network", f"`{facts.network.get('_class_name')}`, {facts.parameters:,} parameters, {', '.join(facts.dtypes)}"
+    yield "pipeline", code(facts.index["_class_name"])
+    network = "{name}, {parameters:,} parameters, {dtypes}"
+    name, dtypes = code(facts.network.get("_class_name")), ", ".join(facts.dtypes)
+    yield "network", markdown(network, name=name, parameters=facts.parameters, dtypes=dtypes)
     yield "images", _images(facts)
     if facts.condition == "class":
         yield "classes", str(facts.network.get("num_class_embeds"))
-    yield "scheduler", f"`{scheduler.get('_class_name')}`"
-    yield "the network predicts", str(scheduler.get("prediction_type"))
+    yield "scheduler", code(scheduler.get("_class_name"))
+    yield "prediction of the network", str(scheduler.get("prediction_type"))
     if "beta_schedule" in scheduler:
         yield "noise schedule", f"{scheduler['beta_schedule']}, T = {scheduler.get('num_train_timesteps')}"
     if facts.reconstruction or facts.recipe:
         yield "weights", _kind_of_weights(facts)
+    if facts.versions:
+        yield "made with", ", ".join(f"{name} {version}" for name, version in facts.versions.items())
 
 
 def _kind_of_weights(facts: CardFacts) -> str:
@@ -393,49 +444,83 @@ def _kind_of_weights(facts: CardFacts) -> str:
 
 
 def _training_data(facts: CardFacts) -> str:
-    recipe, sentences = facts.recipe, [_data_set(facts)[2]]
-    split = recipe.get("train_split", "train")
-    if recipe and split != "train" and f"`{split}`" not in sentences[0]:
-        sentences.append(f"Of these, the split `{split}`.")
-    if recipe.get("random_flip"):
-        sentences.append("Images were mirrored at random.")
-    return " ".join(sentences)
+    recipe, text = facts.recipe, escaped(_data_set(facts)[2])
+    split = code(recipe.get("train_split", "train"))
+    if recipe and split not in ("`train`", text) and split not in text:
+        text = markdown("{text} Of these, the split {split}.", text=text, split=split)
+    return Markdown(f"{text} Images were mirrored at random.") if recipe.get("random_flip") else text
 
 
 def _training(facts: CardFacts) -> str:
     if not facts.records:
-        return "This folder holds no records of a training run."
-    recipe, last = facts.recipe, facts.records[-1]
+        return "This folder has no records of a training run."
+    return Markdown(" ".join(filter(None, [_duration(facts), _efficiency(facts), _settings(facts), _where(facts)])))
+
+
+def _duration(facts: CardFacts) -> str:
+    last, speeds = facts.records[-1], sorted(r["images_per_second"] for r in facts.records if "images_per_second" in r)
     text = (
-        f"{last['step']:,} steps of {recipe.get('train_batch_size', 16)} images a process, {last['epoch']:.1f} passes "
+        f"{int(last['step']):,} steps of {int(facts.recipe.get('train_batch_size', 16))} images per process, "
+        f"{float(last['epoch']):.1f} passes through the data, in {float(last['seconds']) / 60:.1f} minutes"
     )
-    text += f"through the data, in {last['seconds'] / 60:.1f} minutes"
-    speeds = sorted(record["images_per_second"] for record in facts.records if "images_per_second" in record)
-    text += f" ({speeds[len(speeds) // 2]:.0f} images/s)." if speeds else "."
+    return text + (f" ({float(speeds[len(speeds) // 2]):.0f} images/s)." if speeds else ".")
+
+
+def _efficiency(facts: CardFacts) -> str:
     used = next((record for record in reversed(facts.records) if "flops_over_peak" in record), None)
-    if used:
-        text += (
-            f" In {used['mode']}, the steps reached {used['flops_over_peak']:.0%} of the "
-            f"{used['peak_flops'] / 1e9:,.0f} GFLOP/s that a product of matrices reached on that machine, and "
-            f"{used['time_outside_steps']:.1%} of their time was "
-            f"outside forward, backward and optimizer; they took at most {used['peak_memory_bytes'] / 2**30:.2f} GiB."
-        )
-    shown = ("learning_rate", "lr_scheduler", "mixed_precision", "loss", "loss_weighting", "timestep_sampling", "seed")
-    settings = [f"{name} {recipe[name]}" for name in shown if name in recipe]
-    if settings:
-        text += f" Settings that differ from the defaults: {', '.join(settings)}."
-    if (facts.folder / RECIPE).is_file():
-        text += " All of them are in `recipe.yaml`; the losses at every step are in `metrics.jsonl`."
-    return text
+    if used is None:
+        return ""
+    return markdown(
+        "In {mode}, the steps reached {share:.0%} of the {peak:,.0f} GFLOP/s that a product of matrices reached on "
+        "that machine. {outside:.1%} of their time was spent outside forward, backward and optimizer, and they "
+        "took at most {memory:.2f} GiB.",
+        mode=used["mode"],
+        share=float(used["flops_over_peak"]),
+        peak=float(used["peak_flops"]) / 1e9,
+        outside=float(used["time_outside_steps"]),
+        memory=float(used["peak_memory_bytes"]) / 2**30,
+    )
+
+
+# Settings that the card states elsewhere, or that say nothing about the model.
+_STATED = {
+    *("dataset_name", "dataset_config_name", "train_data_dir", "train_split", "train_batch_size", "condition"),
+    *("output_dir", "cache_dir", "logging_dir", "logger", "push_to_hub", "hub_model_id", "hub_private_repo"),
+}
+
+
+def _settings(facts: CardFacts) -> str:
+    """All settings of the recipe, which holds those that differ from the defaults."""
+    settings = {name: value for name, value in facts.recipe.items() if name not in _STATED and "token" not in name}
+    if not settings:
+        return ""
+    shown = ", ".join(f"{escaped(name)} {escaped(_short(value))}" for name, value in settings.items())
+    return f"Settings that differ from the defaults: {shown}."
+
+
+def _short(value: Any) -> str:
+    """A setting on the card: of a path the last part, of a long text the beginning."""
+    text = plain(value)
+    if isinstance(value, str) and (re.match(r"[/~.]|[A-Za-z]:\\", text) or re.search(r"[/\\].*[/\\]", text)):
+        text = re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _where(facts: CardFacts) -> str:
+    if not facts.recipe:
+        return ""
+    every = int(facts.recipe.get("logging_steps", 10))
+    steps = "every step" if every == 1 else f"every {every} steps"
+    return f"The settings are in `{RECIPE}`, the losses of {steps} in `{METRICS}`."
 
 
 def _figures(facts: CardFacts) -> Iterator[dict[str, Any]]:
-    """What was measured: the losses of the training run, and what an evaluation found."""
+    """The measurements: the losses of the training run, and the results of an evaluation."""
     predicted = facts.scheduler.get("prediction_type")
     weights = "EMA weights" if facts.recipe.get("use_ema") else "weights as trained"
     if facts.reconstruction:
         weights = f"the run's own {weights}"
-    size = facts.recipe.get("validation_size", 1000)
+    size = int(facts.recipe.get("validation_size", 1000))
     for name, split, on in (
         ("loss", "train", f"training images, mean of the last {facts.recipe.get('logging_steps', 10)} steps"),
         ("validation_loss", "validation", f"at most {size:,} held-out images with fixed noise, {weights}"),
@@ -457,7 +542,7 @@ def _figures(facts: CardFacts) -> Iterator[dict[str, Any]]:
 
 
 def _evaluated(facts: CardFacts) -> Iterator[dict[str, Any]]:
-    """The measures of `diffusers-ext evaluate`, each beside what real images get in the samples' place."""
+    """The measures of `diffusers-ext evaluate`, each with its real-data baseline."""
     report = facts.evaluation
     if not report:
         return
@@ -465,36 +550,37 @@ def _evaluated(facts: CardFacts) -> Iterator[dict[str, Any]]:
     for name, value in samples.items():
         if name.endswith("standard_error"):
             continue
-        floor = f" (real images: {real[name]:.4g})" if name in real else ""
+        baseline = f" (real images: {real[name]:.4g})" if name in real else ""
         yield {
             "name": name.replace("_", " "),
             "type": name,
             "number": round(value, 5),
-            "value": f"{value:.4g}{floor}",
-            "on": f"{report['samples']['num_images']:,} samples, as said below",
+            "value": f"{value:.4g}{baseline}",
+            "on": f"{int(report['samples']['num_images']):,} samples, see below",
             "split": report["real_images"]["split"],
         }
 
 
 def _evaluation(facts: CardFacts) -> str:
-    """What the measures of samples were taken of and with."""
+    """How the samples were made, with what they were compared, and by which networks."""
     report = facts.evaluation
     if not report:
         return ""
-    samples, real, floor = report["samples"], report["real_images"], report["floor"]
+    samples, real, baseline = report["samples"], report["real_images"], report["floor"]
     scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
-    classifier = f" The classifier: {report['classifier']['description']}." if report.get("classifier") else ""
+    networks = f" Classifier: {report['classifier']['description']}." if report.get("classifier") else ""
     if isinstance(report.get("features"), dict):
-        classifier += f" The features: {report['features']['name']}."
-    return (
-        f"{samples['num_images']:,} samples (weights: {samples['weights']}, {walk_of(samples)}, "
-        f"{samples['num_inference_steps']} steps{scale}, seed {samples['seed']}) against {real['num_images']:,} real "
-        f"images ({real['split']}). In brackets: {floor['num_images']:,} other real images ({floor['split']}) in the "
-        f"samples' place.{classifier} Measured with `diffusers-ext evaluate`; all of it is in `{EVALUATION}`."
+        networks += f" Features: {report['features']['name']}."
+    text = (
+        f"{int(samples['num_images']):,} samples (weights: {samples['weights']}, {sampler_of(samples)}, "
+        f"{samples['num_inference_steps']} steps{scale}, seed {samples['seed']}) against {int(real['num_images']):,} "
+        f"real images ({real['split']}). In brackets the real-data baseline: {int(baseline['num_images']):,} other "
+        f"real images ({baseline['split']}) against the same ones.{networks}"
     )
+    return markdown("{text} Measured with `diffusers-ext evaluate`; `evaluation.json` has all of it.", text=text)
 
 
-def walk_of(samples: Mapping[str, Any]) -> str:
+def sampler_of(samples: Mapping[str, Any]) -> str:
     """The sampler of a report's samples in words; reports of earlier versions name no scheduler."""
     scheduler = f" ({samples['scheduler']})" if samples.get("scheduler") else ""
     subsequence = f", subsequence {samples['subsequence']}" if samples.get("subsequence") else ""
@@ -502,57 +588,94 @@ def walk_of(samples: Mapping[str, Any]) -> str:
 
 
 def _samples_note(facts: CardFacts) -> str:
-    steps = facts.recipe.get("ddpm_num_inference_steps", 1000)
-    return (
-        f"{min(steps, 100)} steps of `{facts.scheduler.get('_class_name')}`, one seed, not selected."
-        if facts.recipe
-        else ""
-    )
+    if not facts.recipe:
+        return ""
+    steps = min(int(facts.recipe.get("ddpm_num_inference_steps", 1000)), 100)
+    scheduler = code(facts.scheduler.get("_class_name"))
+    return markdown("{steps} steps of {scheduler}, one seed, not selected.", steps=steps, scheduler=scheduler)
 
 
 def _limits(facts: CardFacts) -> Iterator[str]:
     yield f"It makes {_images(facts)} like those of its training data, with their biases, and nothing else."
     if facts.records or facts.evaluation:
-        yield "The figures are of one run with one seed."
+        yield "The measurements are of one run with one seed."
     yield "Nobody has looked for copies of training images among the samples."
     if facts.last("loss") is not None and facts.records[-1]["seconds"] < 3600:
-        yield "It was trained for minutes, to show the way and not to reach the best quality: expect malformed images."
+        yield "It was trained for less than an hour, as a demonstration: expect malformed images."
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether a file is a regular one of this folder, and no link on the way to it leads elsewhere."""
+    file = folder / name
+    return file.is_file() and file.resolve() == folder.resolve() / name
+
+
+def _text(path: Path) -> str:
+    """The content of a file of the folder; empty if it is missing or a link."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() and not path.is_symlink() else ""
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all; a link is replaced, and not followed."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text()) if path.is_file() else {}
-    except json.JSONDecodeError:
+        value = json.loads(_text(path) or "{}")
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise ValueError(f"'{path}' must hold a JSON object.")
     return value
 
 
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(_text(path)) or {}
+    except (yaml.YAMLError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"'{path}' must hold settings, one `name: value` per line.")
+    return value
+
+
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in _text(path).splitlines():
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
+            record = json.loads(line)
+        except (ValueError, RecursionError):  # the last line of a killed run
             continue
+        if isinstance(record, dict):
+            yield record
 
 
 def _weights(folder: Path) -> tuple[int, list[str], str]:
-    """(number of parameters, kinds of number, name) of the first variant's files, without reading the weights."""
-    files = sorted(folder.glob("*.safetensors"))
+    """(number of parameters, data types, name) of the first variant's files, without reading the weights.
+
+    Raises:
+        ValueError: if one of them is not a whole safetensors file.
+    """
+    files = sorted(file for file in folder.glob("*.safetensors") if not file.is_symlink())
     variants = {file.name.split("-0")[0].removesuffix(".safetensors") for file in files}
     first = min(variants, default="", key=len)
     count, dtypes = 0, set()
     for file in files:
         if file.name.split("-0")[0].removesuffix(".safetensors") == first:
-            with safe_open(file, framework="pt") as weights:
-                for key in weights.keys():  # noqa: SIM118
-                    tensor = weights.get_slice(key)
-                    count += math.prod(tensor.get_shape())
-                    dtypes.add(tensor.get_dtype())
+            try:
+                with safe_open(file, framework="pt") as weights:
+                    for key in weights.keys():  # noqa: SIM118
+                        tensor = weights.get_slice(key)
+                        count += math.prod(tensor.get_shape())
+                        dtypes.add(tensor.get_dtype())
+            except SafetensorError as error:
+                raise ValueError(f"'{file}' is not a whole safetensors file ({error}).") from None
     return count, sorted(_DTYPES.get(dtype, dtype) for dtype in dtypes), first.partition(".")[2]
 
 

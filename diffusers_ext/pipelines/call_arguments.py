@@ -27,7 +27,7 @@ def check_call(batch_size: Any, num_images_per_prompt: Any, height: Any, width: 
     for name, value in (("height", height), ("width", width)):
         if value is not None:
             _check_at_least_one(name, value)
-    if eta is not None and not (_is_number(eta) and 0 <= eta <= 1):
+    if eta is not None and not (is_number(eta) and 0 <= eta <= 1):
         raise ValueError(f"eta must be a number from 0 to 1, got {eta!r}.")
     if callback is not None and not callable(callback):
         raise ValueError(f"callback_on_step_end must be a function, got {type(callback).__name__}.")
@@ -83,7 +83,7 @@ def checked_list(timesteps: Any) -> list[Any]:
         values = timesteps.tolist() if isinstance(timesteps, torch.Tensor | np.ndarray) else list(timesteps)
     except TypeError:
         values = None
-    if not isinstance(values, list) or not all(map(_is_number, values)):
+    if not isinstance(values, list) or not all(map(is_number, values)):
         raise ValueError(f"timesteps must be a list of numbers, got {timesteps!r}.")
     return values
 
@@ -123,5 +123,5 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from diffusers.utils import logging
 
 from ..schedulers.tensors import working_dtype
+from .call_arguments import is_number
 
 logger = logging.get_logger(__name__)
 
@@ -158,17 +157,13 @@ def rescaled(guided: torch.Tensor, conditional: torch.Tensor, phi: float) -> tor
 
 def check_guidance(scale: float, interval: Sequence[float], rescale: float) -> None:
     """Raise ValueError, in one sentence, for a number out of its range."""
-    if not _is_number(scale) or scale < 0:
+    if not is_number(scale) or scale < 0:
         raise ValueError(f"guidance_scale must be a number of at least 0, got {scale!r}.")
-    two_numbers = isinstance(interval, list | tuple) and len(interval) == 2 and all(map(_is_number, interval))
+    two_numbers = isinstance(interval, list | tuple) and len(interval) == 2 and all(map(is_number, interval))
     if not two_numbers or not 0 <= interval[0] <= interval[1] <= 1:
         raise ValueError(f"guidance_interval must be (start, stop) with 0 <= start <= stop <= 1, got {interval!r}.")
-    if not _is_number(rescale) or not 0 <= rescale <= 1:
+    if not is_number(rescale) or not 0 <= rescale <= 1:
         raise ValueError(f"guidance_rescale must be a number from 0 to 1, got {rescale!r}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

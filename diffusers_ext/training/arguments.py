@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..conditions.image import IMAGE_CONDITIONS
+from ..hub.redaction import clean_token
 from ..objectives.timestep_sampling import TIMESTEP_SAMPLINGS
 from ..objectives.weighting import WEIGHTINGS
 from ..schedulers.registry import SAMPLERS
@@ -236,12 +237,13 @@ class TrainingArguments(_Origins):
     logging_dir: str = option("logs", "Folder of the tracker below the output folder.")
     logging_steps: int = option(10, "Write metrics every so many optimizer steps.")
     push_to_hub: bool = option(False, "Push the pipeline to the Hub whenever it is saved.")
-    hub_token: str | None = option(None, "Token for the Hub.")
+    hub_token: str | None = field(default=None, repr=False, metadata={"help": "Token for the Hub."})
     hub_model_id: str | None = option(None, "Repository on the Hub; named like the output folder when not given.")
     hub_private_repo: bool = option(False, "Create the repository as a private one.")
     debug: bool = option(False, "Show the whole traceback of an error.")
 
     def __post_init__(self) -> None:
+        self.hub_token = clean_token(self.hub_token)
         self._check_choices()
         self._check_numbers()
         if self.streaming:

@@ -12,8 +12,10 @@ from pathlib import Path
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from ..hub.averages import RECIPE, RECONSTRUCTION
-from ..hub.export import export, files_to_push, push_to_hub
+from ..hub.export import export
 from ..hub.model_card import write_card
+from ..hub.push import files_to_push, push_to_hub
+from ..hub.redaction import redacted
 from ..training import checkpoint
 from .arguments import TrainingArguments
 
@@ -24,7 +26,7 @@ def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, arguments: Trai
     """Save the pipeline with the code of its classes, the recipe and the model card; whole or not at all."""
     export(pipeline, output_dir)
     (output_dir / RECONSTRUCTION).unlink(missing_ok=True)
-    (output_dir / RECIPE).write_text(arguments.to_yaml())
+    (output_dir / RECIPE).write_text(arguments.to_yaml(), encoding="utf-8")
     describe(output_dir, arguments)
 
 
@@ -106,9 +108,7 @@ class HubPusher:
         return self.arguments.hub_model_id or self.output_dir.resolve().name
 
     def _report(self, error: BaseException) -> None:
-        reason = " ".join(str(error).split())
-        if self.arguments.hub_token:
-            reason = reason.replace(self.arguments.hub_token, "***")
+        reason = " ".join(redacted(error, self.arguments.hub_token).split())
         private = " --private" if self.arguments.hub_private_repo else ""
         logging_dir = self.arguments.logging_dir
         logs = f" --ignore_patterns {shlex.quote(logging_dir)}" if logging_dir != "logs" else ""
