@@ -86,11 +86,11 @@ def test_words_of_splits_inside_names_change_nothing(tmp_path, where):
     assert (len(data), data.label_names) == (4, ["boats", "train_tracks", "validation-cases"])
 
 
-@pytest.mark.parametrize("where", ["train_data_dir", "dataset_name"])
-@pytest.mark.parametrize("kind", ["images", "tables", "saved"])
+@pytest.mark.parametrize(
+    ("where", "kind"),
+    [("train_data_dir", "images"), *[("dataset_name", kind) for kind in ("images", "tables", "saved")]],
+)
 def test_brackets_in_a_path_are_no_pattern(tmp_path, where, kind):
-    if where == "train_data_dir" and kind != "images":
-        pytest.skip("a folder of images only")
     for name, seeds in (("run[12]", range(3)), ("run1", range(3, 8)), ("run2", range(3, 8))):
         folder = tmp_path / name
         folder.mkdir()
@@ -135,9 +135,9 @@ def test_table_files_belong_to_the_splits_that_their_names_say(tmp_path, names, 
 
 
 def test_ids_of_classes_may_have_gaps(tmp_path):
-    rows = datasets.Dataset.from_list(
-        [{"image": {"bytes": png(i), "path": None}, "label": (20240101, 5)[i % 2]} for i in range(4)]
-    )
+    labels = [20240101, 5, 20240101, 5]
+    images = [{"bytes": png(i), "path": None} for i in range(4)]
+    rows = datasets.Dataset.from_dict({"image": images, "label": labels})
     rows.cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
     data = load_image_data(str(tmp_path), cache_dir=str(tmp_path / "cache"))
     assert (data.labels.tolist(), data.label_names) == ([1, 0, 1, 0], ["5", "20240101"])
@@ -155,7 +155,7 @@ def test_files_that_are_left_out_are_counted_by_suffix(tmp_path, caplog):
     assert "1 .psd file needs to be saved as .png" in caplog.text
     assert "1 .txt file" in caplog.text
     (folder / "a.png").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no image files .* but 8 .heic files need pillow-heif"):
+    with pytest.raises(FileNotFoundError, match=r"holds no image files .* but 8 .heic files need pillow-heif"):
         load(folder, tmp_path)
 
 
@@ -203,7 +203,7 @@ def test_pipes_devices_and_links_out_of_a_folder_are_left_out(tmp_path, caplog):
     (folder / "b" / "up").symlink_to(folder)
     data = in_time(lambda: load(folder, tmp_path))
     assert len(data) == 3
-    for message in ("1 special file", "3 links that lead out of it or nowhere", "2 linked folders outside of it"):
+    for message in ("1 special file", "3 links out of it or to nothing", "2 linked folders outside of it"):
         assert message in caplog.text
     linked = tmp_path / "linked"
     linked.symlink_to(folder)
@@ -226,7 +226,7 @@ def test_special_members_of_a_tar_are_left_out_and_links_stay_inside(tmp_path, c
     assert len(data) == 3
     assert len(np.unique(data.__getitems__(range(3))["samples"], axis=0)) == 1
     assert "2 special files" in caplog.text
-    assert "3 links that lead out of it or nowhere" in caplog.text
+    assert "3 links out of it or to nothing" in caplog.text
 
 
 def test_links_in_a_zip_stay_inside(tmp_path, caplog):
@@ -237,7 +237,7 @@ def test_links_in_a_zip_stay_inside(tmp_path, caplog):
             info.external_attr = (stat.S_IFLNK | 0o777) << 16
             archive.writestr(info, target)
     assert len(load(path, tmp_path)) == 2
-    assert "1 link that lead out of it or nowhere" in caplog.text
+    assert "1 link out of it or to nothing" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["zip", "gz", "bz2", "xz"])
@@ -254,7 +254,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, kind, monkeypatch):
             member = tarfile.TarInfo("0.png")
             member.size = len(zeros)
             archive.addfile(member, io.BytesIO(zeros))
-    with pytest.raises(ValueError, match="is refused: it unpacks to more than 200 times its .* bytes"):
+    with pytest.raises(ValueError, match=r"is refused: it unpacks to more than 200 times its .* bytes"):
         load(path, tmp_path)
     assert not list(tmp_path.glob("cache/*"))
 
@@ -309,7 +309,7 @@ def test_a_special_file_is_no_archive(tmp_path, name):
     path = tmp_path / name  # an absolute name stays as it is
 
     def refused(**where):
-        with pytest.raises(ValueError, match="is a special file|is a file") as caught:
+        with pytest.raises(ValueError, match=r"is a special file|is a file") as caught:
             load_image_data(**where)
         return caught
 
@@ -323,7 +323,7 @@ def test_a_special_file_is_no_archive(tmp_path, name):
         ({"dataset_name": ""}, "dataset_name is empty; it takes a Hub name, a folder"),
         ({"dataset_name": " "}, "dataset_name is empty"),
         ({"train_data_dir": ""}, "train_data_dir is empty; it takes a folder"),
-        ({"split": "train[999999:]"}, r"split='train\[999999:\]' "),
+        ({"split": "train[999999:]"}, r"split='train\[999999:\]' of .* holds no rows; 'train' has 10,000"),
         ({"split": "train[5:5]"}, r"split='train\[5:5\]' of .* holds no rows; 'train' has 10,000"),
     ],
 )
