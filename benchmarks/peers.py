@@ -68,6 +68,25 @@ def course_network() -> UNet2DModel:
     return UNet2DModel(in_channels=1, out_channels=1, **COURSE_NETWORK)
 
 
+def cifar10_network() -> UNet2DModel:
+    """google/ddpm-cifar10-32: the network of Ho et al. 2020 for CIFAR-10, 35.7 million parameters."""
+    return UNet2DModel(
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=None,
+    )
+
+
+def tiny_network() -> UNet2DModel:
+    """A network of diffusers for trying the benchmarks out: 3 channels, 8x8."""
+    blocks: dict[str, Any] = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    return UNet2DModel(
+        sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, add_attention=False, **blocks
+    )
+
+
 def package_network(dim: int = 28, dim_mults: tuple[int, ...] = (1, 2, 4), channels: int = 1, **options: Any) -> Any:
     """A U-Net of denoising-diffusion-pytorch; by default of 2.0 million parameters, for one channel."""
     return load("denoising_diffusion_pytorch").Unet(dim=dim, dim_mults=dim_mults, channels=channels, **options)
@@ -94,12 +113,12 @@ class ForeignNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
 class PackageAdapter(torch.nn.Module):
     """A network of diffusers, as denoising-diffusion-pytorch calls its own."""
 
-    channels = out_dim = 1
     self_condition = False
 
-    def __init__(self, inner: torch.nn.Module):
+    def __init__(self, inner: Any):
         super().__init__()
         self.inner = inner
+        self.channels = self.out_dim = inner.config.in_channels
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, x_self_cond: None = None) -> torch.Tensor:
         return self.inner(x, time).sample

@@ -12,6 +12,9 @@ nothing. Networks: `course`, diffusers' UNet2DModel as Hugging Face's course has
 denoising-diffusion-pytorch's Unet of dim 28. Each loop trains the very same network, in fp32, in bf16, and ours also
 in what `--mixed_precision auto` chooses. `outside` is the share of a loop's time that is neither the network's forward
 nor backward pass nor the optimizer's step.
+
+benchmarks/gpu.py uses the same processes on an accelerator, with the networks `cifar10` (diffusers' UNet2DModel as
+google/ddpm-cifar10-32 has it) and `tiny`, on random images, with and without torch.compile.
 """
 
 from __future__ import annotations
@@ -35,7 +38,13 @@ import peers
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-NETWORKS: dict[str, Callable[[], Any]] = {"course": peers.course_network, "package": peers.package_network}
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "course": peers.course_network,
+    "package": peers.package_network,
+    "cifar10": peers.cifar10_network,
+    "tiny": peers.tiny_network,
+}
+CPU_NETWORKS = ("course", "package")
 PEERS = ("diffusers", "denoising-diffusion-pytorch", "smalldiffusion")
 # precision -> the loops that take turns, the first being ours that the ratios are of
 GROUPS = {
@@ -53,8 +62,8 @@ class Turn:
     Attributes:
         images: number of images trained on.
         seconds, processor_seconds: of the whole turn.
-        inside: seconds in forward pass, backward pass and optimizer.
-        peak_bytes: largest resident memory of the process so far.
+        inside: seconds in forward pass, backward pass and optimizer; 0 on an accelerator, which works on its own.
+        peak_bytes: largest resident memory of the process so far; on an accelerator, of its own memory.
         mode: how ours computes its steps.
     """
 
@@ -106,10 +115,18 @@ def turns(clock: InsideClock, batch_size: int, answers: Any) -> Iterator[int]:
         clock.seconds = 0.0
         began, processor = time.perf_counter(), time.process_time()
         yield steps
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         seconds, processor = time.perf_counter() - began, time.process_time() - processor
-        answer = Turn(steps * batch_size, seconds, processor, clock.seconds, peak, clock.mode)
+        answer = Turn(steps * batch_size, seconds, processor, clock.seconds, peak_memory(), clock.mode)
         print(json.dumps(vars(answer)), file=answers, flush=True)
+
+
+def peak_memory() -> int:
+    """Largest memory of this process so far, in bytes: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def advance(loop: Iterator[Any], asked: Iterator[int]) -> None:
@@ -138,6 +155,9 @@ def train_ours(
         train_batch_size=batch_size,
         num_epochs=10**4,
         use_ema=True,
+        resolution=network.config.sample_size,
+        channels=network.config.in_channels,
+        logger="none",
         output_dir=folder,
         **dict.fromkeys(("save_images_epochs", "save_model_epochs", "checkpointing_steps"), peers.FOREVER),
     )
@@ -153,9 +173,10 @@ def work(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     clock, inner = InsideClock(), NETWORKS[arguments.network]()
-    clock.watch(inner)
+    if arguments.network in CPU_NETWORKS:
+        clock.watch(inner)
     asked = turns(clock, arguments.batch_size, answers)
-    network = inner if arguments.network == "course" else peers.ForeignNetwork.around(inner)
+    network = peers.ForeignNetwork.around(inner) if arguments.network == "package" else inner
     with tempfile.TemporaryDirectory() as folder:
         if arguments.loop == "ours":
             train_ours(network, arguments.batch_size, arguments.precision, folder, clock, asked)
@@ -165,19 +186,27 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def train_peer(arguments: argparse.Namespace, inner: Any, network: Any, folder: str, asked: Iterator[int]) -> None:
-    batch_size, precision, images = arguments.batch_size, arguments.precision, digits()
+    batch_size, precision = arguments.batch_size, arguments.precision
+    images = digits() if arguments.network in CPU_NETWORKS else random_images(inner)
     if arguments.loop == "diffusers":
         advance(peers.diffusers_example(network, images, batch_size, precision, folder), asked)
     elif arguments.loop == "smalldiffusion":
         advance(peers.smalldiffusion_loop(network, images, batch_size, precision), asked)
     else:
         model = inner if arguments.network == "package" else peers.PackageAdapter(inner)
-        diffusion = peers.load("denoising_diffusion_pytorch").GaussianDiffusion(model, image_size=28)
+        size = images.shape[-1]
+        diffusion = peers.load("denoising_diffusion_pytorch").GaussianDiffusion(model, image_size=size)
         options = {"train_batch_size": batch_size, "amp": precision == "bf16", "mixed_precision_type": "bf16"}
         trainer = peers.package_trainer(diffusion, (images + 1) / 2, folder, **options)
         for steps in asked:
             trainer.train_num_steps = trainer.step + steps
             trainer.train()
+
+
+def random_images(network: Any) -> torch.Tensor:
+    """(10000, channels, size, size) uniform in [-1, 1], of the network's channels and size."""
+    config = network.config
+    return 2 * torch.rand(10_000, config.in_channels, config.sample_size, config.sample_size) - 1
 
 
 def digits() -> torch.Tensor:
@@ -194,23 +223,32 @@ def digits() -> torch.Tensor:
 class Worker:
     """A loop in a process of its own."""
 
-    def __init__(self, loop: str, network: str, precision: str, arguments: argparse.Namespace):
+    def __init__(self, loop: str, network: str, precision: str, arguments: argparse.Namespace, **environment: str):
         self.name = f"{loop}, {'fp32' if precision == 'no' else precision}"
         self.batch_size, threads = arguments.batch_size, str(arguments.threads)
         command = [sys.executable, __file__, "--threads", threads, "--batch_size", str(self.batch_size)]
         command += ["--loop", loop, "--network", network, "--precision", precision]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore"}
+        own = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore", **environment}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=own, text=True
         )
         self.turns: list[Turn] = []
 
     def turn(self, steps: int) -> Turn:
+        self.ask(steps)
+        return self.answer()
+
+    def ask(self, steps: int) -> None:
         assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # `answer` says why the process ended
+
+    def answer(self) -> Turn:
         assert self.process.stdout is not None
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
@@ -273,7 +311,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--turn_seconds", type=float, default=4.0)
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(CPU_NETWORKS))
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     for name in ("--loop", "--network", "--precision"):  # of a process that this one starts
