@@ -574,7 +574,8 @@ def outcomes(run: Run, parts: Sequence[str]) -> Iterator[tuple[str, Outcome]]:
 
 def whole_run(run: Run, parts: Sequence[str]) -> bool:
     """Every part in turn, the report written after each; whether all went well."""
-    began, done = time.monotonic(), {}
+    began = time.monotonic()
+    done: dict[str, Any] = {}
     report: dict[str, Any] = {"tiny": run.tiny, "machine": machine(run.device), "parts": done}
     for name, outcome in outcomes(run, parts):
         print(f"{name}: {outcome.status} ({outcome.seconds:.0f} s)", flush=True)
