@@ -577,6 +577,42 @@ def plot_guidance_sweep(
         left.set_title(title)
 
 
+def plot_convergence(
+    curves: Mapping[str, Sequence[tuple[float, float]]], path: PathLike, title: str = "Error against network calls"
+) -> None:
+    """Draw errors against network calls on logarithmic axes, with lines of order 1 and 2 for comparison.
+
+    Args:
+        curves: label -> (network calls, error) pairs. The seven labels that come first get colours of their own and a
+            line in the legend each; more are drawn thin and grey.
+        path: of the file; its suffix says which kind.
+        title: above the plot.
+
+    Raises ValueError for no curves.
+    """
+    if not curves:
+        raise ValueError("curves takes at least one curve, not none")
+    with _drawing(path, 7.2, 4.8) as figure:
+        axes = figure.add_subplot()
+        for number, (label, points) in reversed(list(enumerate(curves.items()))):
+            values = np.array([(calls, max(error, 1e-7)) for calls, error in points]).T
+            shown = number < len(COLORS)
+            style: Any = {"color": COLORS[number], "marker": "o", "markersize": 3, "label": label} if shown else {}
+            axes.plot(*values, **(style or {"color": "#bbbbbb", "linewidth": 0.7, "zorder": 1}))
+        calls = np.array([min(p[0] for c in curves.values() for p in c), max(p[0] for c in curves.values() for p in c)])
+        for order, line in ((1, ":"), (2, "--")):
+            axes.plot(calls, 0.8 * (calls / calls[0]) ** -order, line, color="#666666", linewidth=1)
+            axes.annotate(f"order {order}", (calls[-1], 0.8 * (calls[-1] / calls[0]) ** -order), fontsize=8)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        highest = max(error for points in curves.values() for _, error in points)
+        axes.set_ylim(1e-6, 10 * min(max(highest, 1.0), 1e2))
+        axes.set_xlabel("network calls")
+        axes.set_ylabel("error (rms to the exact flow, or of the exact law)")
+        axes.set_title(title)
+        axes.legend(fontsize=8, loc="lower left")
+
+
 def embedding_heatmap(
     embedding: torch.Tensor | np.ndarray,
     path: PathLike,

@@ -20,7 +20,7 @@ ARROWS = {
     "models": {"models"},
     "conditions": {"conditions"},
     "objectives": {"objectives", "schedulers"},
-    "proofs": {"proofs", "schedulers"},
+    "proofs": {"proofs", "figures", "schedulers"},
     "pipelines": {"pipelines", "conditions", "schedulers"},
     "figures": {"figures"},
     "data": {"data", "objectives"},

@@ -118,6 +118,7 @@ COMMANDS: dict[str, Command | str] = {
     "push": "hub push PushArguments",
     "card": "hub card CardArguments",
     "restore": "restore restore RestoreArguments",
+    "prove": "prove prove ProveArguments",
 }
 
 
@@ -142,7 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if asked_for_help else 2
     function, settings = _command(name)
     parser = HfArgumentParser(settings, prog=f"diffusers-ext {name}", description=settings.__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(words[len(name.split()) :])
+    rest = words[len(name.split()) :]
+    if hasattr(settings, "POSITIONAL") and rest and not rest[0].startswith("-"):
+        rest = [f"--{settings.POSITIONAL}", *rest]
+    (arguments,) = parser.parse_args_into_dataclasses(rest)
     keep_freed_memory()
     try:
         function(arguments)

@@ -1,5 +1,6 @@
 """Exact answers that samplers can be checked against: Gaussian mixtures, exact networks, convergence orders, laws."""
 
+from .audit import Audit, audit
 from .convergence import fitted_order, inversion_errors, rms
 from .examples import LINE_MIXTURES, MIXTURES
 from .guidance import guided_density, total_variation
@@ -8,15 +9,20 @@ from .levels import NetworkView, view_of
 from .mixture import GaussianMixture
 from .moments import standard_errors
 from .network import ExactNetwork, MixtureNetwork
+from .prove import prove
+from .report import Report, plot_reports, table
 from .sampling import sample, starting_noise
 
 __all__ = [
     "LINE_MIXTURES",
     "MIXTURES",
+    "Audit",
     "ExactNetwork",
     "GaussianMixture",
     "MixtureNetwork",
     "NetworkView",
+    "Report",
+    "audit",
     "exact_line_statistics",
     "fitted_order",
     "gaussian_law",
@@ -24,10 +30,13 @@ __all__ = [
     "inversion_errors",
     "line_law",
     "line_statistics",
+    "plot_reports",
+    "prove",
     "rms",
     "sample",
     "standard_errors",
     "starting_noise",
+    "table",
     "total_variation",
     "view_of",
     "wasserstein",

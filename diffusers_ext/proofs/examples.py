@@ -40,3 +40,8 @@ LINE_MIXTURES = {
     "three modes": GaussianMixture([0.2, 0.5, 0.3], [[-1.0], [0.3], [0.9]], [0.02, 0.05, 0.01]),
     "overlapping": GaussianMixture([0.5, 0.5], [[-0.3], [0.4]], [0.16, 0.04]),
 }
+
+# What `prove` uses. The mixture is wide enough that a solver shows its order within 160 network calls. With one
+# Gaussian the law of every linear sampler is exact.
+PROVING_MIXTURE = GaussianMixture([0.4, 0.6], [[-0.5], [0.45]], [0.09, 0.04])
+PROVING_GAUSSIAN = GaussianMixture([1.0], [[0.4]], [0.09])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .mixture import GaussianMixture
-from .sampling import step
+from .sampling import arguments_of_call, step, visited_timesteps
 
 COPIES = 8  # of one point, by which the standard deviation of a step's noise is read off
 
@@ -25,15 +25,27 @@ def recorded_step(
     Raises:
         ValueError: when the step draws from the generator in another way than tensors of the sample's shape.
     """
-    replay = torch.Generator()
-    replay.set_state(generator.get_state())
+    before = generator.get_state()
     moved = step(scheduler, network, t, x, generator, **step_arguments)
+    for dtype in (x.dtype, torch.float32):
+        drawn = _replayed(before, generator.get_state(), x.shape, dtype)
+        if drawn is not None:
+            return moved, [noise.to(x.dtype) for noise in drawn]
+    raise ValueError(f"{type(scheduler).__name__} draws its noise in a way that can't be replayed.")
+
+
+def _replayed(
+    before: torch.Tensor, after: torch.Tensor, shape: torch.Size, dtype: torch.dtype
+) -> list[torch.Tensor] | None:
+    """The normal tensors that carry a generator from one state to the other; None if up to four of them don't."""
+    generator = torch.Generator()
     drawn: list[torch.Tensor] = []
-    while not torch.equal(replay.get_state(), generator.get_state()):
+    generator.set_state(before)
+    while not torch.equal(generator.get_state(), after):
         if len(drawn) == 4:
-            raise ValueError(f"{type(scheduler).__name__} draws its noise in a way that can't be replayed.")
-        drawn.append(torch.randn(x.shape, dtype=x.dtype, generator=replay))
-    return moved, drawn
+            return None
+        drawn.append(torch.randn(shape, dtype=dtype, generator=generator))
+    return drawn
 
 
 def _noise_std(scheduler: Any, moved: torch.Tensor, drawn: list[torch.Tensor]) -> float:
@@ -88,14 +100,16 @@ def gaussian_law(
     Raises:
         ValueError: when the sampler is not affine in its start and its noises.
     """
-    times = scheduler.timesteps[:calls]
+    times = visited_timesteps(scheduler)[:calls]
     begin = starting_law(scheduler) if start is None else start
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4 * len(times) + 16, 1, dtype=torch.float64, generator=generator)
     inputs = [torch.ones_like(x), x]
     x = begin[0] + begin[1] * x
-    for t in times:
-        x, drawn = recorded_step(scheduler, network, t, x, generator, **step_arguments)
+    for call, t in enumerate(times):
+        x, drawn = recorded_step(
+            scheduler, network, t, x, generator, **arguments_of_call(scheduler, call), **step_arguments
+        )
         inputs += drawn
     design = torch.cat(inputs, 1)
     response = torch.linalg.lstsq(design, x.double()).solution
@@ -120,7 +134,7 @@ def line_law(scheduler: Any, network: Any, calls: int | None = None) -> tuple[to
     sigma, generator = starting_law(scheduler)[1], torch.Generator().manual_seed(0)
     x = torch.linspace(-6 * sigma, 6 * sigma, 400, dtype=torch.float64)
     mass = torch.softmax(-0.5 * (x / sigma) ** 2, 0)
-    for t in scheduler.timesteps[:calls]:
+    for t in visited_timesteps(scheduler)[:calls]:
         moved, std = moved_without_noise(scheduler, network, t, x[:, None], generator)
         x, mass = _spread(moved[:, 0], mass, std) if std else (moved[:, 0], mass)
     return x, mass

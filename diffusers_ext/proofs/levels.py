@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..schedulers.noise_path import SCHEDULES, NoisePath
-from .mixture import GaussianMixture, Level
+from .mixture import GaussianMixture, Level, network_output
 
 # diffusers' name for what the package calls `flow`.
 FLOW_PREDICTION = "flow_prediction"
@@ -46,12 +46,19 @@ class NetworkView:
 
     def output(self, mixture: GaussianMixture, x: torch.Tensor, t: Any) -> torch.Tensor:
         """What the exact network of `mixture` outputs for input x at timestep t."""
-        level = self.level(t)
+        return self._combined(*mixture.predict(x, self.level(t)), x, t)
+
+    def output_at_point(self, x0: torch.Tensor, x: torch.Tensor, t: Any) -> torch.Tensor:
+        """What the exact network outputs for input x at timestep t when the data are the point x0, of x's shape."""
+        alpha, sigma = self.level(t)
+        return self._combined(x0, (x - alpha * x0) / sigma, x, t)
+
+    def _combined(self, x0: torch.Tensor, epsilon: torch.Tensor, x: torch.Tensor, t: Any) -> torch.Tensor:
         if self.preconditioning is not None and self.noise_level is not None:
             c_in, c_skip, c_out = self.preconditioning(self.noise_level(t))
-            return (mixture.predict(x, level)[0] - c_skip / c_in * x) / c_out
+            return (x0 - c_skip / c_in * x) / c_out
         previous = self.level(t - 1) if self.prediction_type == "mean" else None
-        return mixture.output(self.prediction_type, x, level, previous)
+        return network_output(self.prediction_type, x0, epsilon, x, self.level(t), previous)
 
 
 def view_of(source: Any, prediction_type: str | None = None, time: Callable[[Any], Any] | None = None) -> NetworkView:
@@ -106,7 +113,7 @@ def training_alphas_cumprod(scheduler: Any) -> np.ndarray:
     """alphas_cumprod of shape (T,), float64, from the configuration; the scheduler's own where that isn't possible."""
     config = scheduler.config
     schedule, betas = config.get("beta_schedule"), config.get("trained_betas")
-    if betas is None and schedule not in SCHEDULES:
+    if "snr_shift_scale" in config or (betas is None and schedule not in SCHEDULES):
         return scheduler.alphas_cumprod.double().cpu().numpy()
     path = NoisePath.from_schedule(
         schedule or "linear",
@@ -166,4 +173,32 @@ def _angle_view(scheduler: Any) -> NetworkView:
     return NetworkView(lambda t: (math.cos(t * math.pi / 2), math.sin(t * math.pi / 2)), "v_prediction")
 
 
-_SPECIAL_VIEWS: dict[str, Callable[[Any], NetworkView]] = {"IPNDMScheduler": _angle_view}
+def _flow_view(scheduler: Any) -> NetworkView:
+    """Straight paths, timesteps on a scale of `num_train_timesteps` (1 without it); the network predicts flow."""
+    steps = scheduler.config.get("num_train_timesteps", 1)
+    return NetworkView(lambda t: (1 - t / steps, t / steps), "flow")
+
+
+def _wuerstchen_view(scheduler: Any) -> NetworkView:
+    """DDPMWuerstchenScheduler: a cosine path in t from 0 to 1 (Nichol and Dhariwal 2021, eq. 17)."""
+    s = scheduler.config.s
+
+    def level(t: Any) -> Level:
+        ratio = math.cos((t + s) / (1 + s) * math.pi / 2) / math.cos(s / (1 + s) * math.pi / 2)
+        alphas_cumprod = min(max(ratio**2, 1e-4), 0.9999)
+        return math.sqrt(alphas_cumprod), math.sqrt(1 - alphas_cumprod)
+
+    return NetworkView(level, "epsilon")
+
+
+def _reversed_flow_view(scheduler: Any) -> NetworkView:
+    """MiniMaxH3Scheduler: straight paths with t = 1 at the data; the network predicts the velocity to the data."""
+    return NetworkView(lambda t: (t, 1 - t), "flow_to_data")
+
+
+_SPECIAL_VIEWS: dict[str, Callable[[Any], NetworkView]] = {
+    "IPNDMScheduler": _angle_view,
+    "LTXEulerAncestralRFScheduler": _flow_view,
+    "DDPMWuerstchenScheduler": _wuerstchen_view,
+    "MiniMaxH3Scheduler": _reversed_flow_view,
+}

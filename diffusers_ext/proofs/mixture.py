@@ -137,21 +137,7 @@ class GaussianMixture:
         self, prediction_type: str, x: torch.Tensor, level: Level, previous: Level | None = None
     ) -> torch.Tensor:
         """What the exact network of this prediction type outputs at x_t; `previous` is the level of t-1, for `mean`."""
-        alpha, sigma = level
-        x0, epsilon = self.predict(x, level)
-        if prediction_type == "mean":
-            assert previous is not None
-            step = alpha / previous[0]
-            beta = sigma**2 - (step * previous[1]) ** 2
-            return (previous[0] * beta * x0 + step * previous[1] ** 2 * x) / sigma**2
-        return {
-            "epsilon": lambda: epsilon,
-            "sample": lambda: x0,
-            "v_prediction": lambda: alpha * epsilon - sigma * x0,
-            "score": lambda: -epsilon / sigma,
-            "scaled_epsilon": lambda: sigma * epsilon,
-            "flow": lambda: epsilon - x0,
-        }[prediction_type]()
+        return network_output(prediction_type, *self.predict(x, level), x, level, previous)
 
     # the probability flow
 
@@ -202,3 +188,36 @@ class GaussianMixture:
         y = (x / math.hypot(*start)).numpy().reshape(-1)
         solution = solve_ivp(velocity, angles, y, method="DOP853", rtol=tolerance, atol=tolerance)
         return torch.from_numpy(solution.y[:, -1]).reshape(x.shape) * math.hypot(*end)
+
+
+def network_output(
+    prediction_type: str,
+    x0: torch.Tensor,
+    epsilon: torch.Tensor,
+    x: torch.Tensor,
+    level: Level,
+    previous: Level | None = None,
+) -> torch.Tensor:
+    """What a network of this prediction type outputs at x when its estimates of x0 and epsilon are these.
+
+    Args:
+        prediction_type: `epsilon`, `sample`, `v_prediction`, `score`, `scaled_epsilon`, `flow`, `flow_to_data` or
+            `mean`.
+        level: (alpha, sigma) of x.
+        previous: level of t-1, for `mean`.
+    """
+    alpha, sigma = level
+    if prediction_type == "mean":
+        assert previous is not None
+        step = alpha / previous[0]
+        beta = sigma**2 - (step * previous[1]) ** 2
+        return (previous[0] * beta * x0 + step * previous[1] ** 2 * x) / sigma**2
+    return {
+        "epsilon": lambda: epsilon,
+        "sample": lambda: x0,
+        "v_prediction": lambda: alpha * epsilon - sigma * x0,
+        "score": lambda: -epsilon / sigma,
+        "scaled_epsilon": lambda: sigma * epsilon,
+        "flow": lambda: epsilon - x0,
+        "flow_to_data": lambda: x0 - epsilon,
+    }[prediction_type]()

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+# Schedulers whose `step` takes one timestep for each sample, and whose list of timesteps ends with the data.
+_BATCHED_TIMESTEPS = ("DDPMWuerstchenScheduler",)
+
 
 def sample(
     scheduler: Any,
@@ -26,9 +29,21 @@ def sample(
         generator: source of the sampler's noise.
         step_arguments: further arguments of `scheduler.step`, such as `eta`.
     """
-    for t in scheduler.timesteps[:calls]:
-        x = step(scheduler, network, t, x, generator, **step_arguments)
+    for call, t in enumerate(visited_timesteps(scheduler)[:calls]):
+        x = step(scheduler, network, t, x, generator, **arguments_of_call(scheduler, call), **step_arguments)
     return x
+
+
+def visited_timesteps(scheduler: Any) -> Any:
+    """The timesteps at which a pipeline calls the network: all, but for a class that lists the end as well."""
+    return scheduler.timesteps[:-1] if type(scheduler).__name__ in _BATCHED_TIMESTEPS else scheduler.timesteps
+
+
+def arguments_of_call(scheduler: Any, call: int) -> dict[str, Any]:
+    """Arguments of `step` that its pipeline takes from the list: `prev_timestep` of UnCLIPScheduler."""
+    if "prev_timestep" not in inspect.signature(scheduler.step).parameters:
+        return {}
+    return {"prev_timestep": scheduler.timesteps[call + 1] if call + 1 < len(scheduler.timesteps) else None}
 
 
 def step(
@@ -41,6 +56,8 @@ def step(
 ) -> torch.Tensor:
     """The sample after one network call at timestep t."""
     output = network(network_input(scheduler, x, t), t)
+    if type(scheduler).__name__ in _BATCHED_TIMESTEPS:
+        t = t.expand(len(x))
     if generator is not None and "generator" in inspect.signature(scheduler.step).parameters:
         step_arguments["generator"] = generator
     return scheduler.step(output, t, x, **step_arguments).prev_sample
