@@ -124,4 +124,5 @@ def _is_integer(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
+    """Whether this is a finite real number."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
