@@ -24,6 +24,7 @@ _CLASSES = {
     ],
     "schedulers": [
         "AncestralDDPMScheduler",
+        "FlowMatchScheduler",
         "GuidedLangevinScheduler",
         "MixScheduler",
         "ScoreSDEScheduler",
@@ -34,7 +35,7 @@ _CLASSES = {
 }
 _OTHERS = {
     "models": ["PRESETS", "build_model"],
-    "schedulers": ["NoisePath", "PREDICTION_TYPES", "SCHEDULES"],
+    "schedulers": ["NoisePath", "PREDICTION_TYPES", "Prediction", "SCHEDULES"],
     "training": ["TrainingArguments", "Trainer", "train"],
     "hub.export": ["export"],
     "hub.push": ["push_to_hub"],

@@ -1,29 +1,31 @@
-"""Schedulers on a noise path."""
+"""Noise paths, predictions, and schedulers on them."""
 
-from .noise_path import (
-    PREDICTION_TYPES,
-    SCHEDULES,
-    DiscretePath,
-    NoisePath,
+from .continuous_path import (
     RectifiedFlowPath,
     SubVariancePreservingPath,
     VarianceExplodingPath,
     VariancePreservingPath,
 )
+from .noise_path import DiscretePath, NoisePath
+from .prediction import PREDICTION_TYPES, Prediction
 from .scheduling_ancestral import AncestralDDPMScheduler
+from .scheduling_flow_match import FlowMatchScheduler
 from .scheduling_langevin import GuidedLangevinScheduler
 from .scheduling_mix import MixScheduler
 from .scheduling_score_sde import ScoreSDEScheduler
 from .scheduling_subsequence import SubsequenceDDIMScheduler
+from .schedules import SCHEDULES
 
 __all__ = [
     "PREDICTION_TYPES",
     "SCHEDULES",
     "AncestralDDPMScheduler",
     "DiscretePath",
+    "FlowMatchScheduler",
     "GuidedLangevinScheduler",
     "MixScheduler",
     "NoisePath",
+    "Prediction",
     "RectifiedFlowPath",
     "ScoreSDEScheduler",
     "SubVariancePreservingPath",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
+from .configuration import configured_by, noise_path_fields, prediction_fields
 from .noise_path import CLEAN
 from .scheduling_base import Generators, NoisePathScheduler, split_learned_variance
 from .tensors import carried, rounded, weighted_sum, working_dtype
@@ -24,20 +23,9 @@ class AncestralDDPMScheduler(NoisePathScheduler):
     Ho et al. 2020 (arXiv:2006.11239), eq. 6-7 and algorithm 2, for any s < t. No noise is added on reaching the data.
 
     Args:
-        num_train_timesteps: T, at least 2.
-        beta_start, beta_end: ends of the schedules between two betas.
-        beta_schedule: a name in `noise_path.SCHEDULES`.
-        trained_betas: T betas in (0, 1] that take the place of `beta_schedule`.
+        (shared): `configuration.noise_path_fields` and `configuration.prediction_fields`.
         variance_type: `fixed_small` (beta_tilde), `fixed_large` (beta), or `learned`, `learned_range` from a network
             with twice the channels (Nichol and Dhariwal 2021, eq. 15). The `_log` names mean the same variances.
-        clip_sample: clamp the predicted x0 to +-clip_sample_range.
-        prediction_type: one of `noise_path.PREDICTION_TYPES`.
-        thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of x0 instead of clamping.
-        clip_sample_range: bound of `clip_sample`.
-        timestep_spacing: `leading`, `trailing` or `linspace`.
-        steps_offset: added to `leading` times.
-        rescale_betas_zero_snr: end the path at alphas_cumprod = 0.
-        schedule_options: options of the schedule, such as {"s": 0.008, "clip": [1e-4, 0.9999]} for `cosine`.
         gamma: factor on the standard deviation of the added noise: a number of at least 0, `exponential_decay`
             exp(-5 (1 - t/T)), or `sigmoid_decay` 1 / (1 + exp(-10 (t/T - 1/2))). 1 is right; less collapses the
             samples towards a few alike, more leaves noise.
@@ -46,25 +34,10 @@ class AncestralDDPMScheduler(NoisePathScheduler):
         ValueError: for an unknown name, or betas outside (0, 1].
     """
 
-    @register_to_config
+    @configured_by(noise_path_fields, prediction_fields)
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | None = None,
         variance_type: str = "fixed_small",
-        clip_sample: bool = True,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False,
-        schedule_options: Mapping[str, Any] | None = None,
         gamma: float | str = 1.0,
     ):
         if variance_type not in VARIANCE_TYPES:

@@ -1,11 +1,12 @@
-"""What all schedulers on a discrete noise path share: configuration, timesteps, noising, bounds on x0."""
+"""What all schedulers on a noise path share: timesteps, noising, bounds on x0, configurations that swap."""
 
 from __future__ import annotations
 
-import math
+import json
+import warnings
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,101 +14,78 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 
-from .noise_path import CLEAN, DIFFUSERS_SCHEDULES, NoisePath
-from .tensors import combine, weighted_sum, working_dtype
+from .noise_path import CLEAN, TERMINAL_ALPHAS_CUMPROD, NoisePath
+from .schedules import DIFFUSERS_SCHEDULES
+from .tensors import combine, working_dtype
+from .timesteps import as_number, check_one_time, checked_timesteps, position_of_view, spaced_timesteps
 
 Generators = torch.Generator | list[torch.Generator] | None
 
-# What says which path a configuration means: never left to a default, for the defaults differ between schedulers.
+# These keys say which path a configuration means. They are never left to a default: defaults differ.
 PATH_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
-TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
+# x0's error over the output's: above this, x0 is bounded in any case.
+LARGEST_AMPLIFICATION = 10.0
 
-
-def spaced_timesteps(spacing: str, num_inference_steps: int, num_train_timesteps: int, offset: int = 0) -> np.ndarray:
-    """Evenly spaced times, increasing: Lin et al. 2023 (arXiv:2305.08891), table 2.
-
-    Args:
-        spacing: `leading` (starts at 0 + offset), `trailing` (ends at T-1) or `linspace` (both ends).
-        num_inference_steps: n in 1 ... T.
-        num_train_timesteps: T.
-        offset: added to `leading` times.
-
-    Returns:
-        int64 array of shape (n,), strictly increasing.
-
-    Raises:
-        ValueError: for an unknown spacing or n outside 1 ... T.
-    """
-    n, total = num_inference_steps, num_train_timesteps
-    if not 1 <= n <= total:
-        raise ValueError(f"num_inference_steps must be between 1 and {total} (num_train_timesteps), got {n}.")
-    if spacing == "leading":
-        return np.arange(n, dtype=np.int64) * (total // n) + offset
-    if spacing == "trailing":
-        return np.round(np.arange(total, 0, -total / n))[:n].astype(np.int64)[::-1] - 1
-    if spacing == "linspace":
-        # One step must still start from noise: the largest time, where np.linspace would give the smallest.
-        times = np.linspace(0, total - 1, n) if n > 1 else np.array([total - 1.0])
-        return times.round().astype(np.int64)
-    raise ValueError(f"Unknown timestep_spacing '{spacing}'; choose one of {', '.join(TIMESTEP_SPACINGS)}.")
-
-
-def checked_timesteps(timesteps: Sequence[int] | torch.Tensor | np.ndarray, num_train_timesteps: int) -> np.ndarray:
-    """User-given times as an int64 array, after checking that they decrease strictly within 0 ... T-1."""
-    times = np.asarray(timesteps.cpu() if isinstance(timesteps, torch.Tensor) else timesteps)
-    if times.ndim != 1 or len(times) == 0 or not np.array_equal(times, times.astype(np.int64)):
-        raise ValueError(f"timesteps must be a non-empty list of integers, got {timesteps!r}.")
-    if (np.diff(times) >= 0).any():
-        raise ValueError(f"timesteps must be in strictly descending order, got {times.tolist()}.")
-    if times[0] >= num_train_timesteps or times[-1] < 0:
-        raise ValueError(f"timesteps must lie between 0 and {num_train_timesteps - 1}, got {times[-1]} to {times[0]}.")
-    return times.astype(np.int64)
-
-
-def position_of_view(timestep: torch.Tensor, listed: torch.Tensor) -> int | None:
-    """Where in `listed`, a whole tensor of times, a one-element view of it lies; None for any other tensor.
-
-    `for t in scheduler.timesteps`, or in a part of it, gives views: their place in memory names the entry, where
-    reading the value would make the host wait for the device at every step.
-    """
-    if timestep.device != listed.device or timestep.dtype != listed.dtype:
-        return None
-    if timestep.untyped_storage().data_ptr() != listed.untyped_storage().data_ptr():
-        return None
-    return int(timestep.storage_offset())
+LONGEST_LIST_SHOWN = 8
 
 
 class NoisePathScheduler(SchedulerMixin, ConfigMixin):
-    """Base of the schedulers that walk a discrete `NoisePath` along any strictly decreasing list of timesteps.
+    """Base of the schedulers that follow a noise path along any strictly decreasing list of timesteps.
 
     `step` is a pure function of its arguments and the list: the time it goes to is the list's next entry below the
     given one (never a stride), and after the smallest entry come the clean data.
+
+    Attributes:
+        path: the noise path, `GaussianPath`.
+        timesteps: the times to visit, decreasing, as the network receives them.
+        order: network calls at each time, as in diffusers.
+        convergence_order: p, where the error falls as 1 / steps^p; weak order for samplers that draw noise.
     """
 
     config: Any
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
     order = 1
+    convergence_order = 1
     init_noise_sigma = 1.0
+
+    def __repr__(self) -> str:
+        """The configuration without the long lists, which the saved one holds."""
+        return f"{type(self).__name__} {json.dumps(_abbreviated(self.config), indent=2, sort_keys=True)}"
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """A scheduler of this class from another's configuration, on the same path.
+        """A scheduler of this class from another's configuration, on the same noise path.
 
-        A key that the other scheduler left at its default is dropped on a swap; the path's are kept, because defaults
-        differ (those of diffusers' HeunDiscreteScheduler are other betas).
+        A key that the other scheduler left at its default is dropped on a swap. The path's keys are kept, because
+        defaults differ: diffusers' HeunDiscreteScheduler has other betas.
+
+        Raises:
+            ValueError: for the configuration of a scheduler on another kind of path.
         """
+        if isinstance(config, Mapping):
+            cls._check_same_path(config)
         if isinstance(config, Mapping) and "_use_default_values" in config:
             defaults = [key for key in config["_use_default_values"] if key not in PATH_KEYS]
             config = {**config, "_use_default_values": defaults}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def _check_same_path(cls, config: Mapping[str, Any]) -> None:
+        """Raise ValueError for a saved configuration that names no schedule: EDM's, flow matching's, ..."""
+        name = config.get("_class_name")
+        if name not in (None, cls.__name__) and "beta_schedule" not in config:
+            raise ValueError(
+                f"{cls.__name__} can't be made from the configuration of {name}, which has noise levels of its own and "
+                "no beta_schedule; the network was trained on those, so keep that scheduler or one of its family."
+            )
 
     def _build_path(self) -> None:
         """Make the path from the configuration; call at the end of a subclass's `__init__`."""
         self.path = self._make_path()
         if isinstance(self.path, NoisePath):
             self._register_for_swaps()
-            self.path.warn_if_not_noise()
+            self.path.warn_about_ends()
             self.betas = torch.from_numpy(self.path.betas).float()
             self.alphas_cumprod = torch.from_numpy(self.path.alphas_cumprod).float()
         self.num_inference_steps: int | None = None
@@ -116,7 +94,7 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
     def _make_path(self) -> Any:
         config = self.config
         return NoisePath.from_schedule(
-            config.beta_schedule,
+            self._schedule(),
             config.num_train_timesteps,
             config.beta_start,
             config.beta_end,
@@ -124,6 +102,10 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
             config.trained_betas,
             config.rescale_betas_zero_snr,
         )
+
+    def _schedule(self) -> str:
+        """The name of the betas' schedule."""
+        return self.config.beta_schedule
 
     def _set_default_times(self) -> None:
         """All training times, so that the scheduler is usable before `set_timesteps`."""
@@ -182,9 +164,10 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
             times = checked_timesteps(timesteps, len(self.path))
         elif num_inference_steps is not None and timesteps is None:
             times = self._spaced(num_inference_steps)[::-1]
+            self._warn_of_a_low_start(num_inference_steps, int(times[0]))
         else:
             raise ValueError("Give exactly one of num_inference_steps and timesteps.")
-        # Raises now, not at the first step, when the walk starts where alpha is 0 and the output says nothing of x0.
+        # Raises now, not at the first step, where alpha is 0 at the start and the output does not determine x0.
         self.path.x0_coefficients(self.config.prediction_type, int(times[0]))
         return times
 
@@ -192,6 +175,19 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
         config = self.config
         times = spaced_timesteps(config.timestep_spacing, num_inference_steps, len(self.path), config.steps_offset)
         return times[times < len(self.path)]
+
+    def _warn_of_a_low_start(self, num_inference_steps: int, first: int) -> None:
+        """Warn when the times begin far below the path's end: sampling starts from noise all the same."""
+        path = self.path
+        if not isinstance(path, NoisePath) or path.alphas_cumprod[first] <= TERMINAL_ALPHAS_CUMPROD:
+            return
+        if path.alphas_cumprod[first] > 1.5 * path.alphas_cumprod[-1]:
+            warnings.warn(
+                f"With timestep_spacing '{self.config.timestep_spacing}', {num_inference_steps} steps begin at timestep "
+                f"{first} of {len(path) - 1}, where {path.alpha(first):.0%} of the signal's amplitude is left, while "
+                "sampling starts from pure noise; use timestep_spacing='trailing'.",
+                stacklevel=4,
+            )
 
     def _set_times(self, times: np.ndarray, device: str | torch.device | None) -> None:
         self._times: list[int] = [int(t) for t in times]
@@ -209,20 +205,20 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
             position = self._position_of_view(timestep)
             if position is not None:
                 return self._times[position]
-        t = int(_number(timestep))
+        t = int(as_number(timestep))
         if not 0 <= t < len(self.path):
             raise ValueError(f"timestep must lie between 0 and {len(self.path) - 1}, got {t}.")
         return t
 
     def _position_of_view(self, timestep: torch.Tensor) -> int | None:
         """Where in the list of times this view of it lies; None for any other tensor."""
-        _check_one_time(timestep)
+        check_one_time(timestep)
         return position_of_view(timestep, self._listed)
 
     # noising
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
-        """The network's input at `timestep`: the sample itself on a variance-preserving path."""
+        """The network's input at `timestep`: the sample itself, unless the path scales it."""
         return sample
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -238,14 +234,22 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
     def _predict_x0(self, model_output: torch.Tensor, t: int, sample: torch.Tensor) -> torch.Tensor:
         """x0 as a new tensor in working precision, bounded as the configuration says."""
         a, b = self.path.x0_coefficients(self.config.prediction_type, t)
-        return self._bound(combine(a, sample, b, model_output))
+        return self._bound(combine(a, sample, b, model_output), b)
 
-    def _bound(self, x0: torch.Tensor) -> torch.Tensor:
-        """Apply `thresholding` or `clip_sample`; x0 is the step's own tensor and may be changed in place."""
+    def _bound(self, x0: torch.Tensor, amplification: float) -> torch.Tensor:
+        """Apply `thresholding` or `clip_sample`; x0 is the step's own tensor and may be changed in place.
+
+        `amplification` times the output's error is x0's error. Near pure noise it is so large for `epsilon` that x0
+        would be far outside the data; there the exact x0 is nearly the data's mean, so that a bound of twice
+        `clip_sample_range` changes nothing but errors.
+        """
+        bound = self.config.clip_sample_range
         if self.config.thresholding:
             return self._threshold(x0)
         if self.config.clip_sample:
-            return x0.clamp_(-self.config.clip_sample_range, self.config.clip_sample_range)
+            return x0.clamp_(-bound, bound)
+        if abs(amplification) > LARGEST_AMPLIFICATION:
+            return x0.clamp_(-2 * bound, 2 * bound)
         return x0
 
     def _threshold(self, x0: torch.Tensor) -> torch.Tensor:
@@ -271,121 +275,15 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
         return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
 
 
-class Move(NamedTuple):
-    """One call of the network: at time `at`, for a move of this kind from time t towards time s."""
-
-    kind: str
-    t: Any
-    s: Any
-    at: Any
-
-
-class RepeatedWalkScheduler(NoisePathScheduler):
-    """Base of the schedulers that call the network several times at one time.
-
-    `self.timesteps` then holds repeated entries, one a call, and the scheduler counts the calls. An entry taken from
-    `self.timesteps` itself says which call it is; any other number is looked for from the counted place on, so a
-    walk may be started again, or in its middle, without a new `set_timesteps`.
-    """
-
-    def _set_moves(
-        self, moves: Sequence[Move], told: Sequence[float], dtype: torch.dtype, device: str | torch.device | None
-    ) -> None:
-        """Keep the moves, and what the network is told at each as `self.timesteps`."""
-        self._moves = list(moves)
-        on_host = torch.tensor(told, dtype=dtype)
-        self._timestep_values: list[float] = on_host.tolist()
-        self.timesteps = self._listed = on_host.to(device)
-        self._next_call = 0
-
-    def _next_move(self, timestep: int | float | torch.Tensor) -> Move:
-        position = self._position_of_view(timestep) if isinstance(timestep, torch.Tensor) else None
-        if position is None:
-            position = self._position_of_value(_number(timestep))
-        self._next_call = position + 1
-        return self._moves[position]
-
-    def previous_timestep(self, timestep: int | float | torch.Tensor) -> Any:
-        """The path's time that a step from this entry of `self.timesteps` goes to, or would go to after its repeats."""
-        called, move = self._next_call, self._next_move(timestep)
-        self._next_call = called
-        return move.s
-
-    def _position_of_value(self, timestep: float) -> int:
-        """The counted place if the value stands there, else the first place where a walk can begin with it.
-
-        Raises:
-            ValueError: for a value that is not in the list.
-        """
-        values, expected = self._timestep_values, self._next_call
-        # The list is float32, which carries seven digits of a continuous time.
-        if expected < len(values) and math.isclose(values[expected], timestep, rel_tol=1e-6):
-            return expected
-        for position, (value, move) in enumerate(zip(values, self._moves)):
-            # A call at another time than its move's start is a second half: the first must come before it.
-            if math.isclose(value, timestep, rel_tol=1e-6) and move.at == move.t:
-                return position
-        raise ValueError(f"timestep {timestep:g} is not among the scheduler's timesteps; call set_timesteps first.")
-
-    def _mix(
-        self,
-        x: float,
-        sample: torch.Tensor,
-        x0_weight: float,
-        x0: torch.Tensor,
-        std: float,
-        model_output: torch.Tensor,
-        generator: Generators,
-    ) -> torch.Tensor:
-        """x * sample + x0_weight * x0 + std * noise; no noise is drawn where std is 0."""
-        if std == 0:
-            return combine(x, sample, x0_weight, x0)
-        noise = self._noise(model_output, sample, generator).mul_(std)
-        return weighted_sum(noise, (x, sample), (x0_weight, x0))
-
-    def _langevin_step(
-        self,
-        h: float,
-        t: Any,
-        sample: torch.Tensor,
-        x0: torch.Tensor,
-        model_output: torch.Tensor,
-        generator: Generators,
-    ) -> torch.Tensor:
-        """x + h * score + sqrt(2 h) * noise, with score = (alpha_t * x0 - x) / sigma_t^2."""
-        alpha, variance = self.path.alpha(t), self.path.sigma(t) ** 2
-        return self._mix(1 - h / variance, sample, h * alpha / variance, x0, math.sqrt(2 * h), model_output, generator)
-
-    def _langevin_step_from_norms(
-        self,
-        snr: float,
-        t: Any,
-        sample: torch.Tensor,
-        x0: torch.Tensor,
-        model_output: torch.Tensor,
-        generator: Generators,
-    ) -> torch.Tensor:
-        """The same with h = 2 * (snr * |noise| / |score|)^2, the norms averaged over the batch.
-
-        Song et al. 2021 (arXiv:2011.13456), algorithm 5. The norms stay tensors: nothing waits for the device.
-        """
-        alpha, variance = self.path.alpha(t), self.path.sigma(t) ** 2
-        score = combine(alpha / variance, x0, -1 / variance, sample)
-        noise = self._noise(model_output, sample, generator)
-        root = snr * noise.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()
-        return score.mul_(2 * root**2).add_(noise.mul_(2 * root)).add_(sample)
-
-
-def _check_one_time(timestep: torch.Tensor) -> None:
-    if timestep.numel() != 1:
-        raise ValueError(f"step takes one timestep for the whole batch, got shape {tuple(timestep.shape)}.")
-
-
-def _number(timestep: int | float | torch.Tensor) -> float:
-    if not isinstance(timestep, torch.Tensor):
-        return timestep
-    _check_one_time(timestep)
-    return timestep.item()
+def _abbreviated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The public entries of a configuration, long lists by their ends and length."""
+    shown = {}
+    for key, value in config.items():
+        if isinstance(value, list | tuple) and len(value) > LONGEST_LIST_SHOWN:
+            value = f"[{value[0]:.6g}, ..., {value[-1]:.6g}], {len(value)} values"
+        if not key.startswith("_"):
+            shown[key] = value
+    return shown
 
 
 def split_learned_variance(

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
+from .configuration import configured_by, noise_path_fields, prediction_fields
 from .noise_path import CLEAN
-from .scheduling_base import Generators, Move, RepeatedWalkScheduler, split_learned_variance
+from .scheduling_base import Generators, split_learned_variance
+from .scheduling_repeated import Move, RepeatedStepScheduler
 from .tensors import carried, rounded
 
 RULES = ("langevin", "reverse_sde", "original")
 
 
-class GuidedLangevinScheduler(RepeatedWalkScheduler):
-    """Walk down the noise levels with K network calls at each.
+class GuidedLangevinScheduler(RepeatedStepScheduler):
+    """Langevin steps at every noise level, with K network calls at each.
 
     One Langevin step is x + h * score + sqrt(2 h) * z; it leaves the level's density as it is. The rules:
 
@@ -30,16 +30,14 @@ class GuidedLangevinScheduler(RepeatedWalkScheduler):
       x + beta/2 * x + beta * score + sqrt(beta) * z (Song et al. 2021, arXiv:2011.13456, eq. 6 and 11), without noise
       on reaching the data. Right at K = 1 for w = 0 and w = 1.
     - `original`: K Langevin steps with h = beta_t / 2 and noise at every level, as the source project had it with
-      K = 1. It is no reverse step, and its samples stay noisy: kept to reproduce its figures.
+      K = 1. It is no reverse step, and its samples stay noisy; it is kept to reproduce that project's figures.
 
     A scheduler sees one output a call: the pipeline forms null + w * (conditional - null) in whatever the network
-    predicts, which is linear in the score, so the scores combine alike. `self.timesteps` repeats each time once a call.
+    predicts, which is linear in the score, so the scores combine alike. `self.timesteps` repeats each time once per call.
 
     Args:
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, clip_sample, prediction_type,
-        thresholding, dynamic_thresholding_ratio, clip_sample_range, sample_max_value, timestep_spacing, steps_offset,
-        rescale_betas_zero_snr, schedule_options: as in `AncestralDDPMScheduler`; clip_sample is off by default, because
-            a bounded x0 no longer gives the gradient of a density.
+        (shared): `configuration.noise_path_fields` and `configuration.prediction_fields`; clip_sample is off by
+            default, because a bounded x0 no longer gives the gradient of a density.
         rule: one of `RULES`.
         inner_steps: K, at least 1.
         snr: signal-to-noise ratio r of a Langevin step, above 0.
@@ -50,24 +48,10 @@ class GuidedLangevinScheduler(RepeatedWalkScheduler):
         ValueError: for an unknown rule, inner_steps below 1, snr not above 0, or a path that does not fit.
     """
 
-    @register_to_config
+    @configured_by(noise_path_fields, prediction_fields)
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | None = None,
         clip_sample: bool = False,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False,
-        schedule_options: Mapping[str, Any] | None = None,
         rule: str = "reverse_sde",
         inner_steps: int = 1,
         snr: float = 0.16,

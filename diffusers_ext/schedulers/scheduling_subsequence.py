@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
+from .configuration import configured_by, noise_path_fields, prediction_fields
 from .noise_path import CLEAN
 from .scheduling_base import Generators, NoisePathScheduler, split_learned_variance
 from .tensors import carried, combine, rounded, weighted_sum
@@ -80,9 +80,7 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         x_s = alpha_s * x0 + sqrt(sigma_s^2 - std^2) * epsilon + std * z,    std = eta * sqrt(beta_tilde),    (eq. 16)
 
     Args:
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, clip_sample, prediction_type,
-        thresholding, dynamic_thresholding_ratio, clip_sample_range, sample_max_value, timestep_spacing, steps_offset,
-        rescale_betas_zero_snr, schedule_options: as in `AncestralDDPMScheduler`.
+        (shared): `configuration.noise_path_fields` and `configuration.prediction_fields`.
         set_alpha_to_one: the last step ends at the data (alpha = 1); False ends at the path's first level, as
             diffusers' option of that name does.
         subsequence: how `num_inference_steps` = L becomes a list: `uniform` (by `timestep_spacing`), `quadratic`, or
@@ -100,25 +98,10 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         ValueError: for an unknown name, eta outside 0 ... 1, or betas outside (0, 1].
     """
 
-    @register_to_config
+    @configured_by(noise_path_fields, prediction_fields)
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Sequence[float] | None = None,
-        clip_sample: bool = True,
         set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        rescale_betas_zero_snr: bool = False,
-        schedule_options: Mapping[str, Any] | None = None,
         subsequence: str = "uniform",
         eta: float = 0.0,
         sigma_hat: bool = False,
@@ -145,7 +128,7 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
             num_inference_steps: L, turned into a list by `subsequence`.
             device: where `self.timesteps` lives.
             timesteps: a strictly decreasing list within 0 ... T-1, instead of `num_inference_steps`.
-            inverse: walk the same list from the data to the noise; `self.timesteps` then increases, and a step at t
+            inverse: follow the same list from the data to the noise; `self.timesteps` then increases, and a step at t
                 takes a sample at the list's next entry below t (the data at first) up to t.
             subsequence: overrides `config.subsequence` for this call.
 

@@ -1,0 +1,230 @@
+"""Predictor-corrector sampling on any noise path: Song et al. 2021 (arXiv:2011.13456), algorithm 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+
+from .scheduling_base import Generators, split_learned_variance
+from .scheduling_repeated import Move, RepeatedStepScheduler
+from .tensors import carried, combine, rounded
+
+PREDICTORS = ("euler_maruyama", "reverse_diffusion", "ancestral", "ode_euler", "ode_heun")
+
+
+class PredictorCorrectorScheduler(RepeatedStepScheduler):
+    """Base of the schedulers that take, at each time, corrector steps and then a predictor step to the next time.
+
+    Predictors from t to s, with alpha_{t|s} and sigma^2_{t|s} of `GaussianPath.transition`:
+
+    - `euler_maruyama`: x - f * x + g2 * score + sqrt(g2) * z, (f, g2) of `GaussianPath.sde_increment` (eq. 6);
+    - `reverse_diffusion`: (2 - alpha_{t|s}) * x + sigma^2_{t|s} * (score + z / sigma_{t|s}) (eq. 46);
+    - `ancestral`: a draw from q(x_s | x_t, x0) (eq. 4 and 47);
+    - `ode_euler`, `ode_heun`: the probability flow (eq. 13) in the variable x / alpha against sigma / alpha, in which
+      its linear part is solved exactly, by steps of first and second order. On a discrete VP path `ode_euler` is DDIM.
+
+    The last step gives the predicted x0, without noise. The corrector is one Langevin step, x + h * score + sqrt(2 h) * z
+    with h = 2 * alpha^2_{t|s} * (snr * |z| / |score|)^2 (algorithms 4 and 5).
+
+    `self.timesteps` repeats a time once for each corrector step, and for the second evaluation of `ode_heun`. A child
+    says what its times are: `_continuous`, `_even_times`, `_network_time` and `_path_times`.
+    """
+
+    _predictor: str
+    _corrector_steps: int = 0
+    _continuous: bool = True
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """Network calls at each time."""
+        return self._corrector_steps + (2 if self._predictor == "ode_heun" else 1)
+
+    @property
+    def convergence_order(self) -> int:  # type: ignore[override]
+        """2 for `ode_heun`, 1 otherwise."""
+        return 2 if self._predictor == "ode_heun" else 1
+
+    # the times
+
+    def _even_times(self, num_inference_steps: int) -> np.ndarray:
+        """Times of a continuous path, float64 and decreasing from 1."""
+        raise NotImplementedError
+
+    def _network_time(self, t: float) -> float:
+        """The network's time at path time t."""
+        raise NotImplementedError
+
+    def _path_times(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """The path's times for the network's times, shape (batch,)."""
+        raise NotImplementedError
+
+    def _set_default_times(self) -> None:
+        if not self._continuous:
+            super()._set_default_times()
+        else:
+            self._set_times(self._choose_times(self.config.num_train_timesteps, None), None)
+
+    def _choose_times(self, num_inference_steps: int | None, timesteps: Sequence[Any] | None) -> np.ndarray:
+        if not self._continuous:
+            return super()._choose_times(num_inference_steps, timesteps)
+        if timesteps is not None and num_inference_steps is None:
+            times = checked_continuous_times(timesteps)
+        elif num_inference_steps is not None and timesteps is None:
+            if not isinstance(num_inference_steps, Integral) or num_inference_steps < 1:
+                raise ValueError(f"num_inference_steps must be an integer of at least 1, got {num_inference_steps!r}.")
+            times = self._even_times(num_inference_steps)
+        else:
+            raise ValueError("Give exactly one of num_inference_steps and timesteps.")
+        self.path.x0_coefficients(self.config.prediction_type, float(times[0]))
+        return times
+
+    def _set_times(self, times: np.ndarray, device: str | torch.device | None) -> None:
+        self._times = times.tolist()
+        self._ascending = sorted(self._times)
+        self.num_inference_steps = len(self._times)
+        ends = [*self._times[1:], self.path.clean]
+        moves = [move for t, s in zip(self._times, ends) for move in self._moves_at(t, s)]
+        self._set_moves(moves, [self._network_time(move.at) for move in moves], self._times_dtype(), device)
+
+    def _times_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def _moves_at(self, t: float, s: float) -> list[Move]:
+        moves = [Move("correct", t, s, t)] * self._corrector_steps
+        if s == self.path.clean:
+            return [*moves, Move("denoise", t, s, t)]
+        moves.append(Move(self._predictor.replace("ode_heun", "ode_euler"), t, s, t))
+        # sigma / alpha is infinite where alpha is 0: the step from there stays a first-order one.
+        if self._predictor == "ode_heun" and self.path.alpha(t) > 0:
+            moves.append(Move("ode_heun", t, s, s))
+        return moves
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: int | float | torch.Tensor | None = None) -> torch.Tensor:
+        """The network's input: the sample, scaled where the path says so (`GaussianPath.network_input`)."""
+        if not getattr(self.path, "scale_input", False):
+            return sample
+        if timestep is None:
+            raise ValueError("scale_model_input needs the timestep: this scheduler scales the network's input.")
+        called, move = self._next_call, self._next_move(timestep)
+        self._next_call = called
+        return self.path.network_input(carried(sample), move.at).to(sample.dtype)
+
+    # noising, at times as the network receives them
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """x_t from x0; `timesteps` of shape (batch,) on the scale of `self.timesteps`."""
+        return super().add_noise(original_samples, noise, self._path_times(timesteps))
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """alpha_t * epsilon - sigma_t * x0; `timesteps` as in `add_noise`."""
+        return super().get_velocity(sample, noise, self._path_times(timesteps))
+
+    # one step
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | float | torch.Tensor,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """The step of this call: a corrector's, a predictor's, or the second half of Heun's.
+
+        Args:
+            model_output: network output of shape (batch, channels, ...); the variance half of a network with twice the
+                channels is left unused.
+            timestep: a number or a one-element tensor out of `self.timesteps`.
+            sample: x of shape (batch, channels, ...).
+            generator: source of the noise, one or a list of one per sample.
+            return_dict: give a tuple (next sample, x0) when False.
+
+        Returns:
+            `prev_sample` and `pred_original_sample` x0, both in the sample's shape and dtype.
+
+        Raises:
+            ValueError: for shapes that do not fit, or a timestep that is not in the list.
+        """
+        dtype, sample = sample.dtype, carried(sample)
+        move = self._next_move(timestep)
+        model_output, _ = split_learned_variance(model_output, sample)
+        x0 = self._predict_x0(model_output, move.at, sample)
+        if move.kind == "denoise":
+            prev_sample = x0
+        elif move.kind == "correct":
+            prev_sample = self._correct(move, x0, sample, model_output, generator)
+        elif move.kind == "ode_heun":
+            prev_sample = self._heun(move, x0, sample)
+        else:
+            if self._predictor == "ode_heun":
+                self._epsilon = self._epsilon_from(x0, move.t, sample)
+            weight, x0_weight, std = self._predictor_weights(move)
+            prev_sample = self._mix(weight, sample, x0_weight, x0, std, model_output, generator)
+        prev_sample, x0 = rounded(prev_sample, dtype), x0.to(dtype)
+        if not return_dict:
+            return prev_sample, x0
+        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
+
+    def _predictor_weights(self, move: Move) -> tuple[float, float, float]:
+        """(weight of x, weight of x0, standard deviation of the noise) of the step from t to s."""
+        kind, t, s, _ = move
+        alpha, variance = self.path.alpha(t), self.path.sigma(t) ** 2
+        if kind == "ancestral":
+            x0_weight, weight, noise_variance = self.path.posterior(t, s)
+            return weight, x0_weight, math.sqrt(noise_variance)
+        if kind == "ode_euler":
+            ratio = self.path.sigma(s) / self.path.sigma(t)
+            return ratio, self.path.alpha(s) - ratio * alpha, 0.0
+        if kind == "euler_maruyama":
+            drift, noise_variance = self.path.sde_increment(t, s)
+        else:
+            ratio, noise_variance = self.path.transition(t, s)
+            drift = ratio - 1
+        # score = (alpha * x0 - x) / sigma^2
+        gain = noise_variance / variance
+        return 1 - drift - gain, gain * alpha, math.sqrt(noise_variance)
+
+    def _correct(
+        self,
+        move: Move,
+        x0: torch.Tensor,
+        sample: torch.Tensor,
+        model_output: torch.Tensor,
+        generator: Generators,
+    ) -> torch.Tensor:
+        snr = self.config.snr * self.path.transition(move.t, move.s)[0]
+        if self.config.measured_norms:
+            return self._langevin_step_from_norms(snr, move.t, sample, x0, model_output, generator)
+        h = 2 * (snr * self.path.sigma(move.t)) ** 2
+        return self._langevin_step(h, move.t, sample, x0, model_output, generator)
+
+    def _epsilon_from(self, x0: torch.Tensor, t: float, sample: torch.Tensor) -> torch.Tensor:
+        sigma = self.path.sigma(t)
+        return combine(1 / sigma, sample, -self.path.alpha(t) / sigma, x0)
+
+    def _heun(self, move: Move, x0: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """Replace epsilon at t by the mean of epsilon at t and at s in the Euler step that gave this sample."""
+        t, s = move.t, move.s
+        width = self.path.sigma(s) - self.path.alpha(s) / self.path.alpha(t) * self.path.sigma(t)
+        change = self._epsilon_from(x0, s, sample).sub_(self._epsilon)
+        return change.mul_(width / 2).add_(sample)
+
+
+def check_choice(argument: str, name: str, names: Sequence[str]) -> None:
+    """Raise ValueError unless `name` is one of `names`."""
+    if name not in names:
+        raise ValueError(f"Unknown {argument} '{name}'; choose one of {', '.join(names)}.")
+
+
+def checked_continuous_times(timesteps: Sequence[float]) -> np.ndarray:
+    """A user's times as a float64 array. Raises ValueError unless they decrease strictly within 0 < t <= 1."""
+    times = np.asarray(timesteps.cpu() if isinstance(timesteps, torch.Tensor) else timesteps, dtype=np.float64)
+    if times.ndim != 1 or len(times) == 0 or not (times[0] <= 1 and times[-1] > 0 and (np.diff(times) < 0).all()):
+        raise ValueError(f"timesteps must decrease strictly within 0 < t <= 1, got {timesteps!r}.")
+    return times
