@@ -32,7 +32,7 @@ from diffusers_ext.hub.convert import (
     unwrap,
 )
 from diffusers_ext.models import PRESETS
-from diffusers_ext.schedulers.noise_path import make_betas
+from diffusers_ext.schedulers.schedules import make_betas
 
 TIMESTEPS = torch.tensor([0.0, 7.0, 250.0])
 

@@ -13,23 +13,24 @@ import pytest
 import torch
 
 from diffusers_ext.proofs import MIXTURES
-from diffusers_ext.schedulers.noise_path import (
-    CLEAN,
+from diffusers_ext.schedulers import (
     PREDICTION_TYPES,
     SCHEDULES,
     DiscretePath,
     NoisePath,
+    Prediction,
     RectifiedFlowPath,
+    SubsequenceDDIMScheduler,
     SubVariancePreservingPath,
     VarianceExplodingPath,
     VariancePreservingPath,
-    make_betas,
-    rescale_zero_terminal_snr,
 )
+from diffusers_ext.schedulers.noise_path import CLEAN
+from diffusers_ext.schedulers.schedules import make_betas, rescale_zero_terminal_snr
 
 CONTINUOUS_PATHS = {
     "vp": VariancePreservingPath(),
-    "sub-vp": SubVariancePreservingPath(),
+    "sub_vp": SubVariancePreservingPath(),
     "ve": VarianceExplodingPath(),
     "rectified flow": RectifiedFlowPath(),
 }
@@ -91,12 +92,46 @@ def test_schedule_is_its_formula(schedule, steps):
     np.testing.assert_allclose(make_betas(schedule, steps), expected, rtol=1e-9)
 
 
-def test_every_schedule_is_written_out_here_or_equals_diffusers():
+def test_log_snr_of_laplace_has_a_laplace_distribution():
+    """Half of the levels lie above the mean, and a share exp(-x / scale) / 2 lies x above it."""
+    assert set(SCHEDULES) - set(FORMULAS) == {"laplace"}
+    path = NoisePath.from_schedule("laplace", 1000, options={"mean": 0.3, "scale": 0.4})
+    log_snr = np.log(path.alphas_cumprod / (1 - path.alphas_cumprod))
+    for x in (0.0, 0.2, 0.5, 1.0, 1.5):
+        share = math.exp(-x / 0.4) / 2
+        assert (log_snr > 0.3 + x).mean() == pytest.approx(share, abs=2e-3)
+        assert (log_snr < 0.3 - x).mean() == pytest.approx(share, abs=2e-3)
+
+
+def test_a_path_that_begins_far_from_the_data_warns():
+    with pytest.warns(UserWarning, match=r"begins at noise level 0\.21"):
+        NoisePath.from_schedule("laplace", 1000).warn_about_ends()
+
+
+def test_diffusers_own_laplace_schedule_is_another_path_and_is_refused():
     from diffusers import DDPMScheduler
 
-    assert set(SCHEDULES) - set(FORMULAS) == {"laplace"}
-    theirs = DDPMScheduler(beta_schedule="laplace").betas.numpy()
-    np.testing.assert_allclose(make_betas("laplace", 1000), theirs, atol=2e-7)
+    with pytest.raises(ValueError, match="its formula differs"):
+        SubsequenceDDIMScheduler.from_config(DDPMScheduler(beta_schedule="laplace").config)
+
+
+def test_predictions_are_checked_against_one_another():
+    """x0 and epsilon of every type, put back into both equations, give the sample and the output again."""
+    alpha, sigma = 0.6, 0.7
+    for kind in PREDICTION_TYPES:
+        view = Prediction(kind)
+
+        def posterior():
+            return 0.4, 0.9
+
+        p, q = view.output(alpha, sigma, posterior)
+        (a, b), (c, d) = view.x0(alpha, sigma, posterior), view.epsilon(alpha, sigma, posterior)
+        x, output = 0.8, -1.7
+        x0, epsilon = a * x + b * output, c * x + d * output
+        assert alpha * x0 + sigma * epsilon == pytest.approx(x)
+        assert p * x0 + q * epsilon == pytest.approx(output)
+    with pytest.raises(ValueError, match="Unknown prediction_type 'noise'; choose one of epsilon"):
+        Prediction("noise")
 
 
 def test_clipped_cosine_of_the_annotated_lineage():
@@ -142,14 +177,14 @@ def test_zero_terminal_snr(schedule):
 
 def test_a_path_that_never_reaches_noise_warns_and_one_that_does_is_silent():
     with pytest.warns(UserWarning, match=r"ends at alphas_cumprod = 0\.169"):
-        NoisePath.from_schedule("exponential", 1000).warn_if_not_noise()
+        NoisePath.from_schedule("exponential", 1000).warn_about_ends()
     with pytest.warns(UserWarning, match="22% of the signal"):
-        NoisePath.from_schedule("linear", 300).warn_if_not_noise()
+        NoisePath.from_schedule("linear", 300).warn_about_ends()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        NoisePath.from_schedule("linear", 1000).warn_if_not_noise()
-        NoisePath.from_schedule("linear_rescaled", 300).warn_if_not_noise()
-        NoisePath.from_schedule("linear", 300, rescale_betas_zero_snr=True).warn_if_not_noise()
+        NoisePath.from_schedule("linear", 1000).warn_about_ends()
+        NoisePath.from_schedule("linear_rescaled", 300).warn_about_ends()
+        NoisePath.from_schedule("linear", 300, rescale_betas_zero_snr=True).warn_about_ends()
 
 
 @pytest.mark.parametrize(
@@ -333,7 +368,7 @@ def test_float32_conversions_keep_float32_accuracy():
         output = path.target(kind, x0.double(), noise.double(), t)
         exact, _ = path.to_x0_epsilon(kind, output, x, t)
         rounded, _ = path.to_x0_epsilon(kind, output.float(), x.float(), t)
-        a, b = path._pair(f"x0:{kind}", t, x)
+        a, b = path.x0_factors(kind, t, x)
         condition = a.abs() * x.abs() + b.abs() * output.abs() + 1
         assert ((rounded - exact).abs() / condition).max() < 5e-7
 

@@ -21,7 +21,7 @@ from diffusers_ext.objectives.network import ConditionedNetwork
 from diffusers_ext.objectives.randomness import rand_shared, randn_shared, shared_generator_of
 from diffusers_ext.objectives.timestep_sampling import HISTORY, UNIFORM_SHARE, ImportanceSampler, TimestepSampler
 from diffusers_ext.objectives.weighting import WEIGHTINGS, X0_WEIGHTINGS, Weighting
-from diffusers_ext.schedulers.noise_path import PREDICTION_TYPES, NoisePath, RectifiedFlowPath
+from diffusers_ext.schedulers import PREDICTION_TYPES, NoisePath, RectifiedFlowPath
 from diffusers_ext.training import Trainer, TrainingArguments, train
 from diffusers_ext.training.build import make_objective
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from analytic import MIXTURES
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from diffusers_ext import GenerationPipeline, ScoreSDEScheduler, SubsequenceDDIMScheduler, build_model
-from diffusers_ext.proofs.mixture import MixtureNetwork
+from diffusers_ext.proofs import MIXTURES, MixtureNetwork
 from diffusers_ext.schedulers import AncestralDDPMScheduler, MixScheduler
 
 HALVES = (torch.bfloat16, torch.float16)

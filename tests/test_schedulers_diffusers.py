@@ -20,6 +20,7 @@ from diffusers_ext.proofs import MIXTURES, ExactNetwork, sample
 from diffusers_ext.schedulers import (
     SCHEDULES,
     AncestralDDPMScheduler,
+    FlowMatchScheduler,
     GuidedLangevinScheduler,
     MixScheduler,
     NoisePath,
@@ -148,8 +149,7 @@ def test_learned_variance_is_theirs(variance_type):
 
 
 def flow_scheduler(**settings):
-    at_rest = {"continuous": True, "prediction_type": "flow", "timestep_scale": 1000.0, "sampling_eps": 1e-3}
-    return ScoreSDEScheduler(**{"sde": "rectified_flow", "predictor": "ode_euler", **at_rest, **settings})
+    return FlowMatchScheduler(**settings)
 
 
 @pytest.mark.parametrize("steps", [4, 50])
@@ -521,12 +521,16 @@ def test_impossible_exponential_lengths(name, length):
         (lambda: ScoreSDEScheduler(sampling_eps=0.0), "sampling_eps must lie between 0 and 1"),
         (lambda: ScoreSDEScheduler(continuous=True, prediction_type="mean"), "'mean' needs a discrete noise path"),
         (lambda: ScoreSDEScheduler(continuous=True).set_timesteps(timesteps=[0.5, 0.7]), "decrease strictly"),
-        (lambda: ScoreSDEScheduler(sde="rectified_flow"), "'rectified_flow' takes continuous=True"),
+        (lambda: ScoreSDEScheduler(sde="rectified_flow"), "Unknown sde 'rectified_flow'"),
         (
-            lambda: ScoreSDEScheduler(sde="rectified_flow", continuous=True),
-            "takes a predictor among ancestral, ode_euler",
+            lambda: FlowMatchScheduler(predictor="reverse_diffusion"),
+            "Unknown predictor 'reverse_diffusion'; choose one of ode_euler, ode_heun, ancestral",
         ),
-        (lambda: SubsequenceDDIMScheduler.from_config(flow_scheduler().config), "Unknown schedule 'rectified_flow'"),
+        (
+            lambda: SubsequenceDDIMScheduler.from_config(flow_scheduler().config),
+            "'rectified_flow' has no betas; use Flow",
+        ),
+        (lambda: FlowMatchScheduler(shift=0.0), "shift must be above 0"),
         (lambda: MixScheduler(low=1.0, high=0.0), "low must be below high"),
         (lambda: MixScheduler().set_timesteps(timesteps=[5, 2]), "counts its steps down by one"),
     ],

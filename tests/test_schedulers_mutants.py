@@ -25,11 +25,12 @@ from test_schedulers_proof import (
 )
 
 from diffusers_ext.proofs import LINE_MIXTURES, MIXTURES
-from diffusers_ext.schedulers import noise_path, scheduling_ancestral
+from diffusers_ext.schedulers import continuous_path, prediction, scheduling_ancestral
 from diffusers_ext.schedulers.noise_path import CLEAN, GaussianPath, NoisePath
 from diffusers_ext.schedulers.scheduling_ancestral import AncestralDDPMScheduler
-from diffusers_ext.schedulers.scheduling_base import NoisePathScheduler, RepeatedWalkScheduler
+from diffusers_ext.schedulers.scheduling_base import NoisePathScheduler
 from diffusers_ext.schedulers.scheduling_langevin import GuidedLangevinScheduler
+from diffusers_ext.schedulers.scheduling_repeated import RepeatedStepScheduler
 from diffusers_ext.schedulers.scheduling_score_sde import ScoreSDEScheduler
 from diffusers_ext.schedulers.scheduling_subsequence import SubsequenceDDIMScheduler
 
@@ -76,13 +77,13 @@ def swapped_sigma(patch):
 
 
 def half_score(patch):
-    mix = RepeatedWalkScheduler._mix
+    mix = RepeatedStepScheduler._mix
 
     def wrong(self, x, sample, x0_weight, x0, std, *rest):
         # x0 enters only through the score, (alpha x0 - x) / sigma^2: half of it, and the x that goes with it.
         return mix(self, x + x0_weight / 2, sample, x0_weight / 2, x0, std, *rest)
 
-    patch.setattr(RepeatedWalkScheduler, "_mix", wrong)
+    patch.setattr(RepeatedStepScheduler, "_mix", wrong)
 
 
 def off_by_one_at_the_last_step(patch):
@@ -133,22 +134,11 @@ def sigma_without_square_root(patch):
 
 
 def wrong_sign_of_v(patch):
-    coefficients = noise_path.output_coefficients
-
-    def wrong(kind, alpha, sigma, posterior_mean=None):
-        p, q = coefficients(kind, alpha, sigma, posterior_mean)
-        return (-p, q) if kind == "v_prediction" else (p, q)
-
-    patch.setattr(noise_path, "output_coefficients", wrong)
+    patch.setitem(prediction._OUTPUTS, "v_prediction", lambda alpha, sigma, _: (sigma, alpha))
 
 
 def score_without_its_sigma(patch):
-    coefficients = noise_path.output_coefficients
-
-    def wrong(kind, alpha, sigma, posterior_mean=None):
-        return (alpha * 0, alpha * 0 - 1) if kind == "score" else coefficients(kind, alpha, sigma, posterior_mean)
-
-    patch.setattr(noise_path, "output_coefficients", wrong)
+    patch.setitem(prediction._OUTPUTS, "score", lambda alpha, sigma, _: (alpha * 0, alpha * 0 - 1))
 
 
 def heun_without_its_half(patch):
@@ -172,12 +162,12 @@ def drift_of_the_wrong_sign(patch):
         return -drift, variance
 
     patch.setattr(GaussianPath, "sde_increment", wrong)
-    patch.setattr(noise_path.ContinuousPath, "sde_increment", wrong)
+    patch.setattr(continuous_path.ContinuousPath, "sde_increment", wrong)
 
 
 def langevin_step_of_twice_the_size(patch):
-    step = RepeatedWalkScheduler._langevin_step
-    patch.setattr(RepeatedWalkScheduler, "_langevin_step", lambda self, h, t, *rest: step(self, 2 * h, t, *rest))
+    step = RepeatedStepScheduler._langevin_step
+    patch.setattr(RepeatedStepScheduler, "_langevin_step", lambda self, h, t, *rest: step(self, 2 * h, t, *rest))
 
 
 def inversion_with_the_lower_sigma(patch):
@@ -205,7 +195,7 @@ def original_rule_without_the_half(patch):
 
 def clamp_left_on(patch):
     bound = NoisePathScheduler._bound
-    patch.setattr(NoisePathScheduler, "_bound", lambda self, x0: bound(self, x0).clamp_(-0.6, 0.6))
+    patch.setattr(NoisePathScheduler, "_bound", lambda self, x0, b: bound(self, x0, b).clamp_(-0.6, 0.6))
 
 
 def tables_are_float64():

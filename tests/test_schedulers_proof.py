@@ -35,6 +35,7 @@ from diffusers_ext.proofs import (
 from diffusers_ext.schedulers import (
     PREDICTION_TYPES,
     AncestralDDPMScheduler,
+    FlowMatchScheduler,
     GuidedLangevinScheduler,
     MixScheduler,
     ScoreSDEScheduler,
@@ -64,22 +65,28 @@ langevin = partial(GuidedLangevinScheduler, timestep_spacing="trailing")
 score_sde = partial(ScoreSDEScheduler, timestep_spacing="trailing")
 
 
+def exact_network(mixture: GaussianMixture, scheduler: Any) -> ExactNetwork:
+    scale = scheduler.config.num_train_timesteps if isinstance(scheduler, FlowMatchScheduler) else 1
+    kind = scheduler.config.prediction_type
+    return ExactNetwork(mixture, scheduler.path, kind, time=lambda t: t / scale if scale > 1 else t)
+
+
 # --- deterministic samplers converge to the exact flow at their order -------------------------------------------------
 
 
 def flow_errors(scheduler, mixture: GaussianMixture, counts, n: int = 32, prediction_type: str = "epsilon"):
-    """rms distance to the exact flow, from the walk's first time to its end, for each number of steps.
+    """rms distance to the exact flow, from the first time to the last, for each number of steps.
 
-    In continuous time the walk is judged before its last call, the step of fixed size from `sampling_eps` to the data.
+    In continuous time the sample is compared before its last call, the step of fixed size to the data.
     """
     path, continuous = scheduler.path, hasattr(scheduler.path, "drift")
     x = starting_noise(scheduler, n, mixture.means.shape[1])
-    first, last = (1.0, scheduler.config.sampling_eps) if continuous else (len(path) - 1, path.clean)
+    first, last = (1.0, scheduler._times[-1]) if continuous else (len(path) - 1, path.clean)
     exact = mixture.flow(x, (path.alpha(first), path.sigma(first)), (path.alpha(last), path.sigma(last)))
     errors = []
     for count in counts:
         scheduler.set_timesteps(count + 1 if continuous else count)
-        got = sample(scheduler, ExactNetwork(mixture, path, prediction_type), x, calls=-1 if continuous else None)
+        got = sample(scheduler, exact_network(mixture, scheduler), x, calls=-1 if continuous else None)
         errors.append((got - exact).pow(2).mean().sqrt().item())
     return errors
 
@@ -90,7 +97,7 @@ def prove_discrete_flow(make: Make, mixture: GaussianMixture, schedule: str, pre
     counts = [scale * count for count in (100, 200, 400, 1000)]
     scheduler = make(num_train_timesteps=8000 * scale, beta_schedule=schedule, prediction_type=prediction_type)
     errors = flow_errors(scheduler, mixture, counts, prediction_type=prediction_type)
-    assert fitted_order(counts, errors) == pytest.approx(scheduler.order, abs=0.2), errors
+    assert fitted_order(counts, errors) == pytest.approx(scheduler.convergence_order, abs=0.2), errors
     assert errors[-1] < 3e-3
 
 
@@ -98,8 +105,8 @@ def prove_continuous_flow(make: Make, mixture: GaussianMixture, prediction_type:
     scheduler = make(continuous=True, prediction_type=prediction_type)
     counts = [20, 40, 80, 200]
     errors = flow_errors(scheduler, mixture, counts, prediction_type=prediction_type)
-    assert fitted_order(counts, errors) == pytest.approx(scheduler.order, abs=0.2), errors
-    assert errors[-1] < (4e-4 if scheduler.order == 2 else 2e-2)
+    assert fitted_order(counts, errors) == pytest.approx(scheduler.convergence_order, abs=0.2), errors
+    assert errors[-1] < (4e-4 if scheduler.convergence_order == 2 else 2e-2)
 
 
 def with_predictions(*choices, kinds=PREDICTION_TYPES):
@@ -118,13 +125,14 @@ CONTINUOUS_PREDICTIONS = [kind for kind in PREDICTION_TYPES if kind != "mean"]
 @pytest.mark.parametrize(
     ("name", "sde", "predictor", "prediction_type"),
     # Five of the six types, so that the turn does not fall in with the product's.
-    with_predictions(MIXTURES, ("vp", "sub-vp", "ve"), ("ode_euler", "ode_heun"), kinds=CONTINUOUS_PREDICTIONS[1:]),
+    with_predictions(MIXTURES, ("vp", "sub_vp", "ve"), ("ode_euler", "ode_heun"), kinds=CONTINUOUS_PREDICTIONS[1:]),
 )
 def test_probability_flow_converges_with_its_declared_order(name, sde, predictor, prediction_type):
     prove_continuous_flow(partial(score_sde, sde=sde, predictor=predictor), MIXTURES[name], prediction_type)
 
 
-rectified_flow = partial(score_sde, sde="rectified_flow")
+def rectified_flow(continuous: bool = True, last_time: float = 1e-3, **settings: Any) -> FlowMatchScheduler:
+    return FlowMatchScheduler(**{**settings, "num_train_timesteps": round(1 / last_time)})
 
 
 @pytest.mark.parametrize("predictor", ["ode_euler", "ode_heun"])
@@ -160,7 +168,7 @@ FAMILY: dict[str, Make] = {
     "sde, euler-maruyama": partial(score_sde, predictor="euler_maruyama"),
     "sde, reverse diffusion": partial(score_sde, predictor="reverse_diffusion", corrector_steps=1),
     "sde, ancestral ve": partial(score_sde, predictor="ancestral", sde="ve"),
-    "sde, heun sub-vp": partial(score_sde, predictor="ode_heun", sde="sub-vp"),
+    "sde, heun sub-vp": partial(score_sde, predictor="ode_heun", sde="sub_vp"),
     "sde, heun continuous": partial(score_sde, predictor="ode_heun", continuous=True),
     "sde, pc ve continuous": partial(score_sde, sde="ve", continuous=True, corrector_steps=1, measured_norms=True),
 }
@@ -238,7 +246,7 @@ DISCRETE_STOCHASTIC: dict[str, Make] = {
 CONTINUOUS_STOCHASTIC: dict[str, Make] = {
     "vp": partial(score_sde, predictor="euler_maruyama", sde="vp", continuous=True),
     # beta_min = 1 keeps the last steps' noise wide enough for the quadrature.
-    "sub-vp": partial(score_sde, predictor="euler_maruyama", sde="sub-vp", continuous=True, beta_min=1.0),
+    "sub_vp": partial(score_sde, predictor="euler_maruyama", sde="sub_vp", continuous=True, beta_min=1.0),
     "ve": partial(score_sde, predictor="ancestral", sde="ve", continuous=True, sigma_min=0.03, sigma_max=20.0),
 }
 
@@ -250,7 +258,7 @@ def prove_weak_order(
     for count in counts:
         scheduler = make(num_train_timesteps=4000, prediction_type=prediction_type, **settings)
         scheduler.set_timesteps(count)
-        law = line_law(scheduler, ExactNetwork(mixture, scheduler.path, prediction_type))
+        law = line_law(scheduler, exact_network(mixture, scheduler))
         biases.append((line_statistics(*law, mixture) - exact).norm().item())
     assert fitted_order(counts, biases) == pytest.approx(1, abs=0.2), biases
     assert biases[-1] < 0.015
@@ -275,7 +283,7 @@ def test_weak_order_one_in_continuous_time(kind, name, prediction_type):
 
 def test_weak_order_one_on_a_rectified_flow():
     # An early end keeps the last steps' noise wide enough for the quadrature.
-    make = partial(rectified_flow, predictor="ancestral", continuous=True, sampling_eps=0.02)
+    make = partial(rectified_flow, predictor="ancestral", last_time=0.02)
     prove_weak_order(make, LINE_MIXTURES["two modes"], (20, 40, 80, 160), "flow")
 
 
@@ -288,7 +296,7 @@ SAMPLERS: dict[str, tuple[Make, int]] = {
     "ddim, eta": (partial(ddim, eta=0.5), 500),
     "langevin, reverse": (langevin, 500),
     "sde, reverse diffusion with corrector": (partial(score_sde, corrector_steps=1), 250),
-    "sde, ancestral sub-vp": (partial(score_sde, predictor="ancestral", sde="sub-vp"), 500),
+    "sde, ancestral sub-vp": (partial(score_sde, predictor="ancestral", sde="sub_vp"), 500),
     "sde, euler-maruyama ve": (partial(score_sde, predictor="euler_maruyama", sde="ve", continuous=True), 500),
 }
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import gather
 
-from ..schedulers.noise_path import ContinuousPath, DiscretePath
+from ..schedulers.continuous_path import ContinuousPath
+from ..schedulers.noise_path import DiscretePath
 from .network import ConditionedNetwork
 from .randomness import SharedGenerator, draw_shared, rand_shared, randn_shared
 from .timestep_sampling import ImportanceSampler, TimestepSampler
@@ -53,7 +54,7 @@ class DiffusionObjective:
     Args:
         path: the noise path. In continuous time the network gets t * T as its timestep, a number between 0 and T, with
             the sampler's T.
-        prediction_type: one of `noise_path.PREDICTION_TYPES`.
+        prediction_type: one of `schedulers.PREDICTION_TYPES`.
         loss: `l2` (Ho et al. 2020, eq. 14), `l1`, or `huber` (threshold 1).
         weighting: factor on each sample's loss, defined on squared errors: what it says of x0 holds for `l2`.
         sampler: the noise levels to train on; uniform when not given.
@@ -118,7 +119,7 @@ class DiffusionObjective:
     ) -> torch.Tensor:
         """Weighted losses, shape (batch,), float32, for given noise of the samples' shape and timesteps (batch,)."""
         t = self._path_times(times)
-        output = net(self.path.add_noise(x0, noise, t), times, **extra)
+        output = net(self.path.network_input(self.path.add_noise(x0, noise, t), t), times, **extra)
         target = self.path.target(self.prediction_type, x0, noise, t)
         error = self._loss(output.float(), target, reduction="none").flatten(1).mean(1)
         return error * self.weights(times)
@@ -136,7 +137,9 @@ class DiffusionObjective:
         t = self._path_times(times)
         noisy = self.path.add_noise(x0, noise, t)
         with torch.no_grad():
-            predicted, _ = self.path.to_x0_epsilon(self.prediction_type, net(noisy, times).float(), noisy, t)
+            predicted, _ = self.path.to_x0_epsilon(
+                self.prediction_type, net(self.path.network_input(noisy, t), times).float(), noisy, t
+            )
         return {"self_condition": predicted.nan_to_num(0.0).clamp(-1, 1)}
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..schedulers.noise_path import SCHEDULES, NoisePath
+from ..schedulers.noise_path import NoisePath
+from ..schedulers.schedules import SCHEDULES
 from .mixture import GaussianMixture, Level, network_output
 
 # diffusers' name for what the package calls `flow`.

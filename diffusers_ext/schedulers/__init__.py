@@ -8,13 +8,13 @@ from .continuous_path import (
 )
 from .noise_path import DiscretePath, NoisePath
 from .prediction import PREDICTION_TYPES, Prediction
+from .schedules import SCHEDULES
 from .scheduling_ancestral import AncestralDDPMScheduler
 from .scheduling_flow_match import FlowMatchScheduler
 from .scheduling_langevin import GuidedLangevinScheduler
 from .scheduling_mix import MixScheduler
 from .scheduling_score_sde import ScoreSDEScheduler
 from .scheduling_subsequence import SubsequenceDDIMScheduler
-from .schedules import SCHEDULES
 
 __all__ = [
     "PREDICTION_TYPES",

@@ -54,7 +54,7 @@ def prediction_fields(
 
 
 def configured_by(*groups: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a scheduler's `__init__` with the fields of `groups` beside its own, all registered in its configuration.
+    """Decorate a scheduler's `__init__`: its configuration holds the fields of `groups` beside its own.
 
     `__init__` itself receives only its own parameters; one with the name of a shared field gives it another default.
     Signature, configuration and loading are as if every field stood in the class, as diffusers expects.

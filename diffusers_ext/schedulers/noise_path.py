@@ -291,9 +291,9 @@ class NoisePath(DiscretePath):
             )
         if first > FIRST_SIGMA:
             warnings.warn(
-                f"This noise path begins at noise level {first:.2g}, so the last sampling step removes all of that noise "
-                "at once and fine details are lost. Use more timesteps, or a schedule that begins nearer to the data, "
-                "such as 'cosine'.",
+                f"This noise path begins at noise level {first:.2g}, so the last sampling step removes all of that "
+                "noise at once and fine details are lost. Use more timesteps, or a schedule that begins nearer to the "
+                "data, such as 'cosine'.",
                 stacklevel=3,
             )
 

@@ -12,11 +12,11 @@ import diffusers
 
 from ..schedulers import (
     AncestralDDPMScheduler,
+    FlowMatchScheduler,
     GuidedLangevinScheduler,
-    ScoreSDEScheduler,
     SubsequenceDDIMScheduler,
 )
-from .noise_path import RECTIFIED_FLOW
+from .schedules import RECTIFIED_FLOW
 
 Build = Callable[..., Any]
 
@@ -55,16 +55,7 @@ def _plain(scheduler: Any) -> Build:
 
 def _flow(predictor: str) -> Callable[[Any], Any]:
     def build(config: Any) -> Any:
-        steps = config["num_train_timesteps"]
-        return ScoreSDEScheduler.from_config(
-            config,
-            sde=RECTIFIED_FLOW,
-            continuous=True,
-            predictor=predictor,
-            prediction_type=config.get("prediction_type", "flow"),
-            timestep_scale=steps,
-            sampling_eps=1 / steps,
-        )
+        return FlowMatchScheduler.from_config(config, predictor=predictor)
 
     return build
 

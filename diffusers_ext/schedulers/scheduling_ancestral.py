@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput

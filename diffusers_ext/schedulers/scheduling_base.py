@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import FrozenDict
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -28,6 +29,11 @@ PATH_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "
 LARGEST_AMPLIFICATION = 10.0
 
 LONGEST_LIST_SHOWN = 8
+
+
+def is_of_a_scheduler(config: Mapping[str, Any]) -> bool:
+    """Whether this is a scheduler's configuration, in memory or saved, and not a dictionary of a user's settings."""
+    return isinstance(config, FrozenDict) or "_class_name" in config
 
 
 class NoisePathScheduler(SchedulerMixin, ConfigMixin):
@@ -72,12 +78,20 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def _check_same_path(cls, config: Mapping[str, Any]) -> None:
-        """Raise ValueError for a saved configuration that names no schedule: EDM's, flow matching's, ..."""
-        name = config.get("_class_name")
-        if name not in (None, cls.__name__) and "beta_schedule" not in config:
+        """Raise ValueError for another scheduler's configuration that means another path."""
+        if not is_of_a_scheduler(config):
+            return
+        if "beta_schedule" not in config:
             raise ValueError(
-                f"{cls.__name__} can't be made from the configuration of {name}, which has noise levels of its own and "
-                "no beta_schedule; the network was trained on those, so keep that scheduler or one of its family."
+                f"{cls.__name__} can't be made from the configuration of {config.get('_class_name', 'a scheduler')}, "
+                "which has noise levels of its own and no beta_schedule; a network trained on those needs a scheduler "
+                "of that family."
+            )
+        # This package writes the betas of this schedule into the configuration.
+        if config["beta_schedule"] == "laplace" and config.get("trained_betas") is None:
+            raise ValueError(
+                "beta_schedule 'laplace' of diffusers is another path than this package's: its formula differs; pass "
+                "its betas as trained_betas."
             )
 
     def _build_path(self) -> None:
@@ -183,9 +197,9 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
             return
         if path.alphas_cumprod[first] > 1.5 * path.alphas_cumprod[-1]:
             warnings.warn(
-                f"With timestep_spacing '{self.config.timestep_spacing}', {num_inference_steps} steps begin at timestep "
-                f"{first} of {len(path) - 1}, where {path.alpha(first):.0%} of the signal's amplitude is left, while "
-                "sampling starts from pure noise; use timestep_spacing='trailing'.",
+                f"With timestep_spacing '{self.config.timestep_spacing}', {num_inference_steps} steps begin at "
+                f"timestep {first} of {len(path) - 1}, where {path.alpha(first):.0%} of the signal's amplitude is "
+                "left, while sampling starts from pure noise; use timestep_spacing='trailing'.",
                 stacklevel=4,
             )
 
@@ -277,12 +291,10 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
 
 def _abbreviated(config: Mapping[str, Any]) -> dict[str, Any]:
     """The public entries of a configuration, long lists by their ends and length."""
-    shown = {}
-    for key, value in config.items():
+    shown = {key: value for key, value in config.items() if not key.startswith("_")}
+    for key, value in shown.items():
         if isinstance(value, list | tuple) and len(value) > LONGEST_LIST_SHOWN:
-            value = f"[{value[0]:.6g}, ..., {value[-1]:.6g}], {len(value)} values"
-        if not key.startswith("_"):
-            shown[key] = value
+            shown[key] = f"[{value[0]:.6g}, ..., {value[-1]:.6g}], {len(value)} values"
     return shown
 
 

@@ -10,8 +10,9 @@ import torch
 
 from .configuration import configured_by, prediction_fields
 from .continuous_path import RectifiedFlowPath
-from .scheduling_predictor_corrector import PredictorCorrectorScheduler, check_choice
 from .schedules import RECTIFIED_FLOW
+from .scheduling_base import is_of_a_scheduler
+from .scheduling_predictor_corrector import PredictorCorrectorScheduler, check_choice
 
 # The other predictors need the drift, which is infinite at the noise's end.
 FLOW_PREDICTORS = ("ode_euler", "ode_heun", "ancestral")
@@ -78,16 +79,18 @@ class FlowMatchScheduler(PredictorCorrectorScheduler):
 
     @classmethod
     def _check_same_path(cls, config: Mapping[str, Any]) -> None:
-        name = config.get("_class_name")
-        schedule = config.get("beta_schedule", RECTIFIED_FLOW if name is None or "shift" in config else None)
-        if schedule != RECTIFIED_FLOW and not config.get("use_flow_sigmas"):
+        if not is_of_a_scheduler(config):
+            return
+        name = config.get("_class_name", "a scheduler")
+        is_flow = config.get("beta_schedule") == RECTIFIED_FLOW or config.get("use_flow_sigmas")
+        if not is_flow and ("beta_schedule" in config or "shift" not in config):
             raise ValueError(
                 f"{cls.__name__} follows the rectified flow, and the configuration of {name} is of another noise path; "
                 "a network trained there needs a scheduler of that path."
             )
         wrong = [key for key, value in _LEFT_OUT.items() if config.get(key, value) != value]
-        if wrong and name not in (None, cls.__name__):
-            raise ValueError(f"{cls.__name__} has no {', '.join(wrong)}, which this configuration of {name} sets.")
+        if wrong and "predictor" not in config:
+            raise ValueError(f"{cls.__name__} has no {', '.join(wrong)}, which the configuration of {name} sets.")
 
     def _make_path(self) -> RectifiedFlowPath:
         return RectifiedFlowPath()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,8 @@ class GuidedLangevinScheduler(RepeatedStepScheduler):
       K = 1. It is no reverse step, and its samples stay noisy; it is kept to reproduce that project's figures.
 
     A scheduler sees one output a call: the pipeline forms null + w * (conditional - null) in whatever the network
-    predicts, which is linear in the score, so the scores combine alike. `self.timesteps` repeats each time once per call.
+    predicts, which is linear in the score, so the scores combine alike. `self.timesteps` repeats each time
+    once per call.
 
     Args:
         (shared): `configuration.noise_path_fields` and `configuration.prediction_fields`; clip_sample is off by

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .scheduling_base import Generators, position_of_view
+from .scheduling_base import Generators, is_of_a_scheduler
 from .tensors import carried, rounded, working_dtype
+from .timesteps import position_of_view
 
 
 class MixScheduler(SchedulerMixin, ConfigMixin):
@@ -31,7 +33,9 @@ class MixScheduler(SchedulerMixin, ConfigMixin):
     """
 
     config: Any
+    _listed: torch.Tensor
     order = 1
+    convergence_order = 1
     init_noise_sigma = 1.0
 
     @register_to_config
@@ -45,6 +49,20 @@ class MixScheduler(SchedulerMixin, ConfigMixin):
         if prediction_type != "sample":
             raise ValueError(f"MixScheduler needs a network that predicts 'sample', got '{prediction_type}'.")
         self.set_timesteps(num_train_timesteps)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A scheduler from the configuration of another MixScheduler.
+
+        Raises:
+            ValueError: for the configuration of a scheduler on a noise path.
+        """
+        if isinstance(config, Mapping) and is_of_a_scheduler(config) and "low" not in config:
+            raise ValueError(
+                f"{cls.__name__} mixes data and uniform noise and can't be made from the configuration of "
+                f"{config.get('_class_name', 'a scheduler')}, which follows a noise path."
+            )
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @property
     def data_range(self) -> tuple[float, float]:
@@ -73,7 +91,7 @@ class MixScheduler(SchedulerMixin, ConfigMixin):
             n = num_inference_steps
         else:
             raise ValueError("Give exactly one of num_inference_steps and timesteps.")
-        if not 1 <= n <= self.config.num_train_timesteps:
+        if not isinstance(n, Integral) or not 1 <= n <= self.config.num_train_timesteps:
             raise ValueError(f"num_inference_steps must be between 1 and {self.config.num_train_timesteps}, got {n}.")
         self.num_inference_steps = n
         self.timesteps = self._listed = torch.arange(n - 1, -1, -1, device=device)

@@ -29,8 +29,8 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
     - `ode_euler`, `ode_heun`: the probability flow (eq. 13) in the variable x / alpha against sigma / alpha, in which
       its linear part is solved exactly, by steps of first and second order. On a discrete VP path `ode_euler` is DDIM.
 
-    The last step gives the predicted x0, without noise. The corrector is one Langevin step, x + h * score + sqrt(2 h) * z
-    with h = 2 * alpha^2_{t|s} * (snr * |z| / |score|)^2 (algorithms 4 and 5).
+    The last step gives the predicted x0, without noise. The corrector is one Langevin step,
+    x + h * score + sqrt(2 h) * z with h = 2 * alpha^2_{t|s} * (snr * |z| / |score|)^2 (algorithms 4 and 5).
 
     `self.timesteps` repeats a time once for each corrector step, and for the second evaluation of `ode_heun`. A child
     says what its times are: `_continuous`, `_even_times`, `_network_time` and `_path_times`.
@@ -105,7 +105,9 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
             moves.append(Move("ode_heun", t, s, s))
         return moves
 
-    def scale_model_input(self, sample: torch.Tensor, timestep: int | float | torch.Tensor | None = None) -> torch.Tensor:
+    def scale_model_input(
+        self, sample: torch.Tensor, timestep: int | float | torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The network's input: the sample, scaled where the path says so (`GaussianPath.network_input`)."""
         if not getattr(self.path, "scale_input", False):
             return sample

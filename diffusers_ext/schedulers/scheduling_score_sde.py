@@ -10,8 +10,8 @@ import torch
 from .configuration import configured_by, noise_path_fields, prediction_fields
 from .continuous_path import SubVariancePreservingPath, VarianceExplodingPath, VariancePreservingPath
 from .noise_path import DiscretePath
-from .scheduling_predictor_corrector import PREDICTORS, PredictorCorrectorScheduler, check_choice
 from .schedules import PATHS_WITHOUT_BETAS
+from .scheduling_predictor_corrector import PREDICTORS, PredictorCorrectorScheduler, check_choice
 
 SDES = ("vp", "sub_vp", "ve")
 TIMESTEP_TYPES = ("time", "sigma")

@@ -28,9 +28,9 @@ from ..objectives.diffusion import DiffusionObjective, ImportanceSampledObjectiv
 from ..objectives.timestep_sampling import ImportanceSampler, TimestepSampler
 from ..objectives.weighting import Weighting
 from ..pipelines import GenerationPipeline
-from ..schedulers import AncestralDDPMScheduler, MixScheduler, ScoreSDEScheduler, SubsequenceDDIMScheduler
-from ..schedulers.noise_path import RECTIFIED_FLOW
+from ..schedulers import AncestralDDPMScheduler, FlowMatchScheduler, MixScheduler, SubsequenceDDIMScheduler
 from ..schedulers.registry import build_sampler
+from ..schedulers.schedules import RECTIFIED_FLOW
 from .arguments import TrainingArguments, json_option
 from .muon import Muon
 
@@ -193,11 +193,13 @@ def noise_schedule(arguments: TrainingArguments) -> str:
 def weighting_name(arguments: TrainingArguments) -> str:
     """The weighting of losses.
 
-    Without a `loss_weighting`, `sample` is weighted by `snr`, which is 1 on epsilon, and on a rectified flow, whose snr
-    is unbounded near the data, by `min_snr`; other predictions are not weighted.
+    Without a `loss_weighting`, `sample`, `score` and `mean` are weighted by `snr`, which is 1 on epsilon: unweighted, a
+    score is learned near the data only, and a mean hardly at all. On a rectified flow, whose snr is unbounded near the
+    data, `sample` is weighted by `min_snr`. Other predictions are not weighted.
     """
     of_sample = "min_snr" if noise_schedule(arguments) == RECTIFIED_FLOW else "snr"
-    return arguments.loss_weighting or (of_sample if arguments.prediction_type == "sample" else "none")
+    defaults = {"sample": of_sample, "score": "snr", "mean": "snr"}
+    return arguments.loss_weighting or defaults.get(arguments.prediction_type, "none")
 
 
 def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
@@ -291,7 +293,7 @@ def _path_scheduler(arguments: TrainingArguments) -> Any:
         subsequence = arguments.subsequence if arguments.sampler == "ddim" else "uniform"
         scheduler_class = partial(SubsequenceDDIMScheduler, subsequence=subsequence)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This noise path ends")  # the diagnostics says it
+        warnings.filterwarnings("ignore", message="This noise path")  # the diagnostics says it
         return scheduler_class(
             num_train_timesteps=arguments.ddpm_num_steps,
             beta_start=arguments.beta_start,
@@ -307,21 +309,16 @@ def _path_scheduler(arguments: TrainingArguments) -> Any:
         )
 
 
-def _make_flow_scheduler(arguments: TrainingArguments) -> ScoreSDEScheduler:
-    """On the rectified flow, `ddim` is Euler's method on the velocity, and `ddpm` draws from the posterior as ever."""
+def _make_flow_scheduler(arguments: TrainingArguments) -> FlowMatchScheduler:
+    """On the rectified flow, `ddim` is Euler's method on the velocity, and `ddpm` draws from the posterior."""
     if arguments.subsequence != "uniform":
         raise ValueError(f"On a rectified flow the subsequence must be uniform, got '{arguments.subsequence}'.")
     deterministic = arguments.sampler != "ddpm"
-    return ScoreSDEScheduler(
+    return FlowMatchScheduler(
         num_train_timesteps=arguments.ddpm_num_steps,
-        sde=RECTIFIED_FLOW,
-        continuous=True,
         prediction_type=arguments.prediction_type,
         clip_sample=not deterministic,
         predictor="ode_euler" if deterministic else "ancestral",
-        # The times of diffusers' FlowMatchEulerDiscreteScheduler, and what it tells the network.
-        sampling_eps=1 / arguments.ddpm_num_steps,
-        timestep_scale=arguments.ddpm_num_steps,
     )
 
 
@@ -342,8 +339,8 @@ def make_optimizer(arguments: TrainingArguments, network: torch.nn.Module, fused
 def _is_diffusers_walk(scheduler: Any) -> bool:
     """Whether DDPMPipeline or DDIMPipeline, or Euler's method on a flow, does what the scheduler does."""
     config = scheduler.config
-    if isinstance(scheduler, ScoreSDEScheduler):
-        return config.sde == RECTIFIED_FLOW and config.predictor in ("ode_euler", "ancestral")
+    if isinstance(scheduler, FlowMatchScheduler):
+        return config.predictor in ("ode_euler", "ancestral")
     if isinstance(scheduler, SubsequenceDDIMScheduler):
         return config.subsequence == "uniform" and not config.original_targets
     return isinstance(scheduler, AncestralDDPMScheduler)

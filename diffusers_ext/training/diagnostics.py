@@ -127,10 +127,10 @@ class Diagnostics:
     def check_path(self) -> None:
         """Warn of a noise path that ends with signal left, where samplers start from pure noise."""
         path: Any = getattr(self.objective, "path", None)
-        if hasattr(path, "warn_if_not_noise"):
+        if hasattr(path, "warn_about_ends"):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                path.warn_if_not_noise()
+                path.warn_about_ends()
             for warning in caught:
                 self._warn("path", str(warning.message))
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..objectives.timestep_sampling import LOGIT_NORMAL
-from ..schedulers.noise_path import BETA_RANGE_SCHEDULES
 from ..schedulers.registry import TAKES_SUBSEQUENCE
+from ..schedulers.schedules import BETA_RANGE_SCHEDULES
 from .arguments import FLAG, TrainingArguments
 from .build import makes_toy, noise_schedule, weighting_name
 
