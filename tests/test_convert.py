@@ -262,6 +262,69 @@ WRAPPED = {
 }
 
 
+def in_order(state):
+    return [value for key, value in state.items()]
+
+
+def without_dots(state):
+    return {key.replace(".", ""): value for key, value in state.items()}
+
+
+# Where trainers keep averages, beside the weights as trained under `model`.
+AVERAGES = {
+    "ema.shadow": lambda averaged: {"ema": {"decay": 0.99, "shadow": averaged, "backup": averaged and {}}},
+    "ema.shadow_params": lambda averaged: {
+        "ema": {"decay": 0.99, "num_updates": 7, "shadow_params": in_order(averaged), "collected_params": None}
+    },
+    "shadow_params": lambda averaged: {"shadow_params": in_order(averaged), "decay": 0.99},
+    "ema_state_dict": lambda averaged: {"ema_state_dict": averaged},
+    "model_ema": lambda averaged: {"model_ema": prefixed("module.", averaged)},
+    "state.ema_model": lambda averaged: {"state": {"ema_model": {"n_averaged": torch.tensor(3), **averaged}}},
+    "EMA": lambda averaged: {"EMA": averaged},
+    "ema_0": lambda averaged: {"ema_0": averaged, "ema_1": {"x": torch.ones(2, 2)}},
+    "averaged_weights": lambda averaged: {"averaged_weights": averaged},
+}
+
+
+@pytest.mark.parametrize("where", AVERAGES)
+def test_averages_are_found_wherever_trainers_keep_them(where, raw_and_averaged, tmp_path):
+    raw, averaged = raw_and_averaged
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3, 3)}}, "param_groups": []}
+    content = {"model": prefixed("module.", raw), "optimizer": optimizer, **AVERAGES[where](averaged), "step": 7}
+    path, reports = saved(content, tmp_path), []
+    assert same_weights(convert(path, report=reports.append), averaged)
+    assert reports[0].startswith(
+        f"Found in '{path}': averaged (EMA) weights, from `{where}`; weights are also in `model"
+    )
+    assert same_weights(convert(path, ema=False, report=reports.append), raw)
+    assert f"weights as trained, from `model`; weights are also in `{where}`" in reports[1]
+
+
+@pytest.mark.parametrize("prefix", ["model_ema.", "ema.", "ema_net."])
+def test_averages_beside_weights_in_one_state_dict(prefix, raw_and_averaged, tmp_path):
+    raw, averaged = raw_and_averaged
+    counters = {f"{prefix}decay": torch.tensor(0.99), f"{prefix}num_updates": torch.tensor(7)}
+    path = saved({"state_dict": {**prefixed("model.", raw), **prefixed(prefix, averaged), **counters}}, tmp_path)
+    assert same_weights(convert(path), averaged)
+    assert same_weights(convert(path, ema=False), raw)
+
+
+def test_averages_whose_names_lost_their_dots(raw_and_averaged, tmp_path):
+    """As latent-diffusion's LitEma stores them."""
+    raw, averaged = raw_and_averaged
+    both = {**prefixed("model.", raw), **prefixed("model_ema.", without_dots(averaged))}
+    assert same_weights(convert(saved({"state_dict": both}, tmp_path)), averaged)
+    assert same_weights(convert(saved({"model": raw, "ema": without_dots(averaged)}, tmp_path)), averaged)
+
+
+def test_averages_that_match_no_names_are_not_passed_over(raw_and_averaged, tmp_path):
+    raw, averaged = raw_and_averaged
+    path = saved({"model": raw, "ema": {"shadow_params": in_order(averaged)[1:]}}, tmp_path)
+    with pytest.raises(ValueError, match=r"averaged weights without names in `ema.shadow_params`.*--weights raw"):
+        convert(path)
+    assert same_weights(convert(path, ema=False), raw)
+
+
 @pytest.mark.parametrize("name", WRAPPED)
 def test_weights_are_found_in_what_wraps_them(name, raw_and_averaged, tmp_path):
     raw, averaged = raw_and_averaged
@@ -384,7 +447,7 @@ def test_a_diffusers_pipeline_keeps_its_samples(unet, tmp_path):
 
 def test_a_diffusers_model_alone_needs_its_noise_said(unet, tmp_path):
     unet.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="say num_train_timesteps, prediction_type"):
+    with pytest.raises(ValueError, match="give num_train_timesteps, prediction_type"):
         convert(tmp_path, schedule="linear")
     pipeline = convert(tmp_path, schedule="linear", num_train_timesteps=40, prediction_type="epsilon", sample_size=16)
     x = images(1, 8)
@@ -436,7 +499,7 @@ def broken(key, value=None):
 REFUSED = {
     "no known network": (lambda: {"head.weight": torch.zeros(2)}, {}, "No known network has these weights"),
     "two fit": (lambda: RefAnnotated(16, (1, 2), 1).state_dict(), {}, "fit usurf-unet and playground-ddpm"),
-    "no such name": (lambda: RefToy(1).state_dict(), {"architecture": "unet"}, "There is no architecture 'unet'"),
+    "no such name": (lambda: RefToy(1).state_dict(), {"architecture": "unet"}, "architecture must be one of"),
     "another network": (
         lambda: RefToy(1).state_dict(),
         {"architecture": USURF},
@@ -471,7 +534,7 @@ REFUSED = {
         {"ema": False},
         "averaged (EMA) weights only",
     ),
-    "list": (lambda: [torch.zeros(2)], {}, "holds a list; it takes a state dict"),
+    "list": (lambda: [torch.zeros(2)], {}, "holds a list, not a state dict"),
     "nothing": (lambda: {"step": 3, "loss": 0.5}, {}, "its entries are step, loss"),
     "betas of another length": (
         lambda: {**prefixed("model.", RefSimple(1, 8).state_dict()), "betas": torch.linspace(0.1, 0.5, 9) ** 3},
@@ -509,7 +572,7 @@ def test_what_is_not_a_checkpoint_is_one_sentence(tmp_path, unet):
 
 
 def test_what_is_not_a_fitting_folder_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match=r"is no diffusers model: it has no config\.json"):
+    with pytest.raises(ValueError, match=r"is not a diffusers model: it has no config\.json"):
         convert(tmp_path)
     with pytest.raises(ValueError, match="architecture and model_options are for files"):
         convert(tmp_path, architecture=USURF)
@@ -539,13 +602,15 @@ def test_convert_command_writes_a_pipeline(raw_and_averaged, tmp_path, capsys):
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert same_weights(pipeline, raw_and_averaged[0])
     assert pipeline.scheduler.config.schedule_options == {"tau": 0.9}
-    assert "AnnotatedUNet2DModel" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "AnnotatedUNet2DModel" in printed
+    assert "weights as trained, from `model`" in printed
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--architecture", "unet"], "There is no architecture 'unet'"),
+        (["--architecture", "unet"], "architecture must be one of"),
         (["--model_options", "{"], "model_options must be a JSON object"),
         (["--schedule_options", "[1]"], "schedule_options must be a JSON object"),
         (["--weights", "best"], "weights must be ema or raw, got 'best'"),

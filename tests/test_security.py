@@ -279,8 +279,9 @@ def run_folder(tmp_path):
         "model_index.json": json.dumps({"_class_name": "P", "unet": ["diffusers", "U"], "../outside": ["a", "B"]}),
         "unet/config.json": json.dumps({"_class_name": "U", "_name_or_path": "/home/somebody/run"}),
         "recipe.yaml": "train_data_dir: secret/photos\n",
+        "metrics.jsonl": '{"step": 1, "epoch": 1, "seconds": 1}\n',
     }
-    own = ["unet/diffusion_pytorch_model.safetensors", "metrics.jsonl", "figures/losses.png", "samples/step-000010.png"]
+    own = ["unet/diffusion_pytorch_model.safetensors", "figures/losses.png", "samples/step-000010.png"]
     private = [
         "tracker/x/events.out.tfevents.1.my-host.2.0",
         "tracker/x/hparams.yml",

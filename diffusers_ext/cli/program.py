@@ -82,6 +82,7 @@ def convert(arguments: ConvertArguments) -> None:
         sample_size=arguments.sample_size,
         model_options=_json_object("model_options", arguments.model_options),
         sampler=arguments.sampler,
+        report=print,
     )
     pipeline.save_pretrained(arguments.output_dir)
     config = pipeline.scheduler.config
