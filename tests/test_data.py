@@ -252,6 +252,24 @@ def test_folders_of_save_to_disk(tmp_path):
     np.testing.assert_array_equal(pixels_of(test), expected_small_table()[[2]])
 
 
+def test_columns_of_numbers_come_along_by_name(tmp_path):
+    rows = small_table(angle=[0.5, 1, 1.5, 2], place=[[1, 2], [3, 4], [5, 6], [7, 8]], other=["a", "b", "c", "d"])
+    rows.save_to_disk(str(tmp_path))
+    data = load_image_data(str(tmp_path), number_columns=["place", "angle"])
+    batch = data.__getitems__([3, 0])
+    assert (batch["angle"].tolist(), batch["place"].tolist()) == ([[2.0], [0.5]], [[7, 8], [1, 2]])
+    assert data.columns["place"].shape == (4, 2)
+    for column, message in (("other", "must hold numbers"), ("tilt", "'tilt' is not a column of")):
+        with pytest.raises(ValueError, match=message):
+            load_image_data(str(tmp_path), number_columns=[column])
+
+
+def test_empty_cells_in_a_column_of_numbers_are_named(tmp_path):
+    small_table(angle=[0.5, None, 1.5, 2]).save_to_disk(str(tmp_path))
+    with pytest.raises(ValueError, match=r"'angle' in row 1 of .* must hold finite numbers"):
+        load_image_data(str(tmp_path), number_columns=["angle"])
+
+
 def test_a_part_of_a_split_is_taken_in_the_library_s_notation(tmp_path):
     whole = load_image_data(split="test")
     np.testing.assert_array_equal(pixels_of(load_image_data(split="test[:7]")), pixels_of(whole, list(range(7))))
@@ -815,10 +833,11 @@ def test_images_of_different_sizes_need_a_resolution(tmp_path, max_memory_bytes)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 4), "num_examples takes .* not 0"),
-        ((4, 0), "batch_size takes .* not 0"),
-        ((4, 4, 2, 2), "process_index takes 0 to .* = 1, not 2"),
-        ((4, 4, 1, 0, 0, -1), "start_batch takes .* not -1"),
+        ((0, 4), "num_examples must be at least 1, got 0"),
+        ((4, 0), "batch_size must be at least 1, got 0"),
+        ((4, 4, 2, 2), "process_index must be 0 to .* = 1, got 2"),
+        ((4, 4, 1, 0, 0, -1), "start_batch must be at least 0, got -1"),
+        ((50, 10_000_000, 2, 0), "train_batch_size 10,000,000 would repeat each of the 50 .*; use at most 25"),
     ],
 )
 def test_impossible_schedules_are_named(arguments, message):

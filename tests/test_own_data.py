@@ -174,6 +174,18 @@ def test_captions_numbers_and_a_second_sample_come_along():
     assert data.companion.channels == 2
 
 
+def test_a_column_with_empty_cells_is_ignored_with_a_warning(caplog):
+    rows = [*waves(2, angle=1.0, size=2.0), *waves(1, size=float("nan")), *waves(1, angle=3.0)]
+    for dataset in (
+        rows,
+        datasets.Dataset.from_list([{"image": pixels(0), **row} for row in rows]).with_format("numpy"),
+    ):
+        caplog.clear()
+        assert as_training_data(dataset).columns == {}
+        assert "'angle' in row 2 of train_dataset must hold finite numbers" in caplog.text
+        assert "'size' in row 2" in caplog.text
+
+
 def test_random_augmentation_depends_on_the_key_alone():
     data = as_training_data(Noisy([None] * 4), seed=1)
     keys = [(0, 0), (1, 0), (0, 1)]
@@ -234,7 +246,6 @@ WRONG = [
     (waves(2, label=1) + waves(1), "row 2 of train_dataset has no 'label', which the first row has"),
     (waves(1, label=1) + waves(1, label="a"), "labels of train_dataset must be all integers or all strings"),
     (waves(1, label=1.5), "label in row 0 .* one integer or string, got 1.5"),
-    (waves(1, size=1.0) + waves(1, size=float("nan")), "'size' in row 1 .* must hold finite numbers"),
     (7, "must be a torch Dataset, a datasets.Dataset, a list or an iterable of dictionaries, got int"),
     ({"samples": torch.zeros(2, 1, 3)}, "list or an iterable of dictionaries, got dict"),
     ((row for row in waves()), "can be read only once"),

@@ -48,6 +48,15 @@ def greys(batch):
     return ((batch["samples"][:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
 
 
+def test_numbers_of_a_stream_come_along(tmp_path):
+    rows = table(range(12)).add_column("angle", [row / 4 for row in range(12)])
+    rows.to_parquet(str(tmp_path / "train.parquet"))
+    data = load_image_data(str(tmp_path), streamed_examples=4, number_columns=["angle"])
+    assert data.columns["angle"].tolist() == [[0.0], [0.25], [0.5], [0.75]]
+    batch = next(iter(data.stream.batches(6)))
+    assert batch["angle"].flatten().tolist() == [grey / 4 for grey in greys(batch)]
+
+
 def epochs(batches, rows):
     """The rows of a process, cut into its epochs."""
     seen = itertools.chain.from_iterable(map(greys, batches))

@@ -96,11 +96,13 @@ class ImageSource(Protocol):
         labels: class numbers int64 (number of images,), or None.
         class_names: a name for each class number, or None.
         captions: a text for each image, or None.
+        columns: further numbers of each image by column name, float32 (number of images, width).
     """
 
     labels: np.ndarray | None
     class_names: list[str] | None
     captions: list[str] | None
+    columns: dict[str, np.ndarray]
 
     def __len__(self) -> int: ...
 
@@ -118,3 +120,35 @@ def number_classes(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """
     found, labels = np.unique(values, return_inverse=True)
     return labels.reshape(-1).astype(np.int64), [str(value) for value in found.tolist()]
+
+
+def number_column(values: Sequence[Any], column: str, where: str, rows: Sequence[int] | None = None) -> np.ndarray:
+    """A column of numbers, or of lists of equally many numbers, as float32 (rows, width).
+
+    Args:
+        values: one for each row.
+        column: its name in messages.
+        where: what to call the data set in messages.
+        rows: the rows' numbers in messages; None counts from 0.
+
+    Raises ValueError, naming the row, for what is no finite number, or not as many as in the first row.
+    """
+    arrays = [numbers_of(value) for value in values]
+    width = 1 if arrays[0] is None else len(arrays[0])
+    for row, array in zip(range(len(values)) if rows is None else rows, arrays):
+        if array is None or len(array) != width or not np.isfinite(array).all():
+            raise ValueError(
+                f"'{column}' in row {row} of {where} must hold finite numbers, as many as the other rows ({width})."
+            )
+    return np.stack([array for array in arrays if array is not None])
+
+
+def numbers_of(value: Any) -> np.ndarray | None:
+    """A number or a plain list of numbers as float32 (width,), or None for anything else."""
+    if isinstance(value, (str, bytes)) or value is None:
+        return None
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError):
+        return None
+    return array.astype(np.float32).reshape(-1) if array.dtype.kind in "biuf" and array.ndim <= 1 else None

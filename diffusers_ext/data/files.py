@@ -157,6 +157,7 @@ class FileSource:
     """
 
     captions: list[str] | None = None
+    columns: dict[str, Any] = {}
 
     def __init__(self, found: Findings, reader: Callable[[Any], bytes], split: str):
         files, where = found.files, found.where

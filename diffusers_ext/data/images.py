@@ -129,12 +129,12 @@ def load_image_data(
     return load_data(request, ImageOptions(**prepared))
 
 
-def image_data(
-    source: ImageSource, options: ImageOptions, title: str, columns: Mapping[str, np.ndarray] | None = None
-) -> ImageData:
+def image_data(source: ImageSource, options: ImageOptions, title: str) -> ImageData:
     """The images of a source, decoded now or when they are read."""
     images = read_images(source, options.decoder, options.max_memory_bytes, options.skip_unreadable)
-    return ImageData(images, options.transform, source.labels, source.class_names, title, source.captions, columns)
+    return ImageData(
+        images, options.transform, source.labels, source.class_names, title, source.captions, source.columns
+    )
 
 
 class UnreadableImageError(ValueError):
@@ -610,6 +610,9 @@ def different_sizes(sizes: Iterable[Sequence[int]]) -> str:
     return f"resolution must be given when the images differ in size ({first}, {second}, ...)"
 
 
+MAX_REPEATS = 1000  # of an example within a batch: more is a slip of the pen
+
+
 class BatchSchedule:
     """Which examples make up which batch: an infinite batch sampler that can start anywhere.
 
@@ -644,11 +647,16 @@ class BatchSchedule:
             ("num_processes", num_processes),
         ):
             if number < 1:
-                raise ValueError(f"{name} takes a number of at least 1, not {number}")
+                raise ValueError(f"{name} must be at least 1, got {number}")
         if not 0 <= process_index < num_processes:
-            raise ValueError(f"process_index takes 0 to num_processes - 1 = {num_processes - 1}, not {process_index}")
+            raise ValueError(f"process_index must be 0 to num_processes - 1 = {num_processes - 1}, got {process_index}")
         if start_batch < 0:
-            raise ValueError(f"start_batch takes a number of at least 0, not {start_batch}")
+            raise ValueError(f"start_batch must be at least 0, got {start_batch}")
+        if batch_size * num_processes > MAX_REPEATS * num_examples:
+            raise ValueError(
+                f"train_batch_size {batch_size:,} would repeat each of the {num_examples:,} examples more than "
+                f"{MAX_REPEATS:,} times in one batch; use at most {max(1, num_examples // num_processes):,}"
+            )
         self.num_examples, self.batch_size, self.seed, self.start_batch = num_examples, batch_size, seed, start_batch
         self.num_processes, self.process_index = num_processes, process_index
         self._global_batch_size = batch_size * num_processes

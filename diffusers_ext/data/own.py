@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .base import Batch, TrainingData
+from .base import Batch, TrainingData, number_column, numbers_of
 from .decoding import ImageDecoder
 from .images import (
     ImageData,
@@ -39,7 +39,7 @@ from .images import (
     size_text,
     stack_if_alike,
 )
-from .tables import TableSource, find_caption_column, find_image_column, find_label_column
+from .tables import TableSource, find_caption_column, find_image_column, find_label_column, holds_numbers, read_column
 
 logger = logging.getLogger(__name__)
 
@@ -120,15 +120,23 @@ def _table_data(table: Any, options: ImageOptions, name: str) -> ImageData:
     features = table.features
     image = find_image_column(features, next(key for key in IMAGE_KEYS if key in features), name)
     caption = next((key for key in CAPTION_KEYS if key in features), None)
-    source = TableSource(
-        table, image, find_label_column(features, None, name), find_caption_column(features, caption, name)
-    )
-    others = set(features) - {image, *LABEL_KEYS, *CAPTION_KEYS}
+    roles = (image, *LABEL_KEYS, *CAPTION_KEYS)
+    numbers = [column for column in features if column not in roles and holds_numbers(features[column])]
+    label, caption = find_label_column(features, None, name), find_caption_column(features, caption, name)
+    source = TableSource(table, image, label, caption)
+    source.columns = complete_columns({column: read_column(table, column) for column in numbers}, name)
+    return image_data(source, options, name)
+
+
+def complete_columns(values: Mapping[str, list[Any]], name: str) -> dict[str, np.ndarray]:
+    """The columns that hold numbers in every row, float32 (rows, width); others are ignored with a warning."""
     columns = {}
-    for column in sorted(others):
-        if str(getattr(features[column], "dtype", "")).startswith(("int", "uint", "float")):
-            columns[column] = np.array(table[column], dtype=np.float32).reshape(len(table), -1)
-    return image_data(source, options, name, columns)
+    for column, column_values in values.items():
+        try:
+            columns[column] = number_column(column_values, column, name)
+        except ValueError as error:
+            logger.warning("%s The column is ignored.", error)
+    return columns
 
 
 class Rows:
@@ -211,7 +219,7 @@ class Columns:
                 f"the rows of {name} must have 'images' or 'samples', but the first row has {', '.join(map(str, row))}."
             )
         roles = (*SAMPLE_KEYS, *IMAGE_KEYS, *LABEL_KEYS, *CAPTION_KEYS, *CONDITION_KEYS, "index", "position")
-        numbers = tuple(str(key) for key, value in row.items() if key not in roles and _numbers(value) is not None)
+        numbers = tuple(str(key) for key, value in row.items() if key not in roles and numbers_of(value) is not None)
         left_out = [str(key) for key in row if key not in roles and key not in numbers]
         if left_out:
             logger.warning(
@@ -239,17 +247,6 @@ class Columns:
 
 def _first(keys: Sequence[str], row: Mapping[str, Any]) -> str | None:
     return next((key for key in keys if key in row), None)
-
-
-def _numbers(value: Any) -> np.ndarray | None:
-    """A number or a plain list of numbers as float32 (width,), or None."""
-    if isinstance(value, (str, bytes)) or value is None:
-        return None
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError, RuntimeError):
-        return None
-    return array.astype(np.float32).reshape(-1) if array.dtype.kind in "biuf" and array.ndim <= 1 else None
 
 
 @dataclass(frozen=True)
@@ -439,10 +436,11 @@ def _row_data(rows: Rows, form: RowFormat, options: ImageOptions, label_names: l
         None if classes is None else classes.names,
         rows.name,
         None if columns.caption is None else [str(text) for text in light[columns.caption]],
-        {name: _number_column(light[name], name, rows.name) for name in columns.numbers},
+        complete_columns({name: light[name] for name in columns.numbers}, rows.name),
         "images" if columns.is_image else "samples",
     )
-    data.form, data.classes = form, classes
+    columns = replace(columns, numbers=tuple(data.columns))
+    data.form, data.classes = replace(form, columns=columns), classes
     if not columns.is_image and options.resolution is not None and set(data.size) != {options.resolution}:
         raise ValueError(
             f"the samples of {rows.name} have the size {size_text(data.size)} and are used as they are, but resolution "
@@ -459,22 +457,10 @@ def _read_light_columns(rows: Rows, columns: Columns) -> dict[str, list[Any]]:
     for index in range(len(rows)) if found else ():
         row = rows(index)
         for name, values in found.items():
-            if row.get(name) is None:
+            if row.get(name) is None and name not in columns.numbers:
                 raise ValueError(f"row {index} of {rows.name} has no '{name}', which the first row has.")
-            values.append(row[name])
+            values.append(row.get(name))
     return found
-
-
-def _number_column(values: list[Any], column: str, name: str, numbers: Sequence[int] | None = None) -> np.ndarray:
-    """A column of numbers float32 (rows, width); `numbers` are the rows' numbers in messages."""
-    arrays = [_numbers(value) for value in values]
-    width = 1 if arrays[0] is None else len(arrays[0])
-    for row, array in zip(numbers or range(len(values)), arrays):
-        if array is None or len(array) != width or not np.isfinite(array).all():
-            raise ValueError(
-                f"'{column}' in row {row} of {name} must hold finite numbers, as many as the other rows ({width})."
-            )
-    return np.stack([array for array in arrays if array is not None])
 
 
 def _label(value: Any, where: str) -> int | str:
@@ -541,7 +527,7 @@ def _streamed_data(dataset: Any, options: ImageOptions, name: str, streamed_exam
         logger.warning("captions of %s are ignored: texts need a data set with a length", name)
         form = replace(form, columns=replace(form.columns, caption=None))
     data = _row_data(head, form, options, _label_names(dataset))
-    data.stream = OwnStream(iterated, form, data.classes, (data.channels, *data.size))
+    data.stream = OwnStream(iterated, data.form, data.classes, (data.channels, *data.size))
     data.description += f", the first {len(data)} of a stream"
     return data
 
@@ -614,7 +600,7 @@ class OwnStream:
             values = [row.get(form.columns.label) for row in rows]
             batch["labels"] = torch.tensor([self._classes.number(v, n) for v, n in zip(values, numbers)])
         for column in form.columns.numbers:
-            batch[column] = torch.from_numpy(_number_column([row.get(column) for row in rows], column, name, numbers))
+            batch[column] = torch.from_numpy(number_column([row.get(column) for row in rows], column, name, numbers))
         if form.condition is not None:
             batch["condition"] = self._samples(form.condition, *map(list, (rows, numbers, epochs)))
         return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,7 @@ class DataRequest:
         image_column: the column with the images; None takes the only one, or `image` or `img`.
         label_column: the column with the classes; None takes `label` or `labels` if there is one.
         caption_column: the column with the texts; None takes `text` or `caption` if there is one.
+        number_columns: further columns with numbers, or lists of numbers, that batches hold under their names.
         cache_dir: where downloads and decompressed archives are kept.
         token: the Hub's token, for private data sets.
         streamed_examples: read `dataset_name` as a stream and load only its first `streamed_examples` images. The
@@ -40,6 +42,7 @@ class DataRequest:
     image_column: str | None = None
     label_column: str | None = None
     caption_column: str | None = None
+    number_columns: Sequence[str] = ()
     cache_dir: str | None = None
     token: str | bool | None = None
     streamed_examples: int | None = None
@@ -79,9 +82,9 @@ class FolderOrArchive:
         assert path is not None
         if request.dataset_name is not None:
             raise ValueError(f"give dataset_name={request.dataset_name!r} or train_data_dir={str(path)!r}, not both")
-        if any(column is not None for column in request.columns):
+        if request.number_columns or any(column is not None for column in request.columns):
             raise ValueError(
-                "image_column, label_column and caption_column name columns of dataset_name; "
+                "image_column, label_column, caption_column and number_columns name columns of dataset_name; "
                 "a train_data_dir has no columns"
             )
         source = open_files(path, request.split, request.cache_dir)
@@ -101,7 +104,7 @@ class Streamed:
 
         reader = open_stream(
             request.name, request.dataset_config_name, request.split, request.image_column, request.label_column,
-            request.cache_dir, request.token,
+            request.cache_dir, request.token, request.number_columns,
         )  # fmt: skip
         title, held = f"{request.name} ({request.split})", request.streamed_examples or 1
         return streamed_image_data(reader, options, title, held, request.shuffle_buffer_size)
@@ -118,7 +121,7 @@ class Table:
         """The images of the table."""
         source = open_table(
             request.name, request.dataset_config_name, request.split, *request.columns[:2], request.cache_dir,
-            request.token, request.caption_column,
+            request.token, request.caption_column, request.number_columns,
         )  # fmt: skip
         return image_data(source, options, f"{request.name} ({request.split})")
 

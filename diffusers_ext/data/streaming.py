@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ import fsspec
 import numpy as np
 import torch
 
-from .base import Batch
+from .base import Batch, number_column
 from .decoding import ImageDecoder
 from .images import (
     NAMED_WARNINGS,
@@ -34,7 +34,7 @@ from .images import (
     stack_if_alike,
 )
 from .opening import read_regular_file
-from .tables import EMBEDDED_NAME, find_image_column, find_label_column, load_splits
+from .tables import EMBEDDED_NAME, check_number_columns, find_image_column, find_label_column, load_splits
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,12 @@ MOST_UNREADABLE = 10_000  # images in a row that can't be read before the run gi
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the stream: its number in the data set, its image file and its class (-1 without classes)."""
+    """One row of the stream: its number in the data set, image file, class (-1 without classes) and further numbers."""
 
     number: int
     image: dict[str, Any] | bytes | None
     label: int
+    numbers: tuple[Any, ...] = ()
 
 
 class RowReader:
@@ -65,7 +66,14 @@ class RowReader:
     Raises ValueError for columns that a stream can't be read by.
     """
 
-    def __init__(self, table: Any, image_column: str | None, label_column: str | None, where: str):
+    def __init__(
+        self,
+        table: Any,
+        image_column: str | None,
+        label_column: str | None,
+        where: str,
+        number_columns: Sequence[str] = (),
+    ):
         import datasets
 
         if table.features is None:
@@ -80,14 +88,16 @@ class RowReader:
                 "for them; train without streaming, or give the column the ClassLabel type"
             )
         self._label_column = label_column if self.class_names else None
-        columns = [column for column in (self._image_column, self._label_column) if column]
+        check_number_columns(table.features, number_columns, where)
+        self.number_columns = tuple(number_columns)
+        columns = [column for column in (self._image_column, self._label_column, *number_columns) if column]
         self._table = table.select_columns(columns).cast_column(self._image_column, datasets.Image(decode=False))
         self.num_shards = table.n_shards
 
     def first(self, count: int) -> RowSource:
         """The first rows of the data, at hand."""
         rows = itertools.chain.from_iterable(self.rows(shard) for shard in range(self.num_shards))
-        return RowSource(list(itertools.islice(rows, count)), self.class_names)
+        return RowSource(list(itertools.islice(rows, count)), self.class_names, self.number_columns)
 
     def rows(self, shard: int, start: int = 0) -> Iterator[Row]:
         """The rows of a shard from row `start` on."""
@@ -97,7 +107,8 @@ class RowReader:
         rows: Any = split_dataset_by_node(self._table, shard, self.num_shards)
         for number, row in enumerate(rows.skip(start) if start else rows, start=start):
             label = row[self._label_column] if self._label_column else None
-            yield Row(shard * ROWS_PER_SHARD + number, row[self._image_column], -1 if label is None else label)
+            further = tuple(row[column] for column in self.number_columns)
+            yield Row(shard * ROWS_PER_SHARD + number, row[self._image_column], -1 if label is None else label, further)
 
 
 class RowSource:
@@ -105,8 +116,9 @@ class RowSource:
 
     captions: list[str] | None = None
 
-    def __init__(self, rows: list[Row], class_names: list[str] | None):
+    def __init__(self, rows: list[Row], class_names: list[str] | None, number_columns: Sequence[str] = ()):
         self._rows, self.class_names = rows, class_names
+        self.columns = numbers_of_rows(rows, number_columns)
         self.labels = np.array([row.label for row in rows], dtype=np.int64) if class_names else None
 
     def __len__(self) -> int:
@@ -134,6 +146,13 @@ class RowSource:
             return file.read()
 
 
+def numbers_of_rows(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """The further numbers of these rows, float32 (rows, width) by column."""
+    numbers = [row.number % ROWS_PER_SHARD for row in rows]
+    values = zip(*(row.numbers for row in rows))
+    return {name: number_column(column, name, "the stream", numbers) for name, column in zip(columns, values)}
+
+
 def open_stream(
     dataset_name: str | None,
     config_name: str | None,
@@ -142,8 +161,9 @@ def open_stream(
     label_column: str | None,
     cache_dir: str | None,
     token: str | bool | None,
+    number_columns: Sequence[str] = (),
 ) -> RowReader:
-    """The image and label columns of a data set that is read as it comes.
+    """The image, label and number columns of a data set that is read as it comes.
 
     Raises FileNotFoundError for a data set that is not there, ValueError for a wrong split or column.
     """
@@ -156,7 +176,7 @@ def open_stream(
     table: Any = splits[split]
     if hasattr(table, "to_iterable_dataset"):
         table = table.to_iterable_dataset(num_shards=min(TABLE_SHARDS, len(table)))
-    return RowReader(table, image_column, label_column, where)
+    return RowReader(table, image_column, label_column, where, number_columns)
 
 
 def streamed_image_data(
@@ -262,6 +282,8 @@ class ImageStream:
         pixels = self.transform(stack_if_alike(list(images)), np.array(epochs), numbers)
         batch = {"samples": torch.from_numpy(pixels), "index": torch.from_numpy(numbers)}
         batch["position"] = torch.tensor(position)
+        further = numbers_of_rows(rows, self.reader.number_columns)
+        batch |= {name: torch.from_numpy(values) for name, values in further.items()}
         if self.reader.class_names is not None:
             batch["labels"] = torch.tensor([row.label for row in rows])
         return batch

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import glob
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import CAPTION_COLUMNS, IMAGE_COLUMNS, LABEL_COLUMNS, number_classes
+from .base import CAPTION_COLUMNS, IMAGE_COLUMNS, LABEL_COLUMNS, number_classes, number_column
 from .files import Findings, find_in_folder
 from .names import split_files, split_folders, take_split, without_common_folder
 from .opening import image_suffixes, read_regular_file
@@ -33,7 +33,13 @@ class TableSource:
     """The image column of a `datasets.Dataset`, read row by row from the (memory-mapped) table."""
 
     def __init__(
-        self, table: datasets.Dataset, image_column: str, label_column: str | None, caption_column: str | None = None
+        self,
+        table: datasets.Dataset,
+        image_column: str,
+        label_column: str | None,
+        caption_column: str | None = None,
+        number_columns: Sequence[str] = (),
+        where: str = "the table",
     ):
         import datasets
 
@@ -45,6 +51,7 @@ class TableSource:
         if label_column is not None:
             self.labels, self.class_names = read_labels(table, label_column)
         self.captions = None if caption_column is None else read_captions(table, caption_column)
+        self.columns = {name: number_column(read_column(table, name), name, where) for name in number_columns}
 
     def __len__(self) -> int:
         return len(self._table)
@@ -78,8 +85,9 @@ def open_table(
     cache_dir: str | None,
     token: str | bool | None,
     caption_column: str | None = None,
+    number_columns: Sequence[str] = (),
 ) -> TableSource:
-    """The image, label and caption columns of the embedded set, a local folder, or a data set on the Hub.
+    """The image, label, caption and number columns of the embedded set, a local folder, or a data set on the Hub.
 
     Raises FileNotFoundError for a data set that is not there, ValueError for a wrong split or column.
     """
@@ -88,7 +96,8 @@ def open_table(
     image_column = find_image_column(table.features, image_column, where)
     label_column = find_label_column(table.features, label_column, where)
     caption_column = find_caption_column(table.features, caption_column, where)
-    return TableSource(table, image_column, label_column, caption_column)
+    check_number_columns(table.features, number_columns, where)
+    return TableSource(table, image_column, label_column, caption_column, number_columns, where)
 
 
 def load_splits(
@@ -258,6 +267,14 @@ def find_caption_column(features: Mapping[str, Any], caption_column: str | None,
     return caption_column
 
 
+def check_number_columns(features: Mapping[str, Any], columns: Sequence[str], where: str) -> None:
+    """Raises ValueError for a column that is not there, or that holds no numbers."""
+    for column in columns:
+        _check_column("number_columns", column, features, where)
+        if not holds_numbers(features[column]):
+            raise ValueError(f"number_columns={column!r} of {where} must hold numbers, or lists of as many numbers")
+
+
 def _check_column(argument: str, column: str, features: Mapping[str, Any], where: str) -> None:
     if column not in features:
         raise ValueError(f"{argument}={column!r} is not a column of {where}, which has: {', '.join(features)}")
@@ -275,14 +292,23 @@ def _holds_classes(feature: Any) -> bool:
     return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "string", "large_string", "bool"))
 
 
+def holds_numbers(feature: Any) -> bool:
+    """Whether a column holds numbers, or lists of numbers."""
+    return str(getattr(getattr(feature, "feature", feature), "dtype", "")).startswith(("int", "uint", "float"))
+
+
 def _holds_text(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def read_captions(table: datasets.Dataset, caption_column: str) -> list[str]:
     """A text for every row; an empty cell is an empty text."""
-    column = table.select_columns([caption_column]).with_format("arrow")[:][caption_column]
-    return [value or "" for value in column.to_pylist()]
+    return [value or "" for value in read_column(table, caption_column)]
+
+
+def read_column(table: datasets.Dataset, column: str) -> list[Any]:
+    """The values of a column, None for an empty cell."""
+    return table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
 
 
 def read_labels(table: datasets.Dataset, label_column: str) -> tuple[np.ndarray, list[str]]:
