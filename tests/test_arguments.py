@@ -1,15 +1,21 @@
 """Flags and recipes."""
 
 import inspect
+import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from diffusers_ext.models import PRESETS
 from diffusers_ext.schedulers import PREDICTION_TYPES, NoisePath
+from diffusers_ext.settings import HelpRequested, check, make_settings_class, parse, settings_of, shipped_recipes
 from diffusers_ext.training import TrainingArguments, parse_arguments
 from diffusers_ext.training.arguments import json_option
 
+RECIPES_BY_NAME = {path.stem: path for path in (ROOT / "diffusers_ext" / "recipes").glob("*.yaml")}
 RECIPES = sorted((ROOT / "diffusers_ext" / "recipes").glob("*.yaml"))
 
 # Every flag of diffusers' own unconditional example with its default there, where the default is a choice of theirs.
@@ -140,8 +146,8 @@ def test_every_prediction_type_is_a_setting(prediction_type):
     ("flags", "sentence"),
     [
         (["--nope", "1"], "Unknown flag --nope"),
-        (["--learning_rat", "1"], "Unknown flag --learning_rat"),
-        (["--train_batch_size", "many"], "invalid int value: 'many'"),
+        (["--learning_rat", "1"], "Unknown flag --learning_rat; did you mean --learning_rate?"),
+        (["--train_batch_size", "many"], "train_batch_size must be a whole number, got 'many'"),
         (["--train_batch_size", "0"], "train_batch_size must be at least 1, got 0"),
         (["--learning_rate", "-1"], "learning_rate must be greater than 0, got -1.0"),
         (["--learning_rate", "nan"], "learning_rate must be greater than 0, got nan"),
@@ -149,11 +155,11 @@ def test_every_prediction_type_is_a_setting(prediction_type):
         (["--lr_warmup_steps", "-1"], "lr_warmup_steps must be at least 0, got -1"),
         (["--adam_beta1", "1.5"], "adam_beta1 must be at least 0 and below 1, got 1.5"),
         (["--adam_weight_decay", "-1"], "adam_weight_decay must be at least 0, got -1.0"),
-        (["--dataloader_num_workers", "-1"], "dataloader_num_workers must be at least 0, got -1"),
-        (["--recipe"], "recipe takes a YAML file, got nothing"),
+        (["--dataloader_num_workers", "-1"], "dataloader_num_workers must be at least 0 and at most 256, got -1"),
+        (["--recipe"], "recipe takes a YAML file or the name of a recipe, got nothing"),
         (["--loss", "l3"], "loss must be one of l2, l1, huber, got 'l3'"),
         (["--loss_weighting", "p3"], "loss_weighting must be one of none, snr"),
-        (["--ema_sigma_rel", "0.05", "0.3"], "ema_sigma_rel takes numbers between 0 and 0.289, got 0.3"),
+        (["--ema_sigma_rel", "0.05", "0.3"], "ema_sigma_rel must be greater than 0 and below 0.288675, got 0.3"),
         (["--ema_snapshots", "9", "--ema_sigma_rel", "0.1"], "ema_snapshots needs two lengths in ema_sigma_rel"),
         (["--ema_sigma_rel", "0.1", "0.1"], "several that differ in 6 digits, got [0.1, 0.1]"),
         (["--ema_sigma_rel", "0.1", "0.10000001"], "several that differ in 6 digits"),
@@ -186,7 +192,7 @@ def test_no_length_of_an_average_is_one_too_few():
     [
         ("- a\n- b\n", "must hold `name: value` lines"),
         ("a: [1\n", "is not valid YAML"),
-        ("speed: 3\n", "Unknown flag"),
+        ("speed: 3\n", "Unknown setting 'speed' in recipe 'r'"),
         ("caf\xe9: 1\n", "r.yaml' is not valid YAML"),
     ],
 )
@@ -200,3 +206,132 @@ def test_a_wrong_recipe_is_one_sentence(tmp_path, text, sentence):
 def test_channels_last_is_left_open_unless_it_is_given():
     given = ([], ["--channels_last"], ["--channels_last", "--use_ema"], ["--channels_last", "false"])
     assert [parse_arguments(flags).channels_last for flags in given] == [None, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"learning_rate": "high"}, "learning_rate must be a number, got 'high'."),
+        ({"learning_rate": "0.1"}, "learning_rate must be a number, got '0.1'."),
+        ({"train_batch_size": 2.5}, "train_batch_size must be a whole number, got 2.5."),
+        ({"train_batch_size": True}, "train_batch_size must be a whole number, got True."),
+        ({"train_batch_size": 10**400}, "train_batch_size must fit into 64 bits, got a number of 401 digits."),
+        ({"use_ema": 1}, "use_ema must be true or false, got 1."),
+        ({"model": None}, "model must be a text, got None."),
+        ({"output_dir": ""}, "output_dir must not be empty; leave it out to take its default."),
+        ({"dataset_name": " "}, "dataset_name must not be empty; leave it out to take its default."),
+        ({"ema_sigma_rel": 0.1}, "ema_sigma_rel must be a list, got 0.1."),
+        ({"ema_sigma_rel": ["long", 0.1]}, "ema_sigma_rel must be a number, got 'long'."),
+        ({"model_options": "[1]"}, "model_options must be a JSON object such as"),
+        ({"model_options": {"a": {1}}}, "model_options must hold what JSON can hold"),
+        ({"beta_start": 0.5, "beta_end": 0.1}, "beta_end must be at least beta_start, got 0.1 below 0.5."),
+    ],
+)
+def test_wrong_values_in_python_are_one_sentence(settings, sentence):
+    with pytest.raises(ValueError) as caught:
+        TrainingArguments(**settings)
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+    assert "--" not in str(caught.value)
+
+
+def test_values_of_like_types_are_taken(tmp_path):
+    arguments = TrainingArguments(
+        output_dir=tmp_path, learning_rate=1, seed=np.int64(3), ema_sigma_rel=(0.1, 0.2), model_options={"dropout": 0.1}
+    )
+    assert (arguments.output_dir, arguments.learning_rate, arguments.seed) == (str(tmp_path), 1.0, 3)
+    assert arguments.ema_sigma_rel == [0.1, 0.2]
+    assert json_option("model_options", arguments.model_options) == {"dropout": 0.1}
+
+
+def test_tokens_are_stripped_and_not_shown():
+    arguments = TrainingArguments(hub_token="hf_secret\r\n")
+    assert arguments.hub_token == "hf_secret"
+    assert "hf_secret" not in repr(arguments)
+
+
+def test_a_setting_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match="There is no setting 'speed'"):
+        TrainingArguments.from_recipe("mnist", speed=3)
+
+
+def test_recipes_of_the_package_are_used_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert TrainingArguments.from_recipe("mnist") == TrainingArguments.from_recipe(RECIPES_BY_NAME["mnist"])
+    assert parse_arguments(["--recipe", "mnist-classes"]).condition == "class"
+    (tmp_path / "mnist").write_text("seed: 7\n")
+    assert TrainingArguments.from_recipe("mnist").seed == 7  # a file by that name wins
+
+
+@pytest.mark.parametrize("name", ["minst", "mnist.yml", "diffusers_ext/recipes/mnist-clases.yaml"])
+def test_an_unknown_recipe_names_the_closest(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"There is no recipe '.*'; did you mean mnist"):
+        TrainingArguments.from_recipe(name)
+
+
+def test_recipes_of_the_package_say_what_they_are():
+    for recipe in shipped_recipes():
+        assert set(recipe.about) == {"description", "time", "data"}, recipe.name
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: &a [x]\nmodel: *a\n", "aliases"),
+        (f"model_options: {'[' * 50}{']' * 50}\n", "nest deeper than"),
+        ("seed: 1\nseed: 2\n", "sets seed twice"),
+        ("model: !!python/object/apply:os.system ['true']\n", "model must be a text"),
+        ("model_options: {a: !!python/name:os.system }\n", "could not determine a constructor"),
+        ("model: [[small]]\n", "must be a list of plain values"),
+        ("[seed]: 1\n", "must hold `name: value` lines"),
+        (f"model: {'x' * 2**21}\n", "larger than 1 MiB"),
+    ],
+)
+def test_a_hostile_recipe_is_one_sentence(tmp_path, text, sentence):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        TrainingArguments.from_recipe(tmp_path / "r.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_is_utf_8_in_every_locale(tmp_path, environment):
+    (tmp_path / "r.yaml").write_text("\ufeffoutput_dir: Übung\n", encoding="utf-8")
+    code = (
+        "from diffusers_ext import TrainingArguments; print(ascii(TrainingArguments.from_recipe('r.yaml').output_dir))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", code],
+        env={**environment, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout.strip() == r"'\xdcbung'", ran.stderr
+
+
+def test_help_shows_what_people_change_first_and_all_of_it_when_asked():
+    def shown(*words):
+        with pytest.raises(HelpRequested) as caught:
+            parse_arguments(words)
+        return str(caught.value)
+
+    names = set(settings_of(TrainingArguments))
+    flags = {words: set(re.findall(r"^  --(\w+) ", shown(*words), re.M)) for words in [("--help",), ("--help-all",)]}
+    assert flags["--help-all",] == names | {"recipe"}
+    assert {"recipe", "learning_rate", "output_dir"} <= flags["--help",]
+    assert 15 <= len(flags["--help",]) <= 30
+    condition = set(re.findall(r"^  --(\w+) ", shown("--help", "condition"), re.M))
+    assert {"condition", "condition_dropout", "caption_column", "image_condition"} <= condition
+    assert "learning_rate" not in condition
+    with pytest.raises(ValueError, match="There is no group of settings 'speed'; the groups are data, "):
+        parse_arguments(["--help", "speed"])
+
+
+def test_a_condition_brings_its_settings():
+    declared = {"columns": {"type": list[str] | None, "default": None, "text": "Columns with the numbers."}}
+    brought = make_settings_class("Brought", declared, __name__)
+    values, others = parse(brought, ["--columns", "a", "b"], "train")
+    assert (brought(**values).columns, others) == (["a", "b"], [])
+    with pytest.raises(ValueError, match="columns must be a text, got 3"):
+        check(brought(columns=[3]))

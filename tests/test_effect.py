@@ -9,9 +9,9 @@ from conftest import ROOT
 from local_processes import run_processes
 
 from diffusers_ext.models import build_model
+from diffusers_ext.settings import settings_of, without_effect
 from diffusers_ext.training import Trainer, TrainingArguments, parse_arguments
 from diffusers_ext.training.build import make_objective
-from diffusers_ext.training.effect import NEEDS, without_effect
 
 RECIPES = sorted((ROOT / "diffusers_ext" / "recipes").glob("*.yaml"))
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -26,9 +26,10 @@ def recipe(name):
 
 
 def test_the_table_speaks_of_settings_that_exist():
-    for need in NEEDS:
-        assert {*need.names, *need.switches} <= FIELDS
-        assert not set(need.names) & set(need.switches)
+    for setting in settings_of(TrainingArguments).values():
+        for need in setting.needs:
+            assert set(need.switches) <= FIELDS
+            assert setting.name not in need.switches
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,9 @@ def test_the_table_speaks_of_settings_that_exist():
     [
         ("--model playground-toy --loss_weighting p2 --p2_k 2", "loss_weighting and p2_k", "the toy network knows no"),
         ("--model playground-toy --timestep_sampling stratified", "timestep_sampling", "the toy network knows no time"),
-        ("--model playground-toy --schedule cosine --sampler ddim", "schedule and sampler", "the toy network knows"),
+        ("--model playground-toy --schedule cosine", "schedule", "the toy network knows"),
+        ("--toy_amounts normal", "toy_amounts", "the network is not the toy network"),
+        ("--guidance_scale 2", "guidance_scale", "there is no condition"),
         ("--schedule cosine --beta_end 0.1", "beta_end", "only linear, linear_rescaled, scaled_linear"),
         ("--min_snr_gamma 5", "min_snr_gamma", "loss_weighting is not min_snr"),  # the default, but asked for
         ("--min-snr-gamma=3", "min_snr_gamma", "loss_weighting is not min_snr"),
@@ -79,6 +82,7 @@ def test_what_has_no_effect_is_told_of_in_one_sentence(line, names, reason):
         ("--schedule cosine --ddpm_beta_schedule linear", "ddpm_beta_schedule has no effect: schedule takes its place"),
         (f"{recipe('mnist')} --ddpm_beta_schedule linear", "ddpm_beta_schedule has no effect: schedule takes its"),
         ("--condition class --caption_column text", "caption_column has no effect: condition is not text"),
+        ("--model playground-toy --sampler ddim", "sampler has no effect: the toy network is sampled by"),
         ("--image_condition inpainting", "image_condition has no effect: condition is not image"),
         ("--condition text --label_column label", "label_column has no effect: condition is not class"),
     ],
@@ -131,7 +135,7 @@ def test_everything_in_a_recipe_has_an_effect(path):
 def test_a_recipe_that_contradicts_itself_is_told_of_and_runs(tmp_path):
     """A run whose condition a flag changed writes such a one."""
     (tmp_path / "r.yaml").write_text("condition: class\nimage_condition: inpainting\nuse_ema: false\nema_power: 1.0\n")
-    assert without_effect(TrainingArguments.from_recipe(tmp_path / "r.yaml")) == [
+    assert sorted(without_effect(TrainingArguments.from_recipe(tmp_path / "r.yaml"))) == [
         "ema_power has no effect: there is no average by use_ema with ema_kind warmup.",
         "image_condition has no effect: condition is not image.",
     ]

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "diffusers_ext"
 ARROWS = {
     "schedulers": {"schedulers"},
     "models": {"models"},
+    "settings": {"settings"},
     "conditions": {"conditions"},
     "objectives": {"objectives", "schedulers"},
     "proofs": {"proofs", "figures", "schedulers"},
@@ -37,6 +38,7 @@ ARROWS = {
         "objectives",
         "pipelines",
         "schedulers",
+        "settings",
     },
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .class_label import class_indices, classes_of
-from .image import Size, image_condition
+from .image import IMAGE_CONDITIONS, Size, image_condition
 from .text import encode_prompts, prompt_list
 
 NetworkArguments = dict[str, torch.Tensor]
@@ -50,6 +50,13 @@ class ClassCondition(Condition):
     """Labels, (n,) on the CPU."""
 
     argument = "class_labels"
+    settings = {
+        "label_column": {
+            "type": str | None,
+            "default": None,
+            "text": "Column with the classes; `label` or `labels` when not given.",
+        },
+    }
 
     def __init__(self, unet: Any, id2label: Mapping[str, str] | None, labels: Any, negative: Any):
         names = {name: int(index) for index, name in (id2label or {}).items()}
@@ -83,6 +90,36 @@ class TextCondition(Condition):
     """Lists of prompts; the null condition is the encoding of ""."""
 
     argument = "prompt"
+    settings = {
+        "caption_column": {
+            "type": str | None,
+            "default": None,
+            "text": "Column with the texts; `text` or `caption` when not given.",
+        },
+        "text_encoder": {
+            "type": str,
+            "default": "small",
+            "text": "Name or folder of a transformers text encoder with its tokenizer, or `small`: a CLIP text model "
+            "of two layers and a tokenizer, both trained on the data set's own captions.",
+        },
+        "train_text_encoder": {
+            "type": bool,
+            "default": False,
+            "text": "Train a named text encoder too; `small` always is trained.",
+        },
+        "max_text_tokens": {
+            "type": int,
+            "default": 77,
+            "at_least": 2,
+            "text": "Texts are cut to this many tokens.",
+        },
+    }
+
+    @staticmethod
+    def check_settings(arguments: Any) -> None:
+        """Raise ValueError for a stream, which can't give texts."""
+        if arguments.streaming:
+            raise ValueError("streaming can't give texts yet, only classes and conditions made from the image itself.")
 
     def __init__(self, unet: Any, tokenizer: Any, text_encoder: Any, prompt: Any, negative: Any):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
@@ -114,6 +151,30 @@ class PictureCondition(Condition):
     """Condition images, (n, channels, height, width) in [-1, 1]; the null condition is zeros."""
 
     argument = "image"
+    settings = {
+        "condition_image_column": {
+            "type": str | None,
+            "default": None,
+            "text": "Column with the images that the network is conditioned on.",
+        },
+        "image_condition": {
+            "type": str | None,
+            "default": None,
+            "choices": tuple(name for name in IMAGE_CONDITIONS if name != "image"),
+            "text": "Make the condition from the target: super_resolution_2, _4 or _8, colorization or inpainting.",
+        },
+    }
+
+    @staticmethod
+    def check_settings(arguments: Any) -> None:
+        """Raise ValueError unless just one source of condition images was given, which a stream can't give."""
+        column, made = arguments.condition_image_column, arguments.image_condition
+        if (column is None) == (made is None):
+            raise ValueError("condition image needs either condition_image_column or image_condition.")
+        if arguments.streaming and column is not None:
+            raise ValueError(
+                "streaming can't give condition_image_column yet, only what is made from the image itself."
+            )
 
     def __init__(self, unet: Any, name: str | None, image: Any, mask_image: Any, size: Size):
         if image is None:

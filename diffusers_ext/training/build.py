@@ -207,7 +207,7 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
     if isinstance(model, ToyUNet2DModel):
         if arguments.prediction_type != "sample" and "prediction_type" in arguments.given:
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
-        return MixObjective(arguments.loss)
+        return MixObjective(arguments.loss, arguments.toy_amounts)
     importance = arguments.timestep_sampling == "importance"
     objective_class = ImportanceSampledObjective if importance else DiffusionObjective
     return objective_class(

@@ -34,13 +34,13 @@ from ..data.streaming import START
 from ..objectives.network import ConditionedNetwork
 from ..objectives.randomness import seed_of, shared_generator_of
 from ..objectives.timestep_sampling import LOGIT_NORMAL
+from ..settings import without_effect
 from ..training import checkpoint
 from .allocator import keep_freed_memory
 from .arguments import TrainingArguments
 from .build import check_sampling, make_model, make_objective, make_optimizer, make_scheduler
 from .conditioning import ClassConditioning, Conditioning, make_conditioning
 from .diagnostics import Diagnostics
-from .effect import without_effect
 from .efficiency import Efficiency, StepClock, flops_of, peak_flops, peak_memory
 from .ema import (
     SNAPSHOT_DIR,

@@ -1,0 +1,24 @@
+"""Settings, each declared once: checks, warnings, the command line, recipes and `--help` follow from that."""
+
+from .declaration import Group, Need, Setting, SettingsError, check, make_settings_class, option, settings_of
+from .effect import without_effect
+from .parsing import HelpRequested, parse
+from .recipes import Recipe, find_recipe, read_recipe, shipped_recipes
+
+__all__ = [
+    "Group",
+    "HelpRequested",
+    "Need",
+    "Recipe",
+    "Setting",
+    "SettingsError",
+    "check",
+    "find_recipe",
+    "make_settings_class",
+    "option",
+    "parse",
+    "read_recipe",
+    "settings_of",
+    "shipped_recipes",
+    "without_effect",
+]
