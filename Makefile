@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 train: $(STAMP)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $(THREADS) \
-		train/train_unconditional.py --recipe diffusers_ext/recipes/mnist.yaml --overwrite_output_dir $(TRAIN_FLAGS)
+		train/train_unconditional.py --recipe mnist --overwrite_output_dir $(TRAIN_FLAGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--classifier", required=True, help="folder of a classifier (`diffusers-ext classifier train`)")
     parser.add_argument("--model", help="folder of a pipeline")
     parser.add_argument("--train_seconds", type=float, help="train one for so long instead")
-    parser.add_argument("--recipe", default="diffusers_ext/recipes/mnist-classes.yaml")
+    parser.add_argument("--recipe", default="mnist-classes")
     parser.add_argument("--dataset_name", default="embedded")
     parser.add_argument("--num_samples", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -407,7 +407,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--classifier", required=True, help="folder of a classifier (`diffusers-ext classifier train`)")
     parser.add_argument("--dataset_name", default="embedded")
-    parser.add_argument("--recipe", default="diffusers_ext/recipes/mnist-classes.yaml")
+    parser.add_argument("--recipe", default="mnist-classes")
     parser.add_argument("--model", help="of ours; the recipe's if not given")
     parser.add_argument("--mixed_precision", help="of ours; the recipe's if not given")
     parser.add_argument("--sampler", help="of ours: ddim, dpmsolver++, ...; the recipe's if not given")

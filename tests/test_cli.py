@@ -174,7 +174,7 @@ def test_schedules_command_draws(tmp_path, capsys):
     ("words", "sentence"),
     [
         (["sample", "--model", "/nowhere"], "There is no pipeline '/nowhere'"),
-        (["schedules", "--schedules", "cosinus"], "Unknown schedule 'cosinus'"),
+        (["schedules", "--schedules", "cosinus"], "schedules must be one of linear"),
         (["sample", "--model", "MODEL", "--sampler", "magic"], "sampler must be one of ddim"),
         (["sample", "--model", "MODEL", "--num_images", "0"], "num_images must be at least 1, got 0"),
         (["compare", "--model", "MODEL", "--subsequences", "cubic"], "got 'cubic'"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..settings import option
 from .shared import at_least_one, best_device
 
 if TYPE_CHECKING:
@@ -21,37 +22,34 @@ if TYPE_CHECKING:
 class ClassifierTrainArguments:
     """Train a classifier: a small classifier of a data set's classes, for measuring samples."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub name, local folder, or `embedded`; embedded if nothing is given."}
+    dataset_name: str | None = option(None, "Hub name, local folder, or `embedded`; embedded if nothing is given.")
+    dataset_config_name: str | None = option(None, "Configuration of the data set.")
+    train_data_dir: str | None = option(None, "Folder or archive of images in class folders.")
+    image_column: str | None = option(None, "Column with the images.")
+    label_column: str | None = option(None, "Column with the classes.")
+    train_split: str = option("train", "Split to train on.")
+    test_split: str = option("test", "Split to test on; never trained on.")
+    cache_dir: str | None = option(None, "Where downloads are kept.")
+    resolution: int | None = option(None, "Side of the images; their own if not given.", at_least=1, at_most=16_384)
+    random_flip: bool = option(False, "Mirror every other training image; not for digits.")
+    block_channels: list[int] = option([32, 64, 128], "Channels a level.", at_least=1, at_most=16_384)
+    blocks_per_level: int = option(1, "Residual blocks a level.", at_least=1, at_most=1024)
+    dropout: float = option(0.0, "Share of features dropped in training.", at_least=0, below=1)
+    train_batch_size: int = option(128, "Images a step.", at_least=1, at_most=10_000_000)
+    num_epochs: int = option(12, "Passes over the training split.", at_least=1)
+    max_train_seconds: float = option(
+        150.0, "End earlier, after this time; the result then depends on the machine's speed.", above=0
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    train_data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of images in class folders."})
-    image_column: str | None = field(default=None, metadata={"help": "Column with the images."})
-    label_column: str | None = field(default=None, metadata={"help": "Column with the classes."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    test_split: str = field(default="test", metadata={"help": "Split to test on; never trained on."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
-    resolution: int | None = field(default=None, metadata={"help": "Side of the images; their own if not given."})
-    random_flip: bool = field(default=False, metadata={"help": "Mirror every other training image; not for digits."})
-    block_channels: list[int] = field(default_factory=lambda: [32, 64, 128], metadata={"help": "Channels a level."})
-    blocks_per_level: int = field(default=1, metadata={"help": "Residual blocks a level."})
-    dropout: float = field(default=0.0, metadata={"help": "Share of features dropped in training."})
-    train_batch_size: int = field(default=128, metadata={"help": "Images a step."})
-    num_epochs: int = field(default=12, metadata={"help": "Passes over the training split."})
-    max_train_seconds: float = field(
-        default=150.0,
-        metadata={"help": "End earlier, after this time; the result then depends on the machine's speed."},
-    )
-    learning_rate: float = field(default=0.005, metadata={"help": "Highest learning rate."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Of AdamW."})
-    label_smoothing: float = field(default=0.1, metadata={"help": "Share of every target given to all classes."})
-    shift: float = field(default=0.08, metadata={"help": "Largest random shift, as a share of the side."})
-    rotation: float = field(default=8.0, metadata={"help": "Largest random rotation, in degrees."})
-    zoom: float = field(default=0.1, metadata={"help": "Largest random change of scale, as a share."})
-    mixed_precision: str = field(default="auto", metadata={"help": "auto, no or bf16."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights, order and augmentation."})
-    output_dir: str = field(default="classifier", metadata={"help": "Where the classifier goes."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+    learning_rate: float = option(0.005, "Highest learning rate.", above=0)
+    weight_decay: float = option(0.05, "Of AdamW.", at_least=0)
+    label_smoothing: float = option(0.1, "Share of every target given to all classes.", at_least=0, below=1)
+    shift: float = option(0.08, "Largest random shift, as a share of the side.", at_least=0)
+    rotation: float = option(8.0, "Largest random rotation, in degrees.", at_least=0)
+    zoom: float = option(0.1, "Largest random change of scale, as a share.", at_least=0, below=1)
+    mixed_precision: str = option("auto", "auto, no or bf16.", choices=("auto", "no", "bf16"))
+    seed: int = option(0, "Seed of weights, order and augmentation.", at_least=0)
+    output_dir: str = option("classifier", "Where the classifier goes.")
+    device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
 
 
 def classifier_train(arguments: ClassifierTrainArguments) -> None:

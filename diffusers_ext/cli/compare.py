@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +16,42 @@ from ..evaluation.comparison import draw, exact_flow, mixture_pipeline, write_cs
 from ..evaluation.features import FeatureSet, extract
 from ..evaluation.metrics import frechet_distance
 from ..schedulers.registry import SamplerChoice
+from ..schedulers.scheduling_subsequence import SUBSEQUENCES
+from ..settings import option
 from .class_choice import chosen_classes
 from .real_images import RealDataArguments, check_classifier, real_and_floor
-from .shared import DTYPE_HELP, at_least_one, load_classifier, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, at_least_one, load_classifier, load_pipeline
 
 
 @dataclass
 class CompareArguments(RealDataArguments):
     """Samplers x lengths, or samplers x guidance scales x classes, from one starting noise: a picture and a table."""
 
-    model: str = field(
-        default="", metadata={"help": "Folder or Hub name of a pipeline, or `mixture`: a perfect network."}
+    model: str = option(text="Folder or Hub name of a pipeline, or `mixture`: a perfect network.")
+    samplers: list[str] = option(
+        ["ddim", "dpmsolver++", "ddpm"],
+        "NAME, NAME:LENGTH or NAME:LENGTHxK, with K network calls a step (langevin and its like).",
     )
-    samplers: list[str] = field(
-        default_factory=lambda: ["ddim", "dpmsolver++", "ddpm"],
-        metadata={"help": "NAME, NAME:LENGTH or NAME:LENGTHxK, with K network calls a step (langevin and its like)."},
+    lengths: list[int] = option(
+        [10, 20, 50, 100], "Numbers of steps, where NAME has no LENGTH.", at_least=1, at_most=100_000
     )
-    lengths: list[int] = field(
-        default_factory=lambda: [10, 20, 50, 100], metadata={"help": "Numbers of steps, where NAME has no LENGTH."}
+    subsequences: list[str] = option(
+        ["uniform", "exp"], "For DDIM; class by class it is uniform.", choices=SUBSEQUENCES
     )
-    subsequences: list[str] = field(
-        default_factory=lambda: ["uniform", "exp"], metadata={"help": "For DDIM; class by class it is uniform."}
+    class_labels: list[str] | None = option(
+        None, "all, or numbers or names, for a network with classes; all if not given."
     )
-    class_labels: list[str] | None = field(
-        default=None, metadata={"help": "all, or numbers or names, for a network with classes; all if not given."}
+    guidance_scales: list[float] = option([1.0], "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
+    inner_steps: int | None = option(
+        None, "K of `langevin` where it has none of its own; 4 if not given.", at_least=1, at_most=100_000
     )
-    guidance_scales: list[float] = field(
-        default_factory=lambda: [1.0], metadata={"help": "0 unconditional, 1 conditional, above 1 more so."}
-    )
-    inner_steps: int | None = field(
-        default=None, metadata={"help": "K of `langevin` where it has none of its own; 4 if not given."}
-    )
-    classifier: str | None = field(
-        default=None, metadata={"help": "Folder of a classifier (`diffusers-ext classifier train`)."}
-    )
-    num_images: int = field(default=4, metadata={"help": "Images a cell; a cell of a class shows up to four."})
-    batch_size: int = field(default=100, metadata={"help": "Images at a time, class by class."})
-    seed: int = field(default=0, metadata={"help": "Seed of the starting noise."})
-    output_dir: str = field(default="comparison", metadata={"help": "Where comparison.png and comparison.csv go."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
-    dtype: str = field(default="float32", metadata={"help": DTYPE_HELP})
+    classifier: str | None = option(None, "Folder of a classifier (`diffusers-ext classifier train`).")
+    num_images: int = option(4, "Images a cell; a cell of a class shows up to four.", at_least=1, at_most=10_000_000)
+    batch_size: int = option(100, "Images at a time, class by class.", at_least=1, at_most=10_000_000)
+    seed: int = option(0, "Seed of the starting noise.", at_least=0)
+    output_dir: str = option("comparison", "Where comparison.png and comparison.csv go.")
+    device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
+    dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
 
 
 def compare(arguments: CompareArguments) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 
 from ..hub.averages import RECIPE
 from ..hub.export import export
+from ..settings import option
+from ..training.ema import LONGEST_SIGMA_REL
 from .shared import load_pipeline
 
 
@@ -18,12 +20,14 @@ from .shared import load_pipeline
 class EmaArguments:
     """Average a run's weights over any length, from the snapshots of `--ema_snapshots`."""
 
-    run: str = field(metadata={"help": "Output folder of a finished training run."})
-    sigma_rel: float = field(
-        metadata={"help": "Length of the average: its standard deviation's share of the training, 0.1, say."}
+    run: str = option(text="Output folder of a finished training run.")
+    sigma_rel: float = option(
+        text="Length of the average: its standard deviation's share of the training, 0.1, say.",
+        above=0,
+        below=LONGEST_SIGMA_REL,
     )
-    output_dir: str = field(metadata={"help": "Where the pipeline goes."})
-    step: int | None = field(default=None, metadata={"help": "Step at which it ends; that of the last snapshot."})
+    output_dir: str = option(text="Where the pipeline goes.")
+    step: int | None = option(None, "Step at which it ends; that of the last snapshot.", at_least=1)
 
 
 def ema(arguments: EmaArguments) -> None:

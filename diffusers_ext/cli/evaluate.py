@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from ..hub.model_card import sampler_of
 from ..hub.provenance import versions
 from ..pipelines.batched_generation import generate_images
 from ..schedulers.registry import SamplerChoice, check_subsequence
+from ..schedulers.scheduling_subsequence import SUBSEQUENCES
+from ..settings import option
+from ..settings.versions import versions
 from .class_choice import chosen_classes
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_floor
-from .shared import DTYPE_HELP, at_least_one, best_device, load_classifier, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, at_least_one, best_device, load_classifier, load_pipeline
 
 # What is printed, and whether as a percentage.
 MEASURES = {
@@ -40,39 +43,32 @@ MEASURES = {
 class SamplingArguments(RealDataArguments):
     """How samples are drawn and judged; the base of commands that evaluate."""
 
-    model: str = field(default="", metadata={"help": "Folder or Hub name of a pipeline."})
-    classifier: str | None = field(
-        default=None, metadata={"help": "Folder of a classifier (`diffusers-ext classifier train`)."}
+    model: str = option(text="Folder or Hub name of a pipeline.")
+    classifier: str | None = option(None, "Folder of a classifier (`diffusers-ext classifier train`).")
+    features: str | None = option(
+        None,
+        "Network whose features are compared; default: the classifier. Folder of a classifier, folder or "
+        "Hub name of a vision model of transformers, or file of FID's Inception, weights or TorchScript archive.",
     )
-    features: str | None = field(
-        default=None,
-        metadata={
-            "help": "Network whose features are compared; default: the classifier. Folder of a classifier, folder or "
-            "Hub name of a vision model of transformers, or file of FID's Inception, weights or TorchScript archive."
-        },
+    num_images: int = option(1000, "Number of samples.", at_least=1, at_most=10_000_000)
+    class_labels: list[str] | None = option(
+        None, "all, or numbers or names: each as often as among the real images; all if not given."
     )
-    num_images: int = field(default=1000, metadata={"help": "Number of samples."})
-    class_labels: list[str] | None = field(
-        default=None,
-        metadata={"help": "all, or numbers or names: each as often as among the real images; all if not given."},
-    )
-    sampler: str | None = field(
-        default=None, metadata={"help": "ddim, ddpm, dpmsolver++, reverse-sde, ...; the saved one if not given."}
-    )
-    subsequence: str = field(default="uniform", metadata={"help": "uniform, quadratic, exp or 'comp exp' (DDIM)."})
-    num_inference_steps: int = field(default=25, metadata={"help": "Sampling steps."})
-    batch_size: int = field(default=100, metadata={"help": "Samples at a time."})
-    seed: int = field(default=0, metadata={"help": "Seed of all randomness of sampling."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
-    dtype: str = field(default="float32", metadata={"help": DTYPE_HELP})
+    sampler: str | None = option(None, "ddim, ddpm, dpmsolver++, reverse-sde, ...; the saved one if not given.")
+    subsequence: str = option("uniform", "uniform, quadratic, exp or 'comp exp' (DDIM).", choices=SUBSEQUENCES)
+    num_inference_steps: int = option(25, "Sampling steps.", at_least=1, at_most=100_000)
+    batch_size: int = option(100, "Samples at a time.", at_least=1, at_most=10_000_000)
+    seed: int = option(0, "Seed of all randomness of sampling.", at_least=0)
+    device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
+    dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
 
 
 @dataclass
 class EvaluateArguments(SamplingArguments):
     """Evaluate samples: class accuracy, Frechet and kernel distance, precision, recall, coverage, diversity."""
 
-    guidance_scale: float = field(default=1.0, metadata={"help": "0 unconditional, 1 conditional, above 1 more so."})
-    output: str = field(default="evaluation.json", metadata={"help": "The file to write."})
+    guidance_scale: float = option(1.0, "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
+    output: str = option("evaluation.json", "The file to write.")
 
 
 def evaluate(arguments: EvaluateArguments) -> None:
@@ -170,6 +166,7 @@ def prepare(arguments: SamplingArguments) -> Bench:
         arguments.seed,
         {"num_inference_steps": steps},
         {
+            "versions": versions(),
             **_settings(arguments, pipeline, steps, classes, classifier, real, floor),
             "features": {
                 "name": getattr(features, "name", "the classifier's"),

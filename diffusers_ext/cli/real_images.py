@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,23 +14,21 @@ from ..evaluation.features import evenly_spread
 if TYPE_CHECKING:
     from ..evaluation.classifier import ImageClassifier
 
+from ..settings import option
+
 
 @dataclass
 class RealDataArguments:
     """Which real images samples are compared with; the base of commands that evaluate."""
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub name, local folder, or `embedded`; embedded if nothing is given."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    train_data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of images."})
-    image_column: str | None = field(default=None, metadata={"help": "Column with the images."})
-    label_column: str | None = field(default=None, metadata={"help": "Column with the classes."})
-    split: str = field(default="test", metadata={"help": "Split that samples are compared with."})
-    floor_split: str = field(
-        default="train", metadata={"help": "Split for the floor where `split` has too few images for two sets."}
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    dataset_name: str | None = option(None, "Hub name, local folder, or `embedded`; embedded if nothing is given.")
+    dataset_config_name: str | None = option(None, "Configuration of the data set.")
+    train_data_dir: str | None = option(None, "Folder or archive of images.")
+    image_column: str | None = option(None, "Column with the images.")
+    label_column: str | None = option(None, "Column with the classes.")
+    split: str = option("test", "Split that samples are compared with.")
+    floor_split: str = option("train", "Split for the floor where `split` has too few images for two sets.")
+    cache_dir: str | None = option(None, "Where downloads are kept.")
 
 
 @dataclass

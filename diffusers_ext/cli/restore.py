@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 
 from ..conditions.image import ImageCondition, image_condition
 from ..evaluation.metrics import peak_signal_to_noise_ratio
+from ..settings import option
 from .real_images import RealDataArguments, real_and_floor
-from .shared import DTYPE_HELP, at_least_one, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, at_least_one, load_pipeline
 
 SHOWN = 8  # images in the picture
 
@@ -22,15 +23,15 @@ SHOWN = 8  # images in the picture
 class RestoreArguments(RealDataArguments):
     """Super-resolution, colourisation or inpainting of held-out images: a picture, and PSNR beside the condition's."""
 
-    model: str = field(default="", metadata={"help": "Folder or Hub name of a pipeline with an image condition."})
-    num_images: int = field(default=100, metadata={"help": "Number of images."})
-    num_samples: int = field(default=4, metadata={"help": "Samples an image; their mean is judged too."})
-    guidance_scale: float = field(default=1.0, metadata={"help": "0 unconditional, 1 conditional, above 1 more so."})
-    num_inference_steps: int = field(default=25, metadata={"help": "Sampling steps."})
-    seed: int = field(default=0, metadata={"help": "Seed of all randomness."})
-    output_dir: str = field(default="restoration", metadata={"help": "Where restoration.png and .csv go."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
-    dtype: str = field(default="float32", metadata={"help": DTYPE_HELP})
+    model: str = option(text="Folder or Hub name of a pipeline with an image condition.")
+    num_images: int = option(100, "Number of images.", at_least=1, at_most=10_000_000)
+    num_samples: int = option(4, "Samples an image; their mean is judged too.", at_least=1, at_most=10_000_000)
+    guidance_scale: float = option(1.0, "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
+    num_inference_steps: int = option(25, "Sampling steps.", at_least=1, at_most=100_000)
+    seed: int = option(0, "Seed of all randomness.", at_least=0)
+    output_dir: str = option("restoration", "Where restoration.png and .csv go.")
+    device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
+    dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
 
 
 def restore(arguments: RestoreArguments) -> None:

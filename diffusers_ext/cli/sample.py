@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..schedulers.scheduling_subsequence import SUBSEQUENCES
+from ..settings import option
 from .class_choice import chosen_classes
-from .shared import DTYPE_HELP, at_least_one, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, at_least_one, load_pipeline
 
 
 @dataclass
 class SampleArguments:
     """Sample images from a saved pipeline."""
 
-    model: str = field(metadata={"help": "Folder or Hub name of a pipeline."})
-    num_images: int = field(default=64, metadata={"help": "Number of images."})
-    class_labels: list[str] | None = field(
-        default=None, metadata={"help": "all, or numbers or names: as many images of each, a row a class."}
-    )
-    prompts: list[str] | None = field(default=None, metadata={"help": "Texts: as many images of each, a row a text."})
-    image: str | None = field(default=None, metadata={"help": "File of the image that the network is told."})
-    mask_image: str | None = field(default=None, metadata={"help": "File of the mask, white where to repaint."})
-    guidance_scale: float = field(default=1.0, metadata={"help": "0 unconditional, 1 conditional, above 1 more so."})
-    num_inference_steps: int = field(default=50, metadata={"help": "Sampling steps."})
-    sampler: str | None = field(
-        default=None, metadata={"help": "ddim, ddpm, dpmsolver++, ...; the saved one if not given."}
-    )
-    subsequence: str = field(default="uniform", metadata={"help": "uniform, quadratic, exp or 'comp exp' (DDIM)."})
-    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
-    seed: int = field(default=0, metadata={"help": "Seed of all randomness."})
-    output: str = field(default="samples.png", metadata={"help": "The grid to write."})
-    gif: str | None = field(default=None, metadata={"help": "Also write the reverse process here."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
-    dtype: str = field(default="float32", metadata={"help": DTYPE_HELP})
+    model: str = option(text="Folder or Hub name of a pipeline.")
+    num_images: int = option(64, "Number of images.", at_least=1, at_most=10_000_000)
+    class_labels: list[str] | None = option(None, "all, or numbers or names: as many images of each, a row a class.")
+    prompts: list[str] | None = option(None, "Texts: as many images of each, a row a text.")
+    image: str | None = option(None, "File of the image that the network is told.")
+    mask_image: str | None = option(None, "File of the mask, white where to repaint.")
+    guidance_scale: float = option(1.0, "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
+    num_inference_steps: int = option(50, "Sampling steps.", at_least=1, at_most=100_000)
+    sampler: str | None = option(None, "ddim, ddpm, dpmsolver++, ...; the saved one if not given.")
+    subsequence: str = option("uniform", "uniform, quadratic, exp or 'comp exp' (DDIM).", choices=SUBSEQUENCES)
+    batch_size: int = option(64, "Images at a time.", at_least=1, at_most=10_000_000)
+    seed: int = option(0, "Seed of all randomness.", at_least=0)
+    output: str = option("samples.png", "The grid to write.")
+    gif: str | None = option(None, "Also write the reverse process here.")
+    device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
+    dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
 
 
 def sample(arguments: SampleArguments) -> None:

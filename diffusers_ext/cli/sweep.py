@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import figures
 from ..evaluation.features import compare_sets
+from ..settings import option
 from .evaluate import Bench, SamplingArguments, prepare
 
 
@@ -18,10 +19,8 @@ from .evaluate import Bench, SamplingArguments, prepare
 class SweepArguments(SamplingArguments):
     """Guidance scales against classifier accuracy and diversity: a figure and a table."""
 
-    guidance_scales: list[float] = field(
-        default_factory=lambda: [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0], metadata={"help": "Scales."}
-    )
-    output_dir: str = field(default="sweep", metadata={"help": "Where sweep.png, sweep.csv and sweep.json go."})
+    guidance_scales: list[float] = option([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0], "Scales.", at_least=0)
+    output_dir: str = option("sweep", "Where sweep.png, sweep.csv and sweep.json go.")
 
 
 def sweep(arguments: SweepArguments) -> None:

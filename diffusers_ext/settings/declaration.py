@@ -186,8 +186,10 @@ class Setting:
             (self.below, operator.lt, "below"),
         )
         given = [(bound, holds, words) for bound, holds, words in bounds if bound is not None]
-        if not all(holds(value, bound) for bound, holds, _ in given):
-            wanted = " and ".join(f"{words} {bound:g}" for bound, _, words in given)
+        broken = [each for each in given if not each[1](value, each[0])]
+        if broken:
+            shown = broken if self.kind is int else given
+            wanted = " and ".join(f"{words} {_shown_bound(bound)}" for bound, _, words in shown)
             raise SettingsError(f"{self.name} must be {wanted}, got {_shown(value)}.")
         if self.kind is float and not abs(value) <= LARGEST_FLOAT32:
             raise SettingsError(f"{self.name} must be a finite number that float32 can hold, got {value}.")
@@ -276,6 +278,10 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SettingsError(f"{name} must be a JSON object such as '{{\"s\": 0.008}}', got {_shown(text)}.")
     return value
+
+
+def _shown_bound(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def _shown(value: Any) -> str:

@@ -48,6 +48,7 @@ from ..settings import (
 )
 from ..settings.effect import FLAG, RECIPE
 from ..settings.recipes import as_values
+from ..settings.versions import versions
 from .ema import EMA_KINDS, LONGEST_SIGMA_REL
 
 LOSSES = ("l2", "l1", "huber")
@@ -409,7 +410,7 @@ class TrainingArguments(_Origins, _Brought):
         choices=EMA_KINDS,
         needs=_any_average,
     )
-    ema_sigma_rel: list[float] = _average(  # noqa: RUF009
+    ema_sigma_rel: list[float] = _average(
         [0.05, 0.1],
         "Lengths of power-function averages, as the standard deviation's share of the training so far; "
         "`--ema_kind power` samples and saves the first.",
@@ -608,7 +609,12 @@ class TrainingArguments(_Origins, _Brought):
         """The settings that differ from their defaults, as a recipe; the Hub's token is left out."""
         # A recipe says what is trained, not whether to overwrite, resume or log in.
         left_out = ("hub_token", "overwrite_output_dir", "resume_from_checkpoint", "local_rank", "debug")
-        return yaml.safe_dump({k: v for k, v in self._changed().items() if k not in left_out}, sort_keys=False)
+        changed = {name: value for name, value in self._changed().items() if name not in left_out}
+        return f"# Written by {_made_by()}.\n{yaml.safe_dump(changed, sort_keys=False)}"
+
+
+def _made_by() -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions().items())
 
 
 # --- command lines and recipes ----------------------------------------------------------------------------------------

@@ -1,0 +1,60 @@
+"""`diffusers-ext convert`: a checkpoint of another project as a pipeline."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..schedulers import PREDICTION_TYPES
+from ..settings import option
+
+
+@dataclass
+class ConvertArguments:
+    """Turn another project's checkpoint, or a diffusers folder, into a pipeline."""
+
+    checkpoint: str = option(text="File of weights, or folder of a UNet2DModel or its pipeline.")
+    output_dir: str = option(text="Where the pipeline goes.")
+    architecture: str | None = option(None, "Preset of the network; detected if not given.")
+    weights: str = option("ema", "ema (raw where there are none) or raw.", choices=("ema", "raw"))
+    schedule: str | None = option(None, "Noise schedule, where it is another than found.")
+    num_train_timesteps: int | None = option(None, "T, where it is another than found.")
+    beta_start: float | None = option(None, "First beta of schedules between two betas.")
+    beta_end: float | None = option(None, "Last beta of schedules between two betas.")
+    schedule_options: str | None = option(None, "JSON object of the schedule's options.", json=True)
+    prediction_type: str | None = option(None, "epsilon, sample, v_prediction, ...", choices=PREDICTION_TYPES)
+    sample_size: int | None = option(None, "Height and width of the images.", at_least=1, at_most=16_384)
+    model_options: str | None = option(None, "JSON object of the network's configuration.", json=True)
+    sampler: str = option("ddpm", "Scheduler of the pipeline: ddpm or ddim.")
+
+
+def convert(arguments: ConvertArguments) -> None:
+    """Write the pipeline of a checkpoint, and print what it was found to be."""
+    from ..hub.convert import convert as convert_checkpoint
+
+    pipeline = convert_checkpoint(
+        arguments.checkpoint,
+        arguments.architecture,
+        ema=arguments.weights == "ema",
+        schedule=arguments.schedule,
+        num_train_timesteps=arguments.num_train_timesteps,
+        beta_start=arguments.beta_start,
+        beta_end=arguments.beta_end,
+        schedule_options=_json_object(arguments.schedule_options),
+        prediction_type=arguments.prediction_type,
+        sample_size=arguments.sample_size,
+        model_options=_json_object(arguments.model_options),
+        sampler=arguments.sampler,
+    )
+    pipeline.save_pretrained(arguments.output_dir)
+    config = pipeline.scheduler.config
+    print(f"{type(pipeline.unet).__name__} of {pipeline.unet.num_parameters():,} parameters in {arguments.output_dir}")
+    print(
+        f"It predicts {config.prediction_type}; {config.num_train_timesteps} timesteps of the noise schedule "
+        f"{config.get('beta_schedule', 'of the mix')}"
+    )
+
+
+def _json_object(text: str | None) -> dict[str, Any] | None:
+    return None if text is None else json.loads(text)
