@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..settings import option
-from .shared import at_least_one, best_device
+from ..settings import CheckedSettings, option
+from .shared import best_device
 
 if TYPE_CHECKING:
     from ..data.images import ImageData
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ClassifierTrainArguments:
+class ClassifierTrainArguments(CheckedSettings):
     """Train a classifier: a small classifier of a data set's classes, for measuring samples."""
 
     dataset_name: str | None = option(None, "Hub name, local folder, or `embedded`; embedded if nothing is given.")
@@ -48,7 +48,7 @@ class ClassifierTrainArguments:
     zoom: float = option(0.1, "Largest random change of scale, as a share.", at_least=0, below=1)
     mixed_precision: str = option("auto", "auto, no or bf16.", choices=("auto", "no", "bf16"))
     seed: int = option(0, "Seed of weights, order and augmentation.", at_least=0)
-    output_dir: str = option("classifier", "Where the classifier goes.")
+    output_dir: str = option("classifier", "Where the classifier goes.", writes="folder")
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
 
 
@@ -56,9 +56,6 @@ def classifier_train(arguments: ClassifierTrainArguments) -> None:
     """Train on the training split, test on the test split, save the classifier with its accuracy."""
     from ..evaluation.classifier_training import accuracy
 
-    at_least_one(arguments, "train_batch_size", "num_epochs")
-    if not arguments.max_train_seconds > 0:
-        raise ValueError(f"max_train_seconds must be above 0, got {arguments.max_train_seconds}.")
     train = _labelled_images(arguments, arguments.train_split, random_flip=arguments.random_flip)
     test = _labelled_images(arguments, arguments.test_split, channels=train.channels)
     names = [data.label_names or [] for data in (train, test)]
@@ -163,7 +160,5 @@ def train_classifier(classifier: ImageClassifier, train: ImageData, arguments: C
 def _autocast_dtype(mixed_precision: str) -> torch.dtype:
     from ..training.precision import resolve_mixed_precision
 
-    if mixed_precision not in ("auto", "no", "bf16"):
-        raise ValueError(f"mixed_precision takes auto, no or bf16, got '{mixed_precision}'.")
     # A GPU without bfloat16 would get float16, whose gradients need scaling; the network is small enough for float32.
     return torch.bfloat16 if resolve_mixed_precision(mixed_precision) == "bf16" else torch.float32

@@ -20,7 +20,7 @@ from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import option
 from .class_choice import chosen_classes
 from .real_images import RealDataArguments, check_classifier, real_and_floor
-from .shared import DTYPE_HELP, DTYPES, at_least_one, load_classifier, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, load_classifier, load_pipeline
 
 
 @dataclass
@@ -49,18 +49,17 @@ class CompareArguments(RealDataArguments):
     num_images: int = option(4, "Images a cell; a cell of a class shows up to four.", at_least=1, at_most=10_000_000)
     batch_size: int = option(100, "Images at a time, class by class.", at_least=1, at_most=10_000_000)
     seed: int = option(0, "Seed of the starting noise.", at_least=0)
-    output_dir: str = option("comparison", "Where comparison.png and comparison.csv go.")
+    output_dir: str = option("comparison", "Where comparison.png and comparison.csv go.", writes="folder")
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
     dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
 
 
 def compare(arguments: CompareArguments) -> None:
     """Write `comparison.png` and `comparison.csv`, and print the table."""
-    at_least_one(arguments, "num_images", "batch_size")
     choices = [_with_inner_steps(SamplerChoice.parse(text), arguments.inner_steps) for text in arguments.samplers]
     perfect = arguments.model == "mixture"
     pipeline = mixture_pipeline() if perfect else load_pipeline(arguments.model, arguments.device, arguments.dtype)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(leave=False)
     classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, arguments.device)
     if classifier is not None:
         check_classifier(classifier, pipeline)
@@ -76,8 +75,6 @@ def compare(arguments: CompareArguments) -> None:
 
 
 def _with_inner_steps(choice: SamplerChoice, inner_steps: int | None) -> SamplerChoice:
-    if inner_steps is not None and inner_steps < 1:
-        raise ValueError(f"inner_steps must be at least 1, got {inner_steps}.")
     if choice.name == "langevin" and choice.inner_steps is None:
         return replace(choice, inner_steps=inner_steps)
     return choice

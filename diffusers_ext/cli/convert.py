@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..schedulers import PREDICTION_TYPES
-from ..settings import option
+from ..settings import CheckedSettings, option
 
 
 @dataclass
-class ConvertArguments:
+class ConvertArguments(CheckedSettings):
     """Turn another project's checkpoint, or a diffusers folder, into a pipeline."""
 
     checkpoint: str = option(text="File of weights, or folder of a UNet2DModel or its pipeline.")
-    output_dir: str = option(text="Where the pipeline goes.")
+    output_dir: str = option(text="Where the pipeline goes.", writes="folder")
     architecture: str | None = option(None, "Preset of the network; detected if not given.")
     weights: str = option("ema", "ema (raw where there are none) or raw.", choices=("ema", "raw"))
     schedule: str | None = option(None, "Noise schedule, where it is another than found.")

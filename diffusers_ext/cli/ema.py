@@ -11,13 +11,13 @@ import torch
 
 from ..hub.averages import RECIPE
 from ..hub.export import export
-from ..settings import option
+from ..settings import CheckedSettings, option
 from ..training.ema import LONGEST_SIGMA_REL
 from .shared import load_pipeline
 
 
 @dataclass
-class EmaArguments:
+class EmaArguments(CheckedSettings):
     """Average a run's weights over any length, from the snapshots of `--ema_snapshots`."""
 
     run: str = option(text="Output folder of a finished training run.")
@@ -26,7 +26,7 @@ class EmaArguments:
         above=0,
         below=LONGEST_SIGMA_REL,
     )
-    output_dir: str = option(text="Where the pipeline goes.")
+    output_dir: str = option(text="Where the pipeline goes.", writes="folder")
     step: int | None = option(None, "Step at which it ends; that of the last snapshot.", at_least=1)
 
 

@@ -21,10 +21,9 @@ from ..pipelines.batched_generation import generate_images
 from ..schedulers.registry import SamplerChoice, check_subsequence
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import option
-from ..settings.versions import versions
 from .class_choice import chosen_classes
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_floor
-from .shared import DTYPE_HELP, DTYPES, at_least_one, best_device, load_classifier, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, best_device, load_classifier, load_pipeline
 
 # What is printed, and whether as a percentage.
 MEASURES = {
@@ -68,7 +67,7 @@ class EvaluateArguments(SamplingArguments):
     """Evaluate samples: class accuracy, Frechet and kernel distance, precision, recall, coverage, diversity."""
 
     guidance_scale: float = option(1.0, "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
-    output: str = option("evaluation.json", "The file to write.")
+    output: str = option("evaluation.json", "The file to write.", writes=".json")
 
 
 def evaluate(arguments: EvaluateArguments) -> None:
@@ -115,7 +114,9 @@ class Bench:
         """(what the classifier says of the samples at this scale, seconds of sampling)."""
         options = dict(self.options) if self.labels is None else {**self.options, "guidance_scale": guidance_scale}
         began = time.perf_counter()
-        images = generate_images(self.pipeline, self.num_images, self.labels, self.batch_size, self.seed, **options)
+        images = generate_images(
+            self.pipeline, self.num_images, self.labels, self.batch_size, self.seed, show_progress=True, **options
+        )
         seconds = time.perf_counter() - began
         return extract(images.split(self.batch_size), self.features, self.classifier, self.labels), seconds
 
@@ -136,7 +137,6 @@ class Bench:
 
 def prepare(arguments: SamplingArguments) -> Bench:
     """Load pipeline, classifier and real images. Raises ValueError, in one sentence, for what does not fit together."""
-    at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(disable=True)
     classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, arguments.device)
@@ -166,7 +166,6 @@ def prepare(arguments: SamplingArguments) -> Bench:
         arguments.seed,
         {"num_inference_steps": steps},
         {
-            "versions": versions(),
             **_settings(arguments, pipeline, steps, classes, classifier, real, floor),
             "features": {
                 "name": getattr(features, "name", "the classifier's"),

@@ -3,60 +3,54 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..hub.averages import RECONSTRUCTION
+from ..settings import CheckedSettings, option
 from .shared import load_pipeline
 
 
 @dataclass
-class ExportArguments:
+class ExportArguments(CheckedSettings):
     """Write a folder that loads with this package and without it, with a model card."""
 
-    model: str = field(metadata={"help": "Folder or Hub name of a pipeline."})
-    output_dir: str = field(metadata={"help": "Where the export goes."})
-    repo_id: str | None = field(default=None, metadata={"help": "user/name in the examples of the card."})
-    variant: str | None = field(
-        default=None, metadata={"help": "Variant in the names of the weight files, such as fp16."}
-    )
-    max_shard_size: str = field(default="5GB", metadata={"help": "Largest file of weights."})
+    model: str = option(text="Folder or Hub name of a pipeline.")
+    output_dir: str = option(text="Where the export goes.", writes="folder")
+    repo_id: str | None = option(None, "user/name in the examples of the card.")
+    variant: str | None = option(None, "Variant in the names of the weight files, such as fp16.")
+    max_shard_size: str = option("5GB", "Largest file of weights.")
 
 
 @dataclass
-class PushArguments:
+class PushArguments(CheckedSettings):
     """Push the folder of an export or a training run to a repository on the Hub."""
 
-    model: str = field(metadata={"help": "Folder of an export or a training run."})
-    repo_id: str = field(metadata={"help": "user/name, or name for your own."})
-    private: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
-    token: str | None = field(default=None, metadata={"help": "Token of the Hub; default: the one of `hf auth login`."})
-    revision: str | None = field(default=None, metadata={"help": "Branch to commit to, created if it is missing."})
-    create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead."})
-    commit_message: str = field(default="Upload with diffusers_ext", metadata={"help": "First line of the commit."})
-    ignore_patterns: list[str] = field(default_factory=list, metadata={"help": "Files and folders not to push."})
-    allow_patterns: list[str] = field(
-        default_factory=list, metadata={"help": "More files to push, beside those that this package writes."}
-    )
+    model: str = option(text="Folder of an export or a training run.")
+    repo_id: str = option(text="user/name, or name for your own.")
+    private: bool = option(False, "Create the repository as a private one.")
+    token: str | None = option(None, "Token of the Hub; default: the one of `hf auth login`.", secret=True)
+    revision: str | None = option(None, "Branch to commit to, created if it is missing.")
+    create_pr: bool = option(False, "Open a pull request instead.")
+    commit_message: str = option("Upload with diffusers_ext", "First line of the commit.")
+    ignore_patterns: list[str] = option([], "Files and folders not to push.")
+    allow_patterns: list[str] = option([], "More files to push, beside those that this package writes.")
 
 
 @dataclass
-class CardArguments:
+class CardArguments(CheckedSettings):
     """Write the model card of an export or a training run from the files in it."""
 
-    model: str = field(metadata={"help": "Folder of an export or a training run."})
-    repo_id: str | None = field(default=None, metadata={"help": "user/name in the examples of the card."})
-    output: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where the card goes, with its pictures in `pictures/`; README.md in the folder if not given."
-        },
+    model: str = option(text="Folder of an export or a training run.")
+    repo_id: str | None = option(None, "user/name in the examples of the card.")
+    output: str | None = option(
+        None, "Where the card goes, with its pictures in `pictures/`; default: README.md in the folder."
     )
-    title: str | None = field(default=None, metadata={"help": "Heading; default: the repository's name."})
-    license: str = field(default="apache-2.0", metadata={"help": "Licence of the weights."})
-    tags: list[str] = field(default_factory=list, metadata={"help": "More tags."})
-    limits: list[str] = field(default_factory=list, metadata={"help": "More sentences on what the model can't do."})
+    title: str | None = option(None, "Heading; default: the repository's name.")
+    license: str = option("apache-2.0", "Licence of the weights.")
+    tags: list[str] = option([], "More tags.")
+    limits: list[str] = option([], "More sentences on what the model can't do.")
 
 
 def export(arguments: ExportArguments) -> None:

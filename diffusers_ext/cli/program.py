@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..settings import HelpRequested, Setting, SettingsError, parse
+from ..hub.provenance import versions
+from ..settings import HelpRequested, Setting, SettingsError, check_places, parse
 from ..settings.parsing import build, closest
-from ..settings.versions import versions
 from .boundary import guarded
 from .train import recipes, train, wants_debug
 
@@ -107,6 +107,7 @@ def _run_command(name: str, command: Command, words: list[str]) -> None:
     _no_words(others)
     values.pop("debug", None)
     arguments = build(settings_class, values)
+    check_places(arguments)
     if command.draws:
         need_matplotlib(name)
     from ..training.allocator import keep_freed_memory

@@ -14,11 +14,11 @@ from ..evaluation.features import evenly_spread
 if TYPE_CHECKING:
     from ..evaluation.classifier import ImageClassifier
 
-from ..settings import option
+from ..settings import CheckedSettings, option
 
 
 @dataclass
-class RealDataArguments:
+class RealDataArguments(CheckedSettings):
     """Which real images samples are compared with; the base of commands that evaluate."""
 
     dataset_name: str | None = option(None, "Hub name, local folder, or `embedded`; embedded if nothing is given.")

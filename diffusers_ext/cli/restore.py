@@ -14,7 +14,7 @@ from ..conditions.image import ImageCondition, image_condition
 from ..evaluation.metrics import peak_signal_to_noise_ratio
 from ..settings import option
 from .real_images import RealDataArguments, real_and_floor
-from .shared import DTYPE_HELP, DTYPES, at_least_one, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, load_pipeline
 
 SHOWN = 8  # images in the picture
 
@@ -29,7 +29,7 @@ class RestoreArguments(RealDataArguments):
     guidance_scale: float = option(1.0, "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
     num_inference_steps: int = option(25, "Sampling steps.", at_least=1, at_most=100_000)
     seed: int = option(0, "Seed of all randomness.", at_least=0)
-    output_dir: str = option("restoration", "Where restoration.png and .csv go.")
+    output_dir: str = option("restoration", "Where restoration.png and .csv go.", writes="folder")
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
     dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
 
@@ -39,9 +39,8 @@ def restore(arguments: RestoreArguments) -> None:
 
     What is told is judged too: for super-resolution that is bicubic interpolation.
     """
-    at_least_one(arguments, "num_images", "num_samples", "num_inference_steps")
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(leave=False)
     condition = _condition_of(pipeline, arguments.model)
     config = pipeline.unet.config
     real, _ = real_and_floor(arguments, arguments.num_images, config.in_channels, config.sample_size, None)

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
-from ..settings import option
+from ..settings import CheckedSettings, option
 from .class_choice import chosen_classes
-from .shared import DTYPE_HELP, DTYPES, at_least_one, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, load_pipeline
 
 
 @dataclass
-class SampleArguments:
+class SampleArguments(CheckedSettings):
     """Sample images from a saved pipeline."""
 
     model: str = option(text="Folder or Hub name of a pipeline.")
     num_images: int = option(64, "Number of images.", at_least=1, at_most=10_000_000)
     class_labels: list[str] | None = option(None, "all, or numbers or names: as many images of each, a row a class.")
     prompts: list[str] | None = option(None, "Texts: as many images of each, a row a text.")
-    image: str | None = option(None, "File of the image that the network is told.")
+    image: str | None = option(None, "File of the image that the network is conditioned on.")
     mask_image: str | None = option(None, "File of the mask, white where to repaint.")
     guidance_scale: float = option(1.0, "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
     num_inference_steps: int = option(50, "Sampling steps.", at_least=1, at_most=100_000)
@@ -31,8 +31,11 @@ class SampleArguments:
     subsequence: str = option("uniform", "uniform, quadratic, exp or 'comp exp' (DDIM).", choices=SUBSEQUENCES)
     batch_size: int = option(64, "Images at a time.", at_least=1, at_most=10_000_000)
     seed: int = option(0, "Seed of all randomness.", at_least=0)
-    output: str = option("samples.png", "The grid to write.")
-    gif: str | None = option(None, "Also write the reverse process here.")
+    output: str = option("samples.png", "The grid to write.", writes=".png .jpg .jpeg .webp .bmp .tif .tiff")
+    images_dir: str | None = option(
+        None, "Also write each image as a PNG file of its own into this folder.", writes="folder"
+    )
+    gif: str | None = option(None, "Also write the reverse process here.", writes=".gif")
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
     dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
 
@@ -42,7 +45,6 @@ def sample(arguments: SampleArguments) -> None:
     from .. import figures
     from ..schedulers.registry import SAMPLERS, build_sampler, check_subsequence
 
-    at_least_one(arguments, "num_images", "num_inference_steps", "batch_size")
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     check_subsequence(arguments.sampler, arguments.subsequence)
     if arguments.sampler is not None:
@@ -71,9 +73,21 @@ def sample(arguments: SampleArguments) -> None:
     Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     figures.image_grid(batch, columns=columns, scale=scale).save(arguments.output)
     print(f"{len(batch)} images in {arguments.output}")
+    if arguments.images_dir is not None:
+        _save_each(batch, Path(arguments.images_dir))
+        print(f"Each of them in {arguments.images_dir}")
     if arguments.gif is not None:
         figures.save_gif(frames, arguments.gif)
         print(f"The reverse process in {arguments.gif}")
+
+
+def _save_each(images: torch.Tensor, folder: Path) -> None:
+    """Write images (count, channels, height, width) in [-1, 1] as 00000.png, 00001.png, ..."""
+    from .. import figures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        figures.image_grid(image[None], columns=1, padding=0).save(folder / f"{number:05}.png")
 
 
 def _conditions(arguments: SampleArguments, pipeline: Any) -> tuple[dict[str, list[Any]], dict[str, Any], int | None]:

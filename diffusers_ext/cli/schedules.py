@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..schedulers import SCHEDULES
-from ..settings import option
+from ..settings import CheckedSettings, option
 
 
 @dataclass
-class ScheduleArguments:
+class ScheduleArguments(CheckedSettings):
     """Draw noise schedules: betas and alphas_cumprod."""
 
     schedules: list[str] = option(
@@ -20,7 +21,7 @@ class ScheduleArguments:
     num_train_timesteps: int = option(1000, "T.", at_least=1, at_most=100_000)
     beta_start: float = option(1e-4, "First beta of schedules between two betas.", above=0, below=1)
     beta_end: float = option(0.02, "Last beta of schedules between two betas.", above=0, at_most=1)
-    output: str = option("schedules.png", "The picture to write.")
+    output: str = option("schedules.png", "The picture to write.", writes=".png .pdf .svg .jpg .jpeg .webp")
 
 
 def schedules(arguments: ScheduleArguments) -> None:
@@ -35,5 +36,6 @@ def schedules(arguments: ScheduleArguments) -> None:
         )
         curves[name] = {"betas": path.betas, "alphas_cumprod": path.alphas_cumprod}
         print(f"{name:20} alphas_cumprod ends at {path.alphas_cumprod[-1]:.3g}")
+    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
     figures.plot_schedule(curves, arguments.output)
     print(f"Picture in {arguments.output}")

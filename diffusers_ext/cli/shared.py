@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,39 +12,54 @@ if TYPE_CHECKING:
     from ..evaluation.classifier import ImageClassifier
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DTYPE_HELP = "Numbers the network computes with: float32, bfloat16 or float16."
 
 
 def best_device(device: str | None) -> str:
-    """The device asked for, or the best there is."""
-    if device is not None:
-        return device
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """The device asked for, or the best there is. Raises ValueError for one that is not there."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"device '{device}' is not available here; the best there is: {best_device(None)}.") from None
+    if torch.device(device).type == "meta":
+        raise ValueError("device 'meta' computes nothing; use cpu, cuda or mps.")
+    return device
 
 
 def load_pipeline(model: str, device: str | None, dtype: str = "float32") -> Any:
-    """A pipeline by folder or Hub name, on its device. Raises ValueError when there is none, or no such `DTYPES`."""
+    """A pipeline by folder or Hub name, on its device. Raises ValueError or OSError when there is none."""
     from diffusers import DiffusionPipeline
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got '{dtype}'.")
-
-    if not model or (model.startswith((".", "/")) and not Path(model).exists()):
-        raise ValueError(f"There is no pipeline '{model}'.")
-    return DiffusionPipeline.from_pretrained(model, trust_remote_code=False).to(best_device(device), DTYPES[dtype])
+    check_folder("pipeline", model, "model_index.json", "`diffusers-ext train` makes one")
+    device = best_device(device)
+    # `torch_dtype` here, and not `to(dtype)`, which warns of modules to keep in float32 even when there are none.
+    pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=DTYPES[dtype], trust_remote_code=False)
+    return pipeline.to(device)
 
 
 def load_classifier(folder: str, device: str | None) -> ImageClassifier:
-    """A classifier by folder or Hub name, on its device. Raises ValueError when there is none."""
+    """A classifier by folder or Hub name, on its device. Raises ValueError or OSError when there is none."""
     from ..evaluation.classifier import ImageClassifier
 
-    if not folder or (folder.startswith((".", "/")) and not (Path(folder) / "config.json").exists()):
-        raise ValueError(f"There is no classifier '{folder}'; `diffusers-ext classifier train` makes one.")
+    check_folder("classifier", folder, "config.json", "`diffusers-ext classifier train` makes one")
     return ImageClassifier.from_pretrained(folder, use_safetensors=True).to(best_device(device)).eval()
 
 
-def at_least_one(arguments: Any, *names: str) -> None:
-    """Raises ValueError for a setting below 1."""
-    for name in names:
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}.")
+def check_folder(what: str, name: str, file: str, maker: str) -> None:
+    """Raise ValueError when a name means a local folder that is not there or lacks `file`; the Hub is not asked then.
+
+    A Hub name is `owner/name`. A name means a folder when it is there, when it can be no Hub name, or when its first
+    part is a folder here or `outputs`, where the recipes write.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / file).is_file():
+            raise ValueError(f"'{name}' holds no {what}: {file} is missing; {maker}.")
+        return
+    if path.exists():
+        raise ValueError(f"'{name}' is a file; a {what} is a folder, or a name on the Hub.")
+    if not _HUB_NAME.fullmatch(name) or Path(path.parts[0]).is_dir() or path.parts[0] == "outputs":
+        raise ValueError(f"There is no {what} '{name}'; {maker}.")

@@ -20,7 +20,7 @@ class SweepArguments(SamplingArguments):
     """Guidance scales against classifier accuracy and diversity: a figure and a table."""
 
     guidance_scales: list[float] = option([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0], "Scales.", at_least=0)
-    output_dir: str = option("sweep", "Where sweep.png, sweep.csv and sweep.json go.")
+    output_dir: str = option("sweep", "Where sweep.png, sweep.csv and sweep.json go.", writes="folder")
 
 
 def sweep(arguments: SweepArguments) -> None:
@@ -28,8 +28,8 @@ def sweep(arguments: SweepArguments) -> None:
     if arguments.classifier is None:
         raise ValueError("classifier must name a classifier, which a sweep measures class accuracy with.")
     scales = sorted(set(arguments.guidance_scales))
-    if not scales or scales[0] < 0:
-        raise ValueError(f"guidance_scales takes numbers of at least 0, got {arguments.guidance_scales}.")
+    if not scales:
+        raise ValueError("guidance_scales takes one number or several, got none.")
     bench = prepare(arguments)
     if bench.labels is None:
         raise ValueError(f"A sweep needs a network with classes, and that of '{arguments.model}' has none.")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils.logging import tqdm
 
 
 def as_tensor(images: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -24,6 +25,7 @@ def generate_images(
     labels: torch.Tensor | None = None,
     batch_size: int = 100,
     seed: int = 0,
+    show_progress: bool = False,
     **options: Any,
 ) -> torch.Tensor:
     """`number` images (number, channels, height, width) in [-1, 1], on the CPU.
@@ -34,6 +36,7 @@ def generate_images(
         labels: the class of each (number,), or None for none.
         batch_size: images at a time.
         seed: of one generator for all batches, on the CPU; equal seeds and batch sizes give equal images.
+        show_progress: show a progress bar over the batches.
         options: of the pipeline's call, the same for every batch.
 
     Raises ValueError for labels of another number, and what the pipeline raises.
@@ -42,7 +45,7 @@ def generate_images(
         raise ValueError(f"labels must have shape ({number},), one an image, got {tuple(labels.shape)}.")
     generator = torch.Generator().manual_seed(seed)
     images = []
-    for start in range(0, number, batch_size):
+    for start in tqdm(range(0, number, batch_size), desc="Sampling", leave=False, disable=not show_progress):
         count = min(batch_size, number - start)
         given = {} if labels is None else {"class_labels": labels[start : start + count]}
         result = pipeline(batch_size=count, generator=generator, output_type="pt", **given, **options)

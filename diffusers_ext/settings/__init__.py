@@ -1,11 +1,23 @@
 """Settings, each declared once: checks, warnings, the command line, recipes and `--help` follow from that."""
 
-from .declaration import Group, Need, Setting, SettingsError, check, make_settings_class, option, settings_of
+from .declaration import (
+    CheckedSettings,
+    Group,
+    Need,
+    Setting,
+    SettingsError,
+    check,
+    check_places,
+    make_settings_class,
+    option,
+    settings_of,
+)
 from .effect import without_effect
 from .parsing import HelpRequested, parse
 from .recipes import Recipe, find_recipe, read_recipe, shipped_recipes
 
 __all__ = [
+    "CheckedSettings",
     "Group",
     "HelpRequested",
     "Need",
@@ -13,6 +25,7 @@ __all__ = [
     "Setting",
     "SettingsError",
     "check",
+    "check_places",
     "find_recipe",
     "make_settings_class",
     "option",

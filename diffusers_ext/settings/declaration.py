@@ -24,6 +24,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
@@ -80,7 +81,8 @@ class Setting:
         extensible: a `module:Class` or `file.py:Class` may stand in the place of a choice.
         at_least, above, at_most, below: bounds of a number.
         json: a text that holds a JSON object; a dictionary is taken too.
-        secret: a token: its ends are stripped of white space, and it is left out of the object's `repr`.
+        secret: a token, which is left out of messages and of the object's `repr`.
+        writes: the value is a place to write to: "folder", or the suffixes that a file may have, ".png .gif".
         group: where `--help` shows it.
         short: whether plain `--help` shows it.
         needs: what it needs to have an effect; the first need that is not met gives the warning.
@@ -100,6 +102,7 @@ class Setting:
     extensible: bool = False
     json: bool = False
     secret: bool = False
+    writes: str | None = None
     group: Group | None = None
     short: bool = False
     needs: tuple[Need, ...] = ()
@@ -169,7 +172,8 @@ class Setting:
         raise self._wrong_type(value)
 
     def _checked_text(self, value: str) -> str:
-        value = value.strip() if self.secret else value
+        if self.secret:
+            return value
         if not value.strip() and self.default != value:
             raise SettingsError(f"{self.name} must not be empty; leave it out to take its default.")
         if "\0" in value:
@@ -197,7 +201,8 @@ class Setting:
             raise SettingsError(f"{self.name} must fit into 64 bits, got a number of {len(str(abs(value)))} digits.")
 
     def _wrong_type(self, value: Any) -> SettingsError:
-        return SettingsError(f"{self.name} must be {_KINDS[self.kind]}, got {_shown(value)}.")
+        got = "another type" if self.secret else _shown(value)
+        return SettingsError(f"{self.name} must be {_KINDS[self.kind]}, got {got}.")
 
 
 def option(default: Any = dataclasses.MISSING, text: str = "", **declared: Any) -> Any:
@@ -226,6 +231,39 @@ def check(settings: Any) -> None:
     """Put every value into its own type. Raises SettingsError for the first that is wrong."""
     for name, setting in settings_of(type(settings)).items():
         setattr(settings, name, setting.checked(getattr(settings, name)))
+
+
+def check_places(settings: Any) -> None:
+    """Raise SettingsError for the first place that can't be written to. Creates nothing."""
+    for name, setting in settings_of(type(settings)).items():
+        value = getattr(settings, name)
+        if setting.writes is not None and value is not None:
+            _check_place(name, Path(value), setting.writes)
+
+
+def _check_place(name: str, path: Path, kind: str) -> None:
+    if kind == "folder" and path.exists() and not path.is_dir():
+        raise SettingsError(f"{name} must be a folder, and '{path}' is a file.")
+    if kind != "folder" and path.is_dir():
+        raise SettingsError(f"{name} must be a file, and '{path}' is a folder.")
+    if kind != "folder" and path.suffix.lower() not in kind.split():
+        raise SettingsError(f"{name} must end in {' or '.join(kind.split())}, got '{path}'.")
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if there != path and not there.is_dir():
+        raise SettingsError(f"{name} '{path}' can't be made: '{there}' is a file.")
+    if not os.access(there, os.W_OK):
+        raise SettingsError(f"{name} '{path}' can't be written: no permission to write to '{there}'.")
+
+
+class CheckedSettings:
+    """Base of settings classes whose values are checked when they are made.
+
+    Raises:
+        SettingsError: on construction, one sentence on the first setting that can't be.
+    """
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def make_settings_class(name: str, declared: Mapping[str, Mapping[str, Any]], module: str) -> type:

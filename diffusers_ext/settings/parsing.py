@@ -59,14 +59,10 @@ def parse(
 
 def build(settings_class: type, values: dict[str, Any]) -> Any:
     """The settings object. Raises SettingsError for a setting that must be given and is not, or for a wrong value."""
-    from .declaration import check
-
     missing = [name for name, s in settings_of(settings_class).items() if s.required and name not in values]
     if missing:
         raise SettingsError(f"{' and '.join(f'--{name}' for name in missing)} must be given.")
-    settings = settings_class(**values)
-    check(settings)
-    return settings
+    return settings_class(**values)
 
 
 def closest(word: str, known: Sequence[str]) -> str:

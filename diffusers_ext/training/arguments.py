@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from ..conditions.registry import CONDITIONS
+from ..hub.provenance import versions
 from ..hub.redaction import clean_token
 from ..objectives.timestep_sampling import LOGIT_NORMAL, TIMESTEP_SAMPLINGS
 from ..objectives.weighting import WEIGHTINGS
@@ -48,7 +49,6 @@ from ..settings import (
 )
 from ..settings.effect import FLAG, RECIPE
 from ..settings.recipes import as_values
-from ..settings.versions import versions
 from .ema import EMA_KINDS, LONGEST_SIGMA_REL
 
 LOSSES = ("l2", "l1", "huber")
@@ -508,8 +508,8 @@ class TrainingArguments(_Origins, _Brought):
     debug: bool = _output(False, "Show the whole traceback of an error.")
 
     def __post_init__(self) -> None:
-        self.hub_token = clean_token(self.hub_token)
         check(self)
+        self.hub_token = clean_token(self.hub_token)
         self._check_noise_path()
         self._check_average()
         self._check_evaluation()
