@@ -46,6 +46,7 @@ def convert(arguments: ConvertArguments) -> None:
         sample_size=arguments.sample_size,
         model_options=_json_object(arguments.model_options),
         sampler=arguments.sampler,
+        report=print,
     )
     pipeline.save_pretrained(arguments.output_dir)
     config = pipeline.scheduler.config

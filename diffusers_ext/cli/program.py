@@ -55,6 +55,7 @@ COMMANDS = {
     "classifier train": Command(
         "classifier", "classifier_train", "ClassifierTrainArguments", "Train a classifier to measure samples with."
     ),
+    "prove": Command("prove", "prove", "ProveArguments", "Check a sampler against exact answers."),
     "schedules": Command("schedules", "schedules", "ScheduleArguments", "Draw noise schedules.", draws=True),
     "ema": Command("ema", "ema", "EmaArguments", "Average the weights of a run over any length."),
     "convert": Command(
@@ -103,6 +104,8 @@ def _run(words: list[str]) -> None:
 
 def _run_command(name: str, command: Command, words: list[str]) -> None:
     function, settings_class = command.load()
+    if words and not words[0].startswith("-") and hasattr(settings_class, "POSITIONAL"):
+        words = [f"--{settings_class.POSITIONAL}", *words]
     values, others = parse(settings_class, words, f"diffusers-ext {name} [--setting value ...]", [_DEBUG])
     _no_words(others)
     values.pop("debug", None)

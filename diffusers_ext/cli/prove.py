@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,34 +16,23 @@ from ..proofs.catalogue import NOT_MEASURED, path_settings, scheduler_classes
 from ..proofs.prove import prove as prove_scheduler
 from ..proofs.report import Report, plot_reports
 from ..proofs.survey import best_at_equal_calls, survey, survey_markdown
+from ..settings import CheckedSettings, option
 
 
 @dataclass
-class ProveArguments:
+class ProveArguments(CheckedSettings):
     """Check a sampler, or all of them, against exact answers: orders of convergence, laws, and what is wrong."""
 
     POSITIONAL: ClassVar[str] = "scheduler"
 
-    scheduler: str = field(
-        metadata={
-            "help": "Class name of a scheduler of diffusers or of this package, module:Class or file.py:Class for your "
-            "own, or `all`."
-        }
+    scheduler: str = option(
+        text="Class name of a scheduler of diffusers or of this package, module:Class or file.py:Class for your "
+        "own, or `all`."
     )
-    options: str | None = field(
-        default=None,
-        metadata={"help": "JSON object of arguments of the scheduler, or of its step: '{\"eta\": 1.0}'."},
-    )
-    schedule: str = field(
-        default="linear", metadata={"help": "Noise schedule by name, for schedulers that are made from betas."}
-    )
-    counts: list[int] = field(
-        default_factory=lambda: [5, 10, 20, 40, 80, 160],
-        metadata={"help": "Numbers of inference steps, increasing; one scheduler only."},
-    )
-    output: str | None = field(
-        default=None, metadata={"help": "Write OUTPUT.md and OUTPUT.png, for example report.md and report.png."}
-    )
+    options: str | None = option(None, "JSON object of arguments of the scheduler, or of its step: '{\"eta\": 1.0}'.")
+    schedule: str = option("linear", "Noise schedule by name, for schedulers that are made from betas.")
+    counts: list[int] = option([5, 10, 20, 40, 80, 160], "Numbers of inference steps, increasing; one scheduler only.")
+    output: str | None = option(None, "Write OUTPUT.md and OUTPUT.png, for example report.md and report.png.")
 
 
 def prove(arguments: ProveArguments) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import diffusers.schedulers
 
 from .. import schedulers as ours
-from ..schedulers.noise_path import DIFFUSERS_SCHEDULES, NoisePath
+from ..schedulers.noise_path import NoisePath
+from ..schedulers.schedules import DIFFUSERS_SCHEDULES
 
 # The same noise path for all: diffusers' schedulers have different defaults.
 PATH = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}

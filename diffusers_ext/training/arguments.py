@@ -31,7 +31,6 @@ from ..hub.redaction import clean_token
 from ..objectives.timestep_sampling import LOGIT_NORMAL, TIMESTEP_SAMPLINGS
 from ..objectives.weighting import WEIGHTINGS
 from ..schedulers import PREDICTION_TYPES, SCHEDULES
-
 from ..schedulers.registry import SAMPLERS, TAKES_SUBSEQUENCE
 from ..schedulers.schedules import BETA_RANGE_SCHEDULES, RECTIFIED_FLOW
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
