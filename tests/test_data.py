@@ -18,18 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_ext.data.examples import decode
 from diffusers_ext.data.files import ZipReader
-from diffusers_ext.data.images import (
-    BatchSchedule,
-    ImageData,
-    decode,
-    identity,
-    load_image_data,
-    permutation,
-    random_boxes,
-    uniforms,
-)
+from diffusers_ext.data.images import ImageData, load_image_data
+from diffusers_ext.data.randomness import permutation, uniforms
+from diffusers_ext.data.schedule import BatchSchedule, identity
 from diffusers_ext.data.tables import EMBEDDED_FOLDER
+from diffusers_ext.data.transforms import random_boxes
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data, which is not here")
@@ -678,7 +673,7 @@ def test_unreadable_images_can_be_errors(broken_folder, max_memory_bytes):
 
 
 def test_an_error_does_not_wait_for_the_rest(tmp_path, monkeypatch):
-    from diffusers_ext.data import images as data
+    from diffusers_ext.data import examples as data
 
     decoded = []
 
@@ -714,17 +709,17 @@ def test_at_most_ten_unreadable_images_are_named(tmp_path, caplog):
 
 
 WRONG_OPTIONS = [
-    ({"resolution": 0}, "resolution takes a number of pixels of at least 1, not 0"),
+    ({"resolution": 0}, "resolution must be at least 1 pixel, got 0"),
     ({"channels": 4}, "channels must be 1 .* got 4"),
-    ({"resolution": 8, "resize_scale": 0.5}, "resize_scale takes .* not 0.5"),
-    ({"resolution": 8, "random_resized_crop": (0.8, 1.2)}, r"random_resized_crop takes .* not \(0.8, 1.2\)"),
+    ({"resolution": 8, "resize_scale": 0.5}, "resize_scale must be at least 1, got 0.5"),
+    ({"resolution": 8, "random_resized_crop": (0.8, 1.2)}, r"random_resized_crop must be .* got \(0.8, 1.2\)"),
     ({"center_crop": True}, "center_crop.* need a resolution"),
     ({"resolution": 8, "center_crop": True, "random_resized_crop": (0.8, 1)}, "exclude each other"),
-    ({"alpha_background": "whight"}, "alpha_background takes a colour .* not 'whight'"),
+    ({"alpha_background": "whight"}, "alpha_background must be a colour .* got 'whight'"),
     ({"on_unreadable_image": "ignore"}, "on_unreadable_image must be 'skip' or 'error', got 'ignore'"),
     ({"split": "valid"}, "split='valid' is not in dataset_name='embedded', which has: train, test"),
-    ({"split": "train[a:b]"}, r"split='train\[a:b\]' takes a part such as 'train\[:100\]'"),
-    ({"split": "train[:9]+test[:9]"}, r"split='train\[:9\]\+test\[:9\]' takes a part"),
+    ({"split": "train[a:b]"}, r"split='train\[a:b\]' must be a split, or a part of one such as 'train\[:100\]'"),
+    ({"split": "train[:9]+test[:9]"}, r"split='train\[:9\]\+test\[:9\]' must be a split"),
     ({"image_column": "picture"}, "image_column='picture' is not a column .* which has: image, label"),
     ({"image_column": "label"}, "image_column='label' .* holds no images"),
     ({"label_column": "kind"}, "label_column='kind' is not a column .* which has: image, label"),

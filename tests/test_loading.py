@@ -7,9 +7,9 @@ import signal
 import pytest
 import torch
 
-from diffusers_ext.data.images import BatchSchedule
 from diffusers_ext.data.loading import LostWorkerError, is_lost_worker, load_batches
 from diffusers_ext.data.own import as_training_data
+from diffusers_ext.data.schedule import BatchSchedule
 
 
 class Failing(torch.utils.data.Dataset):

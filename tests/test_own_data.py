@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from diffusers_ext.data.base import TrainingData
-from diffusers_ext.data.images import BatchSchedule, identity, load_image_data
+from diffusers_ext.data.images import load_image_data
 from diffusers_ext.data.own import as_training_data
+from diffusers_ext.data.schedule import BatchSchedule, identity
 
 
 class Listed(torch.utils.data.Dataset):

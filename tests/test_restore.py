@@ -7,7 +7,8 @@ import torch
 
 from diffusers_ext import GenerationPipeline, SubsequenceDDIMScheduler, build_model
 from diffusers_ext.cli import main
-from diffusers_ext.data.images import load_image_data, permutation
+from diffusers_ext.data.images import load_image_data
+from diffusers_ext.data.randomness import permutation
 from diffusers_ext.evaluation.metrics import peak_signal_to_noise_ratio
 
 

@@ -12,7 +12,8 @@ from local_processes import run_processes
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffusers_ext.data.images import UnreadableImageError, load_image_data
+from diffusers_ext.data.examples import UnreadableImageError
+from diffusers_ext.data.images import load_image_data
 from diffusers_ext.training import Trainer, TrainingArguments, train
 from diffusers_ext.training.checkpoint import CheckpointError
 from diffusers_ext.training.conditioning import ClassConditioning

@@ -132,7 +132,7 @@ def _data_name(arguments: ClassifierTrainArguments) -> str:
 
 def train_classifier(classifier: ImageClassifier, train: ImageData, arguments: ClassifierTrainArguments) -> int:
     """Fit the classifier to the training data; the number of steps taken."""
-    from ..data.images import BatchSchedule
+    from ..data.schedule import BatchSchedule
     from ..evaluation.classifier_training import RandomAffine, fit
 
     schedule = BatchSchedule(len(train), arguments.train_batch_size, seed=arguments.seed)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.images import ImageData, load_image_data, permutation
+from ..data.images import ImageData, load_image_data
+from ..data.randomness import permutation
 from ..evaluation.features import evenly_spread
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to an array of its pixels, whatever the file's pixel format."""
+"""Turn the bytes of an image file into an array of its pixels, whatever the file's pixel format."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ GREY_MODES = ("1", "L", "LA", "La")
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """Decode an image file and do what is the same every time: orientation, channels, resize, centre crop.
+    """Decode an image file, and apply what is the same in every epoch: orientation, channels, resize, centre crop.
 
     Args:
         channels: 1 or 3; None keeps greyscale at 1 and colour at 3.
         shorter_side: length in pixels that the shorter side is resized to; None keeps the size.
         center_crop: side in pixels of a central square to keep; None keeps all.
-        precise: give float32 in [0, 1], resized without rounding, instead of uint8 in 0..255.
+        precise: return float32 in [0, 1], resized without rounding, instead of uint8 in 0..255.
         background: the colour that stands behind transparent pixels, as red, green, blue in 0..255.
     """
 
@@ -81,7 +81,7 @@ def parse_background(color: str) -> tuple[int, int, int]:
     try:
         red, green, blue = ImageColor.getrgb(color)[:3]
     except (ValueError, AttributeError):
-        raise ValueError(f"alpha_background takes a colour such as 'white' or '#102030', not {color!r}") from None
+        raise ValueError(f"alpha_background must be a colour such as 'white' or '#102030', got {color!r}") from None
     return red, green, blue
 
 

@@ -127,7 +127,9 @@ def _part_of(rows: Any, base: str, split: str) -> Any:
         (part,) = ReadInstruction.from_spec(split).to_absolute({base: len(rows)})
     except (ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"split={split!r} takes a part such as 'train[:100]' or 'train[50%:]': {reason}") from error
+        raise ValueError(
+            f"split={split!r} must be a split, or a part of one such as 'train[:100]' or 'train[50%:]': {reason}"
+        ) from error
     start, stop = part.from_ or 0, len(rows) if part.to is None else part.to
     chosen = range(min(start, len(rows)), max(start, min(stop, len(rows))))
     if not chosen:

@@ -20,27 +20,17 @@ import torch
 
 from .base import Batch, number_column
 from .decoding import ImageDecoder
-from .images import (
-    NAMED_WARNINGS,
-    ORDER,
-    ImageData,
-    ImageOptions,
-    Transform,
-    UnreadableImageError,
-    available_cpus,
-    counter_hash,
-    decode,
-    image_data,
-    stack_if_alike,
-)
+from .examples import NAMED_WARNINGS, UnreadableImageError, available_cpus, decode
+from .images import ImageData, ImageOptions, image_data
 from .opening import read_regular_file
+from .randomness import ORDER, SHARDS, counter_hash
 from .tables import EMBEDDED_NAME, check_number_columns, find_image_column, find_label_column, load_splits
+from .transforms import Transform, stack_if_alike
 
 logger = logging.getLogger(__name__)
 
 Position = tuple[int, int, int, int]  # epoch; shard among the process's own, and row in it, of a block; rows used of it
 START: Position = (0, 0, 0, 0)
-SHARDS = 3  # what random numbers are for, after FLIP, CROP and ORDER
 ROWS_PER_SHARD = 2**40  # a row's number in the data set is that of its shard times this, and its own
 TABLE_SHARDS = 64  # pieces that a table on this machine is streamed in
 MOST_UNREADABLE = 10_000  # images in a row that can't be read before the run gives up

@@ -22,7 +22,8 @@ from ..conditions.text_encoder import (
     tokenize,
     train_tokenizer,
 )
-from ..data.images import Batch, ImageData
+from ..data.base import Batch
+from ..data.images import ImageData
 from ..objectives.randomness import generator_of, seed_of
 from ..pipelines import GenerationPipeline
 from .arguments import TrainingArguments

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..data.images import Batch
+from ..data.base import Batch
 from ..objectives.diffusion import Objective
 from ..objectives.network import ConditionedNetwork
 from ..objectives.randomness import generator_of

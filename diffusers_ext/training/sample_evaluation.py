@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..data.images import ImageData, permutation
+from ..data.images import ImageData
+from ..data.randomness import permutation
 from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, compare_sets, evenly_spread, extract, floor_measures

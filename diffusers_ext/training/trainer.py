@@ -29,7 +29,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..data.images import Batch, BatchSchedule, ImageData, identity, load_image_data
+from ..data.base import Batch
+from ..data.images import ImageData, load_image_data
+from ..data.schedule import BatchSchedule, identity
 from ..data.streaming import START
 from ..objectives.network import ConditionedNetwork
 from ..objectives.randomness import seed_of, shared_generator_of

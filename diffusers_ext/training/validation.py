@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..data.images import Batch, permutation
+from ..data.base import Batch
+from ..data.randomness import permutation
 from ..objectives.diffusion import Objective
 from ..objectives.network import ConditionedNetwork
 from ..objectives.randomness import generator_of
