@@ -119,9 +119,9 @@ def test_definitions_that_are_equal_word_for_word_merge(package):
         ({"base": "from json import load as f\nX = 1\n", "top": "from .base import X\ndef f(): 2\n"}, "both define f"),
         ({"base": "X = 1\ndef sum(a): 0\n", "top": "from .base import X\n"}, "redefines sum"),
         ({"base": "from math import pow\nX = 1\n", "top": "from .base import X\nY = pow(2, 3, 5)\n"}, "redefines pow"),
-        ({"top": "import pandas\n"}, "imports pandas, which is not there"),
+        ({"top": "import pandas\n"}, "imports pandas, which is not installed"),
         ({"top": "def f():\n    from pandas import x\n"}, "line 2: imports pandas"),
-        ({"top": "HERE = __file__\n"}, "__file__ means another file"),
+        ({"top": "HERE = __file__\n"}, "__file__ would mean another file"),
         ({"top": "import os; X = 1\n"}, "two statements on one line"),
         ({"base": "def f():\n    from .top import X\n", "top": "from .base import f\nX = 1\n"}, "circular import"),
     ],
@@ -134,5 +134,5 @@ def test_what_can_not_be_merged_is_refused(package, modules, sentence):
 
 
 def test_a_class_of_an_interactive_session_is_refused():
-    with pytest.raises(BundlingError, match="__main__ is not a file that can travel"):
+    with pytest.raises(BundlingError, match="__main__ is not a file that can be exported"):
         bundle("__main__")

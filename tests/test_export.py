@@ -1,11 +1,15 @@
 """Exported folders: what is replaced, what is left alone, what is said of this machine, and what is pushed of them."""
 
+import importlib.util
 import json
 import shlex
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import diffusers
 import pytest
+import torch
 from conftest import TINY_MODEL
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -28,6 +32,113 @@ def test_says_nowhere_where_it_was_loaded_from(pipeline, tmp_path):
     again = export(loaded, tmp_path / "again")
     assert not [path for path in again.rglob("*.json") if "somebody" in path.read_text()]
     assert DiffusionPipeline.from_pretrained(again).unet.num_parameters() == pipeline.unet.num_parameters()
+
+
+OWN_NETWORK = """
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from own_parts import scaled
+from diffusers_ext import NoisePath
+from diffusers_ext.models.layers import make_norm
+
+
+class OwnNetwork(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, sample_size=8, in_channels=1, out_channels=1):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.last = make_norm("group", out_channels, 1)
+        self.path = NoisePath.from_schedule("linear", 10)
+
+    def forward(self, sample, timestep, return_dict=True):
+        return self.last(sample) + scaled(self.conv(sample))
+"""
+LOAD_ELSEWHERE = """
+import sys, torch
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("diffusers_ext", "own_network", "own_parts"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline=sys.argv[2], trust_remote_code=True)
+images = pipeline(num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+torch.save(images, sys.argv[3])
+"""
+
+
+@pytest.fixture
+def own_network(tmp_path, monkeypatch):
+    """A network of the user, in a plain file loaded by its path, that imports from its neighbour and this package."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own_parts.py").write_text("def scaled(x):\n    return 0.5 * x\n")
+    (tmp_path / "own" / "own_network.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    spec = importlib.util.spec_from_file_location("own_network", tmp_path / "own" / "own_network.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "own_network", module)
+    spec.loader.exec_module(module)
+    yield module.OwnNetwork()
+    sys.modules.pop("own_parts", None)
+
+
+def test_a_network_of_the_user_is_exported_with_its_source(own_network, environment, tmp_path):
+    pipeline = GenerationPipeline(own_network, AncestralDDPMScheduler())
+    folder = export(pipeline, tmp_path / "out")
+    (code,) = (folder / "unet").glob("own_network_*.py")
+    assert "diffusers_ext" not in code.read_text().split('"""', 2)[2].replace("# --- diffusers_ext.", "")
+    custom = next(folder.glob("diffusers_ext_*.py")).stem
+    words = ["-c", LOAD_ELSEWHERE, str(folder), custom, str(tmp_path / "images.pt")]
+    home = {**environment, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    result = subprocess.run([sys.executable, *words], env=home, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    generator = torch.Generator().manual_seed(0)
+    expected = pipeline(num_inference_steps=2, generator=generator, output_type="pt").images
+    assert torch.equal(torch.load(tmp_path / "images.pt"), expected)
+
+
+def test_a_network_that_can_not_be_saved_is_one_sentence(tmp_path):
+    class Plain(torch.nn.Module):
+        config = SimpleNamespace(sample_size=8, in_channels=1, out_channels=1)
+
+    class Local(diffusers.UNet2DModel):
+        pass
+
+    Local.__module__ = "__main__"
+    small = {"block_out_channels": (8,), "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 8}
+    kinds = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    for network, sentence in ((Plain(), "is a plain torch.nn.Module"), (Local(**small, **kinds), "is not a file")):
+        pipeline = diffusers.DDPMPipeline(diffusers.UNet2DModel(**small, **kinds), diffusers.DDPMScheduler())
+        pipeline.unet = network
+        with pytest.raises(ValueError, match=sentence) as caught:
+            export(pipeline, tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("part", ["whole", "regions"])
+@pytest.mark.parametrize("size", ["5GB", "10KB"])
+def test_names_of_a_compiled_network_are_the_networks(pipeline, part, size, tmp_path):
+    """As accelerate's dynamo plugin compiles: the whole network, or its blocks one by one."""
+    expected = pipeline.unet.state_dict()
+    if part == "whole":
+        pipeline.unet = torch.compile(pipeline.unet)
+    else:
+        for name, module in list(pipeline.unet.named_children()):
+            if isinstance(module, torch.nn.ModuleList):
+                for i in range(len(module)):
+                    module[i] = torch.compile(module[i])
+            else:
+                setattr(pipeline.unet, name, torch.compile(module))
+        assert any("_orig_mod" in name for name in pipeline.unet.state_dict())
+    folder = export(pipeline, tmp_path / "out", max_shard_size=size)
+    assert not [path for path in folder.rglob("*.json") if "_orig_mod" in path.read_text()]
+    found = DiffusionPipeline.from_pretrained(folder).unet.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_leaves_folders_alone_that_no_export_made(pipeline, tmp_path):

@@ -1,8 +1,8 @@
 """Merge a module and what it imports from its own package into one file that travels alone.
 
-A repository on the Hub brings the code of each component as a single file. `bundle` writes that file from the modules
-as they are, without understanding them: dependencies first, every statement as it stands, the imports of all modules
-gathered at the top. What can't be merged so is refused, so a bundle never means something else than its modules.
+A repository on the Hub has the code of each component in a single file. `bundle` writes that file from the modules as
+they are: dependencies first, every statement unchanged, the imports of all modules at the top. Modules that can't be
+merged in this way are refused, so a bundle never means anything else than its modules.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-# What is there wherever diffusers is; anything else would make a repository unloadable for others.
+from .registration import LIBRARY
+
+# Packages that are installed wherever diffusers is; with others, a repository would not load everywhere.
 ALLOWED_PACKAGES = ("torch", "numpy", "diffusers", "PIL")
 
-# Names that mean something else in a bundle than in the module they stand in.
+# Names that mean something else in a bundle than in their module.
 _NAMES_OF_A_PLACE = ("__file__", "__path__", "__package__", "__spec__", "__loader__")
 
 
@@ -38,7 +40,7 @@ class _Import:
 
 @dataclass
 class _Module:
-    """A module taken apart."""
+    """A module, split into its imports and the rest."""
 
     name: str
     docstring: str
@@ -49,19 +51,20 @@ class _Module:
 
 
 def bundle(module_name: str) -> str:
-    """The source of one file that does what the module does.
+    """The source of one file that does the same as the module.
 
     Args:
-        module_name: full name of an importable module. Modules of its top-level package that it imports come along;
-            apart from them and the standard library it may import `ALLOWED_PACKAGES` only.
+        module_name: full name of a module that is loaded or can be imported. The modules it imports from its own
+            top-level package, from its own folder or from this package are merged into the file. Besides them and the
+            standard library it may import `ALLOWED_PACKAGES` only.
 
     Returns:
         Python source that defines every name of the modules and imports nothing relatively.
 
     Raises:
-        BundlingError: for a module that isn't a file, a circular import, two modules that give one name different
-            meanings, a name that means a place (`__file__`, ...), an import of a whole module of the package or of
-            `*`, or an import of another package.
+        BundlingError: if a module is not a file, imports circularly, gives a name another meaning than another module
+            does, uses a name for a place (`__file__`, ...), imports a whole module of the package or `*`, or imports
+            another package. The message says which, and where.
     """
     modules = list(_in_order(module_name))
     _check_names(modules)
@@ -124,11 +127,19 @@ def _take_apart(name: str) -> _Module:
 
 
 def _source_of(name: str) -> str:
-    module = sys.modules.get(name) or importlib.import_module(name)
-    file = getattr(module, "__file__", None)
-    if file is None or not Path(file).is_file() or name == "__main__":
-        raise BundlingError(f"{name} is not a file that can travel; put the class in a module of its own.")
-    return Path(file).read_text(encoding="utf-8")
+    file = _file_of(name)
+    if file is None or name == "__main__":
+        raise BundlingError(f"{name} is not a file that can be exported; move the class to a module of its own.")
+    return file.read_text(encoding="utf-8")
+
+
+def _file_of(name: str) -> Path | None:
+    """The source file of a module; None if it has none, or is neither loaded nor importable."""
+    try:
+        file = getattr(sys.modules.get(name) or importlib.import_module(name), "__file__", None)
+    except ImportError:
+        return None
+    return Path(file) if file is not None and Path(file).is_file() else None
 
 
 def _is_docstring(node: ast.stmt, tree: ast.Module) -> bool:
@@ -142,7 +153,7 @@ def _is_dunder_all(node: ast.stmt) -> bool:
 def _check_place_names(module: _Module, tree: ast.Module) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and node.id in _NAMES_OF_A_PLACE:
-            raise BundlingError(f"{_at(module, node)}: {node.id} means another file in a bundle.")
+            raise BundlingError(f"{_at(module, node)}: {node.id} would mean another file after the export.")
 
 
 def _at(module: _Module, node: ast.AST) -> str:
@@ -176,7 +187,9 @@ def _take_own_names(module: _Module, node: ast.ImportFrom, target: str) -> None:
         needed = _home_of(alias.name, target)
         if needed is None:
             raise BundlingError(f"{_at(module, node)}: {alias.name} is a module; import names from it instead.")
-        if needed not in module.needs:
+        if not _is_own(module, needed):  # a class of diffusers that a package hands on
+            module.imports.append(_Import(needed, alias.name, alias.name))
+        elif needed not in module.needs:
             module.needs.append(needed)
 
 
@@ -190,11 +203,18 @@ def _target(module: _Module, node: ast.ImportFrom) -> str:
 
 
 def _is_own(module: _Module, target: str) -> bool:
-    return target.partition(".")[0] == module.name.partition(".")[0]
+    """Whether a module is merged into the file: of the same package, of this package, or a file of the same folder."""
+    package = target.partition(".")[0]
+    if package in (module.name.partition(".")[0], LIBRARY):
+        return True
+    if package in ALLOWED_PACKAGES or package in sys.stdlib_module_names:
+        return False
+    file, here = _file_of(target), _file_of(module.name)
+    return "." not in module.name and file is not None and here is not None and file.parent == here.parent
 
 
 def _home_of(name: str, target: str) -> str | None:
-    """The module that defines `name` of `target`, where packages hand names on; None for a module."""
+    """The module that defines `name`, which a package may import or load on demand; None for a module."""
     module = importlib.import_module(target)
     if not hasattr(module, "__path__"):
         return target
@@ -202,20 +222,20 @@ def _home_of(name: str, target: str) -> str | None:
     for node in ast.parse(_source_of(target)).body:
         if isinstance(node, ast.ImportFrom) and any(name == (alias.asname or alias.name) for alias in node.names):
             return _home_of(name, _target(passed_on, node))
-    return None
+    return getattr(getattr(module, name, None), "__module__", None)  # a class or function that is loaded on demand
 
 
 def _check_package(module: _Module, node: ast.AST, target: str) -> None:
     package = target.partition(".")[0]
     if package not in ALLOWED_PACKAGES and package not in sys.stdlib_module_names:
         raise BundlingError(
-            f"{_at(module, node)}: imports {package}, which is not there wherever diffusers is; a repository's code "
-            f"may import {', '.join(ALLOWED_PACKAGES)}."
+            f"{_at(module, node)}: imports {package}, which is not installed wherever diffusers is; exported code may "
+            f"import {', '.join(ALLOWED_PACKAGES)}, and names from {LIBRARY} (`from {LIBRARY} import ...`)."
         )
 
 
 def _take_inner_imports(module: _Module, node: ast.stmt, replaced: dict[int, str]) -> None:
-    """Imports inside functions and other statements stay where they are; those of our own modules become `pass`."""
+    """Keep imports inside functions and other statements; those of merged modules become `pass`."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Import):
             for alias in inner.names:
@@ -270,20 +290,27 @@ def _outside_of_functions(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _check_names(modules: Iterable[_Module]) -> None:
-    """Every name must mean one thing in all modules; definitions that are equal word for word do."""
+    """Every name must mean the same in all modules; equal definitions do."""
     meanings: dict[str, tuple[str, str]] = {}
     for module in modules:
         names = {*module.defined, *(item.bound for item in module.imports)}
         shadowed = sorted(name for name in names if hasattr(builtins, name))
         if shadowed:
-            raise BundlingError(f"{module.name} redefines {shadowed[0]}, which other modules may mean as Python does.")
-        bound = [(item.bound, f"import {item.module} {item.name}") for item in module.imports]
+            raise BundlingError(f"{module.name} redefines {shadowed[0]}, a name of Python that other modules may use.")
+        bound = [(item.bound, _imported(item)) for item in module.imports]
         for name, meaning in (*bound, *module.defined.items()):
             other, known = meanings.setdefault(name, (module.name, meaning))
             if known != meaning:
                 raise BundlingError(
                     f"{other} and {module.name} both define {name}, and differently; rename one of the two."
                 )
+
+
+def _imported(item: _Import) -> str:
+    """What an import binds: the same for a class that two modules import from different places."""
+    found = getattr(sys.modules.get(item.module), item.name, None) if item.name else None
+    home, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+    return f"import {home} {name}" if home and name else f"import {item.module} {item.name}"
 
 
 def _merged_imports(modules: Iterable[_Module]) -> str:
