@@ -134,6 +134,17 @@ def test_table_files_belong_to_the_splits_that_their_names_say(tmp_path, names, 
     assert len(load_image_data(str(tmp_path / "in"), cache_dir=str(tmp_path / "cache"))) == train
 
 
+@pytest.mark.parametrize(
+    "name", ["train.parquet", "train.arrow", "train.csv", "train.jsonl", "dataset_dict.json", "state.json"]
+)
+def test_damaged_tables_are_one_sentence(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(b"\x00\xff not a table")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"dataset_name='.*in' ") as caught:
+        load_image_data(str(tmp_path / "in"), cache_dir=str(tmp_path / "cache"))
+    assert "\n" not in str(caught.value)
+
+
 def test_ids_of_classes_may_have_gaps(tmp_path):
     labels = [20240101, 5, 20240101, 5]
     images = [{"bytes": png(i), "path": None} for i in range(4)]

@@ -126,7 +126,7 @@ class Table:
         return image_data(source, options, f"{request.name} ({request.split})")
 
 
-# In the order in which they are asked.
+# The first source that accepts a request loads it.
 SOURCES: dict[str, Source] = {"folder or archive": FolderOrArchive(), "stream": Streamed(), "table": Table()}
 
 

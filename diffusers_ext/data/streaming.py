@@ -1,7 +1,7 @@
-"""Images that are read while the run goes on: data sets too large to download or to hold as one table.
+"""Images that are read during training: data sets too large to download or to hold as one table.
 
-What a process sees is a function of (seed, number of processes, process) and of a position in the stream, which every
-batch carries: a checkpoint that keeps the position of the latest batch resumes with the very next image.
+What a process reads is a function of (seed, number of processes, process) and of a position in the stream. Every batch
+holds the position after it, so a checkpoint that keeps the position of the latest batch resumes with the next image.
 """
 
 from __future__ import annotations
@@ -165,6 +165,8 @@ def open_stream(
         raise ValueError(f"split={split!r} is not in {where};{part} it has: {', '.join(splits)}")
     table: Any = splits[split]
     if hasattr(table, "to_iterable_dataset"):
+        if len(table) == 0:
+            raise ValueError(f"split={split!r} of {where} holds no rows")
         table = table.to_iterable_dataset(num_shards=min(TABLE_SHARDS, len(table)))
     return RowReader(table, image_column, label_column, where, number_columns)
 
@@ -173,7 +175,10 @@ def streamed_image_data(
     reader: RowReader, options: ImageOptions, title: str, streamed_examples: int, shuffle_buffer_size: int
 ) -> ImageData:
     """The first `streamed_examples` images of a stream; all of them in the attribute `stream` of the result."""
-    data = image_data(reader.first(streamed_examples), options, title)
+    head = reader.first(streamed_examples)
+    if len(head) == 0:
+        raise ValueError(f"{title} holds no rows")
+    data = image_data(head, options, title)
     decoder = replace(options.decoder, channels=data.channels)
     data.stream = ImageStream(reader, decoder, options.transform, options.skip_unreadable, shuffle_buffer_size)
     data.description += f", the first of a stream in {reader.num_shards} shards"
@@ -186,7 +191,7 @@ class ImageStream:
     An epoch is a new order of the shards. When their number is a multiple of the number of processes, each process
     reads shards of its own; otherwise all read all of them, and each keeps every so-many-th row. So in every epoch the
     processes' rows are disjoint and together the whole. They are shuffled within blocks of `buffer_size` rows. A
-    process that is through with its rows goes on with the next epoch.
+    process that has read all of its rows goes on with the next epoch.
 
     Args:
         reader: of the rows.

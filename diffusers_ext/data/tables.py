@@ -123,9 +123,11 @@ def load_splits(
         raise FileNotFoundError(f"{where} does not exist; it takes a Hub name, a folder, or {EMBEDDED_NAME!r}")
     with _quiet(datasets, local=path.exists()):
         if (path / "dataset_dict.json").is_file():
-            return datasets.DatasetDict.load_from_disk(str(path))
+            with _one_sentence(where):
+                return datasets.DatasetDict.load_from_disk(str(path))
         if (path / "state.json").is_file():
-            table = datasets.Dataset.load_from_disk(str(path))
+            with _one_sentence(where):
+                table = datasets.Dataset.load_from_disk(str(path))
             return {str(table.split or "train"): table}
         options: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "streaming": streaming}
         if not path.exists():
@@ -191,20 +193,29 @@ def _compare_rows(loaded: Mapping[str, Any], splits: Mapping[str, list[str]], wh
 
 
 def _load_dataset(builder: str, where: str, **options: Any) -> Mapping[str, Any]:
-    """`datasets.load_dataset`, whose many kinds of long errors become three kinds of one sentence."""
+    """`datasets.load_dataset`, with errors of one sentence; it runs no code of the data set."""
     import datasets
 
     if int(datasets.__version__.split(".")[0]) < 4:  # later versions run no code of a data set
         options["trust_remote_code"] = False
-    try:
+    with _one_sentence(where):
         return datasets.load_dataset(builder, **options)
+
+
+@contextmanager
+def _one_sentence(where: str) -> Iterator[None]:
+    """Turn the many kinds of long errors of `datasets` into three kinds of one sentence."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where} could not be found: {_one_line(error)}") from error
     except ConnectionError as error:
         raise ConnectionError(
             f"{where} is no folder here, and the Hub could not be reached: {_one_line(error)}"
         ) from error
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, MemoryError):  # a full disk, for instance
+        raise
+    except Exception as error:  # damaged files make it raise anything
         raise ValueError(f"{where} could not be loaded: {_one_line(error)}") from error
 
 
