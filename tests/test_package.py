@@ -26,7 +26,7 @@ ARROWS = {
     "figures": {"figures"},
     "data": {"data", "objectives"},
     "evaluation": {"evaluation", "figures", "hub", "pipelines", "proofs", "schedulers"},
-    "hub": {"hub", "models", "pipelines", "schedulers"},
+    "hub": {"hub", "conditions", "models", "pipelines", "schedulers"},
     "training": {
         "training",
         "conditions",

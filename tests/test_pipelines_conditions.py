@@ -18,8 +18,9 @@ from transformers import (
 )
 
 from diffusers_ext import ADMUNet2DModel, GenerationPipeline, SubsequenceDDIMScheduler
-from diffusers_ext.conditions.image import image_tensor, mask_tensor, random_masks
-from diffusers_ext.pipelines import IMAGE_CONDITIONS, encode_prompts, image_condition
+from diffusers_ext.conditions.image_transforms import random_masks
+from diffusers_ext.conditions.user_images import image_tensor, mask_tensor
+from diffusers_ext.pipelines import IMAGE_TRANSFORMS, encode_prompts, image_transform
 
 WORDS = "[PAD] [UNK] [BOS] [EOS] a the red green blue cat dog house on left right of small big".split()  # noqa: SIM905
 TOKENS, DIM = 8, 16
@@ -241,20 +242,20 @@ def test_a_network_of_diffusers_with_cross_attention():
 
 
 def test_channels():
-    assert [image_condition(name, 3).channels for name in IMAGE_CONDITIONS] == [3, 3, 3, 3, 1, 4]
-    assert [image_condition(name, 1).channels for name in IMAGE_CONDITIONS if name != "colorization"] == [1] * 4 + [2]
-    assert image_condition(None, 5).channels == 5
+    assert [image_transform(name, 3).channels for name in IMAGE_TRANSFORMS] == [3, 3, 3, 3, 1, 4]
+    assert [image_transform(name, 1).channels for name in IMAGE_TRANSFORMS if name != "colorization"] == [1] * 4 + [2]
+    assert image_transform(None, 5).channels == 5
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_super_resolution_is_the_mean_of_squares_interpolated(factor):
     images = torch.rand(2, 3, 16, 16, generator=generator()) * 2 - 1
     small = images.unflatten(3, (-1, factor)).unflatten(2, (-1, factor)).mean(dim=(3, 5))
-    condition = image_condition(f"super_resolution_{factor}", 3).from_target(images)
+    condition = image_transform(f"super_resolution_{factor}", 3).from_target(images)
     expected = F.interpolate(small, size=(16, 16), mode="bicubic").clamp(-1, 1)
     torch.testing.assert_close(condition, expected)
     flat = torch.full((1, 3, 16, 16), 0.25)
-    torch.testing.assert_close(image_condition(f"super_resolution_{factor}", 3).from_target(flat), flat)
+    torch.testing.assert_close(image_transform(f"super_resolution_{factor}", 3).from_target(flat), flat)
 
 
 def test_what_a_user_gives_is_what_training_saw():
@@ -262,15 +263,15 @@ def test_what_a_user_gives_is_what_training_saw():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     target = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
     small = picture.resize((8, 8), Image.Resampling.BOX)
-    condition = image_condition("super_resolution_2", 3)
+    condition = image_transform("super_resolution_2", 3)
     # The small picture is rounded to 8 bits.
     assert (condition.from_user(small, None, (16, 16)) - condition.from_target(target)).abs().max() < 2.5 / 127.5
-    condition = image_condition("colorization", 3)
+    condition = image_transform("colorization", 3)
     torch.testing.assert_close(condition.from_user(picture, None, (16, 16)), condition.from_target(target))
     grey = condition.from_user(picture.convert("L"), None, (16, 16))
     assert (grey - condition.from_target(target)).abs().max() <= 1.01 / 127.5
-    torch.testing.assert_close(image_condition("image", 3).from_user([picture], None, (16, 16)), target)
-    condition, known = image_condition("inpainting", 3), random_masks(target, generator())
+    torch.testing.assert_close(image_transform("image", 3).from_user([picture], None, (16, 16)), target)
+    condition, known = image_transform("inpainting", 3), random_masks(target, generator())
     torch.testing.assert_close(
         condition.from_user(picture, 1 - known, (16, 16)), condition.from_target(target, generator())
     )
@@ -278,7 +279,7 @@ def test_what_a_user_gives_is_what_training_saw():
 
 def test_inpainting_hides_what_is_not_known():
     images = torch.rand(64, 3, 16, 16, generator=generator()) + 0.1
-    condition = image_condition("inpainting", 3).from_target(images, generator(1))
+    condition = image_transform("inpainting", 3).from_target(images, generator(1))
     masked, known = condition[:, :3], condition[:, 3:]
     assert set(known.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(masked, images * known)
@@ -449,7 +450,7 @@ def test_a_network_of_text_without_an_encoder_is_one_sentence():
 
 def test_an_image_column_is_no_transform_of_the_target():
     with pytest.raises(ValueError, match="comes from images of its own"):
-        image_condition("image", 3).from_target(torch.zeros(1, 3, 8, 8))
+        image_transform("image", 3).from_target(torch.zeros(1, 3, 8, 8))
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------
@@ -475,7 +476,7 @@ def test_saved_and_loaded_with_text_model_tokenizer_and_weak_network_gives_the_s
     assert torch.equal(call(loaded, **arguments), call(pipeline, **arguments))
 
 
-def test_saved_and_loaded_keeps_its_image_condition(tmp_path):
+def test_saved_and_loaded_keeps_its_image_transform(tmp_path):
     pipeline = make_pipeline("super_resolution_2", condition_channels=1, text=False)
     pipeline.save_pretrained(tmp_path)
     loaded = load(tmp_path)

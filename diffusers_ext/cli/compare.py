@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..conditions.class_label import chosen_classes
 from ..evaluation.class_comparison import compare_classes, draw_classes
 from ..evaluation.classifier import ImageClassifier
 from ..evaluation.comparison import compare as compare_lengths
@@ -18,7 +19,6 @@ from ..evaluation.metrics import frechet_distance
 from ..schedulers.registry import SamplerChoice
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import option
-from .class_choice import chosen_classes
 from .real_images import RealDataArguments, check_classifier, real_and_floor
 from .shared import DTYPE_HELP, DTYPES, load_classifier, load_pipeline
 

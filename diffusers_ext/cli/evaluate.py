@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..conditions.class_label import chosen_classes
 from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, compare_sets, extract, floor_measures
@@ -21,7 +22,6 @@ from ..pipelines.batched_generation import generate_images
 from ..schedulers.registry import SamplerChoice, check_subsequence
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import option
-from .class_choice import chosen_classes
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_floor
 from .shared import DTYPE_HELP, DTYPES, best_device, load_classifier, load_pipeline
 

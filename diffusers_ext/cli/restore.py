@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..conditions.image import ImageCondition, image_condition
+from ..conditions.image_transforms import ImageTransform, image_transform
 from ..evaluation.metrics import peak_signal_to_noise_ratio
 from ..settings import option
 from .real_images import RealDataArguments, real_and_floor
@@ -79,11 +79,11 @@ def restore(arguments: RestoreArguments) -> None:
     print(f"Picture and table in {folder}")
 
 
-def _condition_of(pipeline: Any, model: str) -> ImageCondition:
+def _condition_of(pipeline: Any, model: str) -> ImageTransform:
     name = getattr(pipeline.config, "condition", None)
     if name in (None, "image"):
         raise ValueError(f"'{model}' was not trained on a condition made from its target, so there is none to make.")
-    return image_condition(name, pipeline.unet.config.in_channels)
+    return image_transform(name, pipeline.unet.config.in_channels)
 
 
 def _draw(

@@ -9,22 +9,21 @@ from typing import Any
 
 import torch
 
+from ..conditions import CONDITIONS
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
-from ..settings import CheckedSettings, option
-from .class_choice import chosen_classes
+from ..settings import CheckedSettings, make_settings_class, option
 from .shared import DTYPE_HELP, DTYPES, load_pipeline
+
+_FLAGS = {name: flag for condition in CONDITIONS.values() for name, flag in condition.flags.items()}
+_ConditionFlags: Any = make_settings_class("_ConditionFlags", _FLAGS, __name__)
 
 
 @dataclass
-class SampleArguments(CheckedSettings):
+class SampleArguments(CheckedSettings, _ConditionFlags):
     """Sample images from a saved pipeline."""
 
     model: str = option(text="Folder or Hub name of a pipeline.")
     num_images: int = option(64, "Number of images.", at_least=1, at_most=10_000_000)
-    class_labels: list[str] | None = option(None, "all, or numbers or names: as many images of each, a row a class.")
-    prompts: list[str] | None = option(None, "Texts: as many images of each, a row a text.")
-    image: str | None = option(None, "File of the image that the network is conditioned on.")
-    mask_image: str | None = option(None, "File of the mask, white where to repaint.")
     guidance_scale: float = option(1.0, "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
     num_inference_steps: int = option(50, "Sampling steps.", at_least=1, at_most=100_000)
     sampler: str | None = option(None, "ddim, ddpm, dpmsolver++, ...; the saved one if not given.")
@@ -95,34 +94,36 @@ def _conditions(arguments: SampleArguments, pipeline: Any) -> tuple[dict[str, li
 
     Raises ValueError for conditions that the pipeline can't take.
     """
-    told: dict[str, list[Any]] = {}
-    if arguments.class_labels is not None:
-        told["class_labels"] = chosen_classes(pipeline, arguments.class_labels, {}) or []
-    if arguments.prompts is not None:
-        told["prompt"] = arguments.prompts
-    if len(told) > 1 and len({len(values) for values in told.values()}) > 1:
-        raise ValueError("class_labels and prompts must be as many, to be told together.")
-    number = len(next(iter(told.values()), []))
+    rows: dict[str, list[Any]] = {}
+    shared: dict[str, Any] = {}
+    for condition in (kind.for_pipeline(pipeline) for kind in CONDITIONS.values()):
+        values = {name: getattr(arguments, name) for name in condition.flags if getattr(arguments, name) is not None}
+        for_rows, for_all = condition.from_command_line(values, pipeline, _opened)
+        rows |= {name: entries for name, entries in for_rows.items() if entries}
+        shared |= for_all
+    if len({len(entries) for entries in rows.values()}) > 1:
+        raise ValueError(f"{' and '.join(rows)} must be as many, to be given together.")
+    number = len(next(iter(rows.values()), []))
     if number > arguments.num_images:
         raise ValueError(f"num_images is {arguments.num_images}, fewer than the {number} conditions.")
     columns = -(-arguments.num_images // number) if number > 1 else None
     each = columns or arguments.num_images
     conditions = {
-        name: [v for v in values for _ in range(each)][: arguments.num_images] for name, values in told.items()
+        name: [entry for entry in entries for _ in range(each)][: arguments.num_images]
+        for name, entries in rows.items()
     }
-    shared = {name: _opened(name, getattr(arguments, name)) for name in ("image", "mask_image")}
-    given = {name: value for name, value in shared.items() if value is not None}
-    if told or given:
-        given["guidance_scale"] = arguments.guidance_scale
+    if conditions or shared:
+        shared["guidance_scale"] = arguments.guidance_scale
     elif arguments.guidance_scale != 1:
-        raise ValueError("guidance_scale needs a condition: class_labels, prompts or image.")
-    return conditions, given, columns
+        raise ValueError(f"guidance_scale needs a condition: {', '.join(_FLAGS)}.")
+    return conditions, shared, columns
 
 
-def _opened(argument: str, path: str | None) -> Any:
+def _opened(argument: str, path: str) -> Any:
+    """The image in a file."""
     from ..data.opening import open_image_file
 
-    return None if path is None else open_image_file(path, argument)
+    return open_image_file(path, argument)
 
 
 def _keep_frames(frames: list[torch.Tensor]) -> Callable[..., dict[str, Any]]:

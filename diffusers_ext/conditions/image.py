@@ -1,319 +1,179 @@
-"""Images as conditions: named transforms that make one from a training image, and the same from what a user has.
-
-A condition is concatenated to a network's input; its values are those of images, [-1, 1], and 0 where nothing is known.
-"""
+"""Images as a condition: another image beside each sample, from a column or made from the sample itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 
-SUPER_RESOLUTIONS = {f"super_resolution_{factor}": factor for factor in (2, 4, 8)}
-IMAGE_CONDITIONS = ("image", *SUPER_RESOLUTIONS, "colorization", "inpainting")
+from .base import Condition, NetworkArguments, PythonCode, config_entry, spread
+from .image_transforms import IMAGE_TRANSFORMS, ImageTransform, image_transform
+from .user_images import Size
 
-# Luma of Rec. 601, as in a conversion by PIL.
-LUMA_WEIGHTS = (0.299, 0.587, 0.114)
-_PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_STROKE_POINTS = 5
-
-Size = tuple[int, int]
+FROM_TARGET = tuple(name for name in IMAGE_TRANSFORMS if name != "image")
 
 
-class ImageCondition:
-    """An image as it is, such as an entry of a data set's column of images: the condition named `image`.
+class ImageCondition(Condition):
+    """An image, concatenated to the network's input; the null condition is all zeros.
 
     Args:
-        name: one of `IMAGE_CONDITIONS`.
-        image_channels: channels of the images that are generated; of the condition itself where it is taken as it is.
+        condition_image_column: column of the data with the images; None makes them from the samples.
+        image_condition: how they are made, one of `FROM_TARGET`.
+
+    Attributes:
+        transform: what makes the condition, after `prepare` or in `for_pipeline`.
+
+    Raises:
+        ValueError: for an unknown `image_condition`.
     """
 
-    def __init__(self, name: str, image_channels: int):
-        self.name, self.image_channels = name, image_channels
+    name = "image"
+    noun = "an image"
+    argument = "image"
+    further_arguments = ("mask_image",)
+    column = "condition"
+    network_argument = "image_condition"
+    network_entries = ("condition_channels",)
+    takes_negative = False
+    adjective = "An image-to-image"
+    task = "image-to-image"
+    settings = {
+        "condition_image_column": {
+            "type": str | None,
+            "default": None,
+            "text": "Column with the images that the network is conditioned on.",
+        },
+        "image_condition": {
+            "type": str | None,
+            "default": None,
+            "text": "Make the condition from the target: super_resolution_2, _4 or _8, colorization or inpainting.",
+            "choices": FROM_TARGET,
+        },
+    }
+    flags = {
+        "image": {
+            "type": str | None,
+            "default": None,
+            "text": "File of the image that the network is conditioned on.",
+        },
+        "mask_image": {
+            "type": str | None,
+            "default": None,
+            "text": "File of the mask, white where to repaint.",
+        },
+    }
 
-    @property
-    def channels(self) -> int:
-        """Channels of the condition."""
-        return self.image_channels
-
-    def from_target(self, images: torch.Tensor, draws: torch.Generator | None = None) -> torch.Tensor:
-        """The condition of training images.
-
-        Args:
-            images: (batch, image_channels, height, width) in [-1, 1].
-            draws: source of what is random in the condition, of any device.
-
-        Returns:
-            (batch, channels, height, width), in the images' dtype and on their device.
-
-        Raises:
-            ValueError: for images that the condition can't be made of.
-        """
-        raise ValueError(f"The condition '{self.name}' comes from images of its own, not from the target.")
-
-    def from_user(self, image: Any, mask_image: Any, size: Size) -> torch.Tensor:
-        """The condition of what a user has.
-
-        Args:
-            image: one image or a list of them, as `image_tensor` takes them; super-resolution takes the small ones.
-            mask_image: likewise, for inpainting: white where to repaint.
-            size: (height, width) of the images to generate.
-
-        Returns:
-            (n, channels, height, width), float32 on the CPU or on the tensors' device.
-
-        Raises:
-            ValueError: for another size, number of channels or range, and for a mask too many or too few.
-        """
-        self._refuse_mask(mask_image)
-        return image_tensor("image", image, (self.channels,), size) * 2 - 1
-
-    def user_input(self, images: torch.Tensor, draws: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-        """What a user who wants `images` would give the pipeline: its arguments `image` and, for inpainting, a mask.
-
-        Args:
-            images: (batch, image_channels, height, width) in [-1, 1]; for `image` the condition itself.
-            draws: source of what is random in the condition.
-        """
-        return {"image": images / 2 + 0.5}
-
-    def _refuse_mask(self, mask_image: Any) -> None:
-        if mask_image is not None:
-            raise ValueError(f"mask_image was given, but this network's condition is '{self.name}', which takes none.")
-
-
-class SuperResolution(ImageCondition):
-    """The image averaged over squares of `factor` x `factor` pixels and interpolated (bicubic) to its size again."""
-
-    @property
-    def factor(self) -> int:
-        return SUPER_RESOLUTIONS[self.name]
-
-    def from_target(self, images: torch.Tensor, draws: torch.Generator | None = None) -> torch.Tensor:
-        self._check_size(images.shape[-2:])
-        return self._enlarged(F.avg_pool2d(images, self.factor))
-
-    def from_user(self, image: Any, mask_image: Any, size: Size) -> torch.Tensor:
-        self._refuse_mask(mask_image)
-        self._check_size(size)
-        small = (size[0] // self.factor, size[1] // self.factor)
-        return self._enlarged(image_tensor("image", image, (self.image_channels,), small) * 2 - 1)
-
-    def user_input(self, images: torch.Tensor, draws: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-        return {"image": F.avg_pool2d(images / 2 + 0.5, self.factor)}
-
-    def _enlarged(self, images: torch.Tensor) -> torch.Tensor:
-        # Bicubic weights overshoot at edges, where images have nothing to show.
-        return F.interpolate(images, scale_factor=self.factor, mode="bicubic", align_corners=False).clamp(-1, 1)
-
-    def _check_size(self, size: Sequence[int]) -> None:
-        if size[0] % self.factor or size[1] % self.factor:
-            raise ValueError(f"{self.name} needs a height and width divisible by {self.factor}, got {_text(size)}.")
-
-
-class Colorization(ImageCondition):
-    """The luma of an RGB image: one channel."""
-
-    def __init__(self, name: str, image_channels: int):
-        if image_channels != 3:
-            raise ValueError(f"colorization needs images of 3 channels, got {image_channels}.")
-        super().__init__(name, image_channels)
-
-    @property
-    def channels(self) -> int:
-        return 1
-
-    def from_target(self, images: torch.Tensor, draws: torch.Generator | None = None) -> torch.Tensor:
-        weights = torch.tensor(LUMA_WEIGHTS, dtype=images.dtype, device=images.device)
-        return (images * weights[:, None, None]).sum(dim=1, keepdim=True)
-
-    def from_user(self, image: Any, mask_image: Any, size: Size) -> torch.Tensor:
-        self._refuse_mask(mask_image)
-        given = image_tensor("image", image, (1, 3), size) * 2 - 1
-        return given if given.shape[1] == 1 else self.from_target(given)
-
-
-class Inpainting(ImageCondition):
-    """The image with zeros where it is not known, and a channel that is 1 where it is known and 0 where it is not.
-
-    Training hides, in each image, a rectangle or what a thick stroke covers, one as often as the other.
-    """
-
-    @property
-    def channels(self) -> int:
-        return self.image_channels + 1
-
-    def from_target(self, images: torch.Tensor, draws: torch.Generator | None = None) -> torch.Tensor:
-        return self._masked(images, random_masks(images, draws))
-
-    def from_user(self, image: Any, mask_image: Any, size: Size) -> torch.Tensor:
-        if mask_image is None:
-            raise ValueError("mask_image is missing; inpainting needs one, white where to repaint.")
-        images = image_tensor("image", image, (self.image_channels,), size) * 2 - 1
-        known = 1 - mask_tensor("mask_image", mask_image, size).to(images)
-        counts = {len(images), len(known)} - {1}
-        if len(counts) > 1:
-            raise ValueError(f"image holds {len(images)} images and mask_image {len(known)}; give as many of both.")
-        count = max(len(images), len(known))
-        return self._masked(images.expand(count, -1, -1, -1), known.expand(count, -1, -1, -1))
-
-    def user_input(self, images: torch.Tensor, draws: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-        return {"image": images / 2 + 0.5, "mask_image": 1 - random_masks(images, draws)}
+    transform: ImageTransform
 
     @staticmethod
-    def _masked(images: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        return torch.cat([images * known, known], dim=1)
-
-
-def image_condition(name: str | None, image_channels: int) -> ImageCondition:
-    """The condition of this name; None means `image`.
-
-    Raises:
-        ValueError: for a name that is not in `IMAGE_CONDITIONS`, and for images that the condition can't be made of.
-    """
-    check_condition_name(name)
-    kinds = {
-        "colorization": Colorization,
-        "inpainting": Inpainting,
-        **dict.fromkeys(SUPER_RESOLUTIONS, SuperResolution),
-    }
-    return kinds.get(name or "image", ImageCondition)(name or "image", image_channels)
-
-
-def check_condition_name(name: str | None) -> None:
-    """Raise ValueError, in one sentence, for an unknown name."""
-    if name is not None and name not in IMAGE_CONDITIONS:
-        raise ValueError(f"condition must be one of {', '.join(IMAGE_CONDITIONS)}, got {name!r}.")
-
-
-# masks for training
-
-
-def random_masks(images: torch.Tensor, draws: torch.Generator | None = None) -> torch.Tensor:
-    """1 where images (batch, channels, height, width) stay known, 0 where not: (batch, 1, height, width), their dtype.
-
-    A rectangle has sides of a quarter to three quarters of the image's; a stroke joins five points, as thick as an
-    eighth to a quarter of the shorter side. All of it is a function of a fixed count of uniform draws an image.
-    """
-    batch, height, width = images.shape[0], images.shape[2], images.shape[3]
-    device = "cpu" if draws is None else draws.device
-    uniform = torch.rand(batch, 6 + 2 * _STROKE_POINTS, generator=draws, device=device).to(images.device)
-    size = torch.tensor([height, width], device=images.device)
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    pixels = torch.stack([y, x], dim=-1).to(images.device)  # (height, width, 2)
-    rectangle = _in_rectangle(pixels, uniform[:, 1:3], uniform[:, 3:5], size)
-    points = uniform[:, 6:].unflatten(1, (_STROKE_POINTS, 2)) * size
-    radius = (1 + uniform[:, 5]) / 16 * min(height, width)
-    stroke = _distance_to_line(pixels, points) < radius[:, None, None]
-    hidden = torch.where(uniform[:, :1, None] < 0.5, rectangle, stroke)
-    return (~hidden).unsqueeze(1).to(images.dtype)
-
-
-def _in_rectangle(pixels: torch.Tensor, extent: torch.Tensor, place: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-    """Whether pixels lie inside rectangles, (batch, height, width), of uniform numbers (batch, 2) for each."""
-    sides = (0.25 + 0.5 * extent) * size
-    start = place * (size - sides)
-    offset = pixels - start[:, None, None]
-    return ((offset >= 0) & (offset < sides[:, None, None])).all(dim=-1)
-
-
-def _distance_to_line(pixels: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Distance of every pixel from the line through points (batch, n, 2): (batch, height, width)."""
-    start, along = points[:, :-1, None, None], points.diff(dim=1)[:, :, None, None]
-    offset = pixels - start  # (batch, n - 1, height, width, 2)
-    share = (offset * along).sum(-1, keepdim=True) / along.square().sum(-1, keepdim=True).clamp(min=1e-9)
-    return (offset - share.clamp(0, 1) * along).norm(dim=-1).amin(dim=1)
-
-
-# images of a user
-
-
-def image_tensor(argument: str, image: Any, channels: tuple[int, ...], size: Size) -> torch.Tensor:
-    """Images as a user gives them, as a float tensor (n, c, height, width) in [0, 1] with c among `channels`.
-
-    Args:
-        argument: what a message calls them.
-        image: a PIL image of any mode; an array (height, width[, c]) or (n, height, width, c); a tensor
-            (c, height, width) or (n, c, height, width); or a list of these. Whole numbers count 0 to 255, others lie
-            in [0, 1].
-        channels: numbers of channels that will do.
-        size: (height, width) that the images must have.
-
-    Raises:
-        ValueError: in one sentence, for anything else.
-    """
-    parts = [_one_image(argument, part, channels) for part in _listed(argument, image)]
-    for part in parts:
-        if tuple(part.shape[2:]) != tuple(size):
+    def check_settings(arguments: Any) -> None:
+        column, made = arguments.condition_image_column, arguments.image_condition
+        if (column is None) == (made is None):
+            raise ValueError("condition image needs either condition_image_column or image_condition.")
+        if arguments.streaming and column is not None:
             raise ValueError(
-                f"{argument} is {_text(part.shape[2:])} pixels (height x width); it must be {_text(size)}."
+                "streaming can't give condition_image_column yet, only conditions made from the image itself."
             )
-        if part.shape[1] not in channels or part.shape[1] != parts[0].shape[1]:
-            takes = " or ".join(map(str, channels))
-            raise ValueError(f"{argument} has {part.shape[1]} channels; it must have {takes}, all images alike.")
-    return torch.cat([part.to(parts[0].device) for part in parts])
+
+    def __init__(self, condition_image_column: str | None = None, image_condition: str | None = None):
+        self.condition_image_column, self.image_condition = condition_image_column, image_condition
+
+    def column_arguments(self) -> dict[str, Any]:
+        return {}
+
+    def prepare(self, data: Any, seed: int = 0, token: str | None = None) -> None:
+        source = data if data.companion is None else data.companion
+        self.transform = image_transform(self.image_condition, source.channels)
+        if data.companion is None:
+            self.transform.from_target(data[0]["samples"][None])  # fails now rather than at the first step
+
+    @property
+    def model_entries(self) -> dict[str, Any]:
+        return {"condition_channels": self.transform.channels}
+
+    def adopt(self, held_out: Any) -> None:
+        if held_out.companion is not None and held_out.companion.channels != self.transform.channels:
+            raise ValueError(
+                f"condition_image_column has images of {held_out.companion.channels} channels in the validation split, "
+                f"and of {self.transform.channels} in the training split; set --channels."
+            )
+
+    def inputs(
+        self,
+        batch: Mapping[str, torch.Tensor],
+        data: Any,
+        dropped: torch.Tensor,
+        generator: torch.Generator,
+        before: int,
+    ) -> dict[str, Any]:
+        if "condition" in batch:
+            condition = batch["condition"]
+        else:  # random parts are drawn for the samples before them in the global batch too
+            images = batch["samples"]
+            earlier = images.new_zeros(before, *images.shape[1:])
+            condition = self.transform.from_target(torch.cat([earlier, images]), generator)[before:]
+        return {"image_condition": condition * ~dropped.to(condition.device)[:, None, None, None]}
+
+    def pipeline_parts(self, network: Any) -> dict[str, Any]:
+        return {"condition": self.transform.name}
+
+    def examples(self, data: Any, count: int, generator: torch.Generator) -> dict[str, Any]:
+        batch = data.__getitems__(spread(len(data), count))
+        return self.transform.user_input(batch.get("condition", batch["samples"]), generator)
+
+    @classmethod
+    def for_pipeline(cls, pipeline: Any) -> ImageCondition:
+        condition = cls(image_condition=pipeline.config.condition)
+        condition.unet = pipeline.unet
+        return condition
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        super().check(values)
+        if "mask_image" in values and "image" not in values:
+            raise ValueError("mask_image goes with image, which is missing.")
+
+    def refusal(self) -> str:
+        return "the network takes no image (condition_channels is 0)"
+
+    def read(self, argument: str, values: Mapping[str, Any], size: Size) -> torch.Tensor:
+        channels = config_entry(self.unet, "condition_channels")
+        as_it_is = self.image_condition in (None, "image")
+        transform = image_transform(self.image_condition, channels if as_it_is else self.unet.config.in_channels)
+        if transform.channels != channels:
+            raise ValueError(
+                f"The condition '{self.image_condition}' has {transform.channels} channels, but the network takes "
+                f"{channels} (condition_channels)."
+            )
+        return transform.from_user(values["image"], values.get("mask_image"), size).to(self.unet.dtype)
+
+    def encode(self, entries: torch.Tensor, count: int, device: torch.device) -> NetworkArguments:
+        return {"image_condition": entries.to(device).expand(count, -1, -1, -1)}
+
+    def from_command_line(
+        self, values: Mapping[str, Any], pipeline: Any, open_image: Callable[[str, str], Any]
+    ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+        return {}, {name: open_image(name, path) for name, path in values.items() if name in self.flags}
+
+    @classmethod
+    def saved_in(cls, network: Mapping[str, Any], index: Mapping[str, Any]) -> bool:
+        return bool(index.get("condition")) or super().saved_in(network, index)
+
+    @classmethod
+    def call_example(cls, network: Mapping[str, Any], index: Mapping[str, Any]) -> dict[str, Any]:
+        example = {"image": _blank(network, index)}
+        if index.get("condition") == "inpainting":
+            example["mask_image"] = _blank(network, index, mask=True)
+        return example
 
 
-def mask_tensor(argument: str, mask: Any, size: Size) -> torch.Tensor:
-    """Masks as a user gives them, as (n, 1, height, width) of 1 from the middle grey up and 0 below.
-
-    Takes what `image_tensor` takes, and arrays and tensors without the axis of channels.
-    """
-    return (image_tensor(argument, [_with_channel(m) for m in _listed(argument, mask)], (1,), size) >= 0.5).float()
-
-
-def _listed(argument: str, images: Any) -> list[Any]:
-    entries = list(images) if isinstance(images, list | tuple) else [images]
-    if not entries:
-        raise ValueError(f"{argument} is an empty list.")
-    return entries
-
-
-def _with_channel(mask: Any) -> Any:
-    """A mask of shape ([n,] height, width) with its one channel; integers 0 and 1 mean what they say."""
-    if not isinstance(mask, np.ndarray | torch.Tensor):
-        return mask
-    if mask.max() <= 1:
-        mask = mask * 1.0
-    if isinstance(mask, np.ndarray):
-        return mask if mask.ndim == 4 or mask.shape[-1:] == (1,) else mask[..., None]
-    return mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
-
-
-def _one_image(argument: str, image: Any, channels: tuple[int, ...]) -> torch.Tensor:
-    """One entry of a list as a float tensor (n, c, height, width) in [0, 1]."""
-    if isinstance(image, Image.Image):
-        image = np.array(image.convert(_pil_mode(argument, image, channels)))
-    if isinstance(image, np.ndarray):
-        image = image[..., None] if image.ndim == 2 else image
-        image = torch.from_numpy(np.array(image)).movedim(-1, image.ndim - 3)
-    if not isinstance(image, torch.Tensor):
-        raise ValueError(f"{argument} must be a PIL image, an array, a tensor or a list of them, got {image!r:.60}.")
-    if image.ndim not in (3, 4):
-        raise ValueError(f"{argument} has shape {tuple(image.shape)}; a tensor takes ([n,] channels, height, width).")
-    image = image if image.ndim == 4 else image[None]
-    if image.dtype == torch.bool:
-        return image.float()
-    values = image.float() if image.is_floating_point() else image / 255
-    low, high = values.aminmax() if values.numel() else (torch.tensor(-1.0),) * 2
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"{argument} has values from {low.item():.3g} to {high.item():.3g}; floats take 0 to 1, integers 0 to 255."
-        )
-    return values
-
-
-def _pil_mode(argument: str, image: Image.Image, channels: tuple[int, ...]) -> str:
-    """The mode to convert a PIL image to: a grey image stays grey where one channel will do."""
-    modes = {c: _PIL_MODES[c] for c in channels if c in _PIL_MODES}
-    if not modes:
-        raise ValueError(f"{argument} can't be a PIL image, because {channels[0]} channels are needed; give a tensor.")
-    return "L" if 1 in modes and (len(modes) == 1 or image.mode in ("L", "1", "I;16")) else modes[max(modes)]
-
-
-def _text(size: Sequence[int]) -> str:
-    return f"{size[0]}x{size[1]}"
+def _blank(network: Mapping[str, Any], index: Mapping[str, Any], mask: bool = False) -> PythonCode:
+    """A plain image in the size and mode that the network's condition takes, as Python."""
+    size = network.get("sample_size") or 0
+    height, width = map(int, size if isinstance(size, list | tuple) else (size, size))
+    condition = index.get("condition") or ""
+    name, _, factor = condition.rpartition("_")
+    if name == "super_resolution":
+        height, width = height // int(factor), width // int(factor)
+    grey = mask or condition == "colorization" or network.get("in_channels") == 1
+    return PythonCode(f'Image.new("{"L" if grey else "RGB"}", ({width}, {height}), "{"white" if mask else "grey"}")')

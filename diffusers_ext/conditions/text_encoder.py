@@ -8,12 +8,8 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from .text import tokenize_prompts
-
-SMALL = "small"
 VOCABULARY = 4096  # at most; a few thousand short captions hold fewer frequent pieces
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 # transformers' AutoModel builds both towers or both halves of these; a prompt needs the text encoder alone.
@@ -102,35 +98,3 @@ def load_text_encoder(name: str, max_tokens: int, token: str | None = None) -> t
     positions = getattr(encoder.config, "max_position_embeddings", None) or max_tokens
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions, max_tokens)
     return encoder, tokenizer
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token numbers, mask) of the texts, int64, both (batch, tokenizer.model_max_length)."""
-    return tokenize_prompts(tokenizer, texts, tokenizer.model_max_length)
-
-
-class TextConditionedNetwork(nn.Module):
-    """A denoiser and the text encoder that is trained along with it, as one network.
-
-    Args:
-        unet: takes `encoder_hidden_states` and `encoder_attention_mask`.
-        text_encoder: of transformers; its `last_hidden_state` is what the denoiser attends to.
-    """
-
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module):
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        **condition: Any,
-    ) -> Any:
-        """The denoiser's output for (batch, channels, height, width) samples and (batch, tokens) texts."""
-        states = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return self.unet(
-            sample, timestep, encoder_hidden_states=states, encoder_attention_mask=attention_mask, **condition
-        )

@@ -22,6 +22,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
+from ..conditions import CONDITIONS, Condition
+from ..conditions.base import PythonCode
 from .averages import RECIPE, Reconstruction
 from .markdown import Markdown, code, environment, escaped, markdown, plain, python
 from .provenance import PROVENANCE
@@ -41,7 +43,6 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 # The name, without its ending, of a code file that `export` wrote.
 CODE_FILE = re.compile(r"\w+_[0-9a-f]{12}")
 TASK = "unconditional-image-generation"
-TASKS = {"text": "text-to-image", "image": "image-to-image"}
 SWAPPABLE_PREDICTIONS = ("epsilon", "sample", "v_prediction")
 # Data sets inside this package: name on the Hub, name for readers, description.
 DATA_SETS = {
@@ -101,14 +102,16 @@ class CardFacts:
 
     @property
     def condition(self) -> str | None:
-        """What the network is conditioned on: `class`, `text`, `image`, another name, or None."""
+        """The name of what the network is conditioned on, or None."""
         if self.recipe.get("condition"):
             return str(self.recipe["condition"])
-        if self.index.get("condition"):
-            return "image"
-        if (self.index.get("text_encoder") or [None])[0] is not None:
-            return "text"
-        return "class" if self.network.get("num_class_embeds") else None
+        saved = (name for name, kind in reversed(CONDITIONS.items()) if kind.saved_in(self.network, self.index))
+        return next(saved, None)
+
+    @property
+    def condition_class(self) -> type[Condition] | None:
+        """What the network is conditioned on; None for nothing, and for a condition that is not registered here."""
+        return CONDITIONS.get(self.condition or "")
 
     @property
     def brings_code(self) -> bool:
@@ -297,7 +300,7 @@ def _metadata(facts: CardFacts, repo_id: str, license: str, tags: Sequence[str])
     hub_name, data_set, _ = _data_set(facts)
     results = [
         EvalResult(
-            task_type=TASKS.get(condition or "", TASK),
+            task_type=_task(facts),
             dataset_type=hub_name or "custom",
             dataset_name=plain(data_set),
             dataset_split=plain(figure["split"]),
@@ -310,7 +313,7 @@ def _metadata(facts: CardFacts, repo_id: str, license: str, tags: Sequence[str])
     return ModelCardData(
         license=license,
         library_name="diffusers",
-        pipeline_tag=TASKS.get(condition or "", TASK),
+        pipeline_tag=_task(facts),
         tags=list(dict.fromkeys(map(plain, found))),
         datasets=[hub_name] if hub_name else None,
         metrics=sorted({plain(figure["type"]) for figure in _figures(facts)}) or None,
@@ -343,6 +346,10 @@ def _data_set(facts: CardFacts) -> tuple[str | None, str, str]:
     return name, name, markdown(sentence, link=Markdown(link), split=split)
 
 
+def _task(facts: CardFacts) -> str:
+    return TASK if facts.condition_class is None else facts.condition_class.task
+
+
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
@@ -354,8 +361,9 @@ def _summary(facts: CardFacts) -> str:
 
 
 def _description(facts: CardFacts) -> str:
-    kinds = {None: "An unconditional", "text": "A text-to-image", "image": "An image-to-image"}
-    return f"{kinds.get(facts.condition, f'A {facts.condition}-conditional')} diffusion model of {_images(facts)}"
+    kind = facts.condition_class
+    other = "An unconditional" if facts.condition is None else f"A {facts.condition}-conditional"
+    return f"{other if kind is None else kind.adjective} diffusion model of {_images(facts)}"
 
 
 def _images(facts: CardFacts) -> str:
@@ -374,33 +382,17 @@ def _arguments(facts: CardFacts, steps: int) -> Markdown:
 
 
 def _conditions(facts: CardFacts) -> Iterator[str]:
-    if facts.condition == "class":
-        names = [*(facts.index.get("id2label") or {}).values()] or list(range(int(facts.network["num_class_embeds"])))
-        yield f"class_labels={python(names[:4])}"
-    elif facts.condition == "text":
-        yield 'prompt="a red heart"'
-    elif facts.condition == "image":
-        yield f"image={_blank(facts)}"
-        if facts.index.get("condition") == "inpainting":
-            yield f"mask_image={_blank(facts, mask=True)}"
-    else:
+    if facts.condition_class is None:
         yield "batch_size=4"
+        return
+    for argument, value in facts.condition_class.call_example(facts.network, facts.index).items():
+        yield f"{argument}={value if isinstance(value, PythonCode) else python(value)}"
 
 
 def _guidance(facts: CardFacts) -> Iterator[str]:
     scale = float(facts.recipe.get("guidance_scale", 1.0))
     if facts.condition and scale != 1.0:
         yield f"guidance_scale={scale}"
-
-
-def _blank(facts: CardFacts, mask: bool = False) -> str:
-    """A plain image of the size and mode that the network's image condition takes, as Python."""
-    condition, (height, width) = facts.index.get("condition") or "", _size(facts)
-    name, _, factor = condition.rpartition("_")
-    if name == "super_resolution":
-        height, width = height // int(factor), width // int(factor)
-    grey = mask or condition == "colorization" or facts.network.get("in_channels") == 1
-    return f'Image.new("{"L" if grey else "RGB"}", ({width}, {height}), "{"white" if mask else "grey"}")'
 
 
 def _size(facts: CardFacts) -> tuple[int, int]:
@@ -423,8 +415,8 @@ def _facts(facts: CardFacts) -> Iterator[tuple[str, str]]:
     name, dtypes = code(facts.network.get("_class_name")), ", ".join(facts.dtypes)
     yield "network", markdown(network, name=name, parameters=facts.parameters, dtypes=dtypes)
     yield "images", _images(facts)
-    if facts.condition == "class":
-        yield "classes", str(facts.network.get("num_class_embeds"))
+    if facts.condition_class is not None:
+        yield from facts.condition_class.card_facts(facts.network, facts.index)
     yield "scheduler", code(scheduler.get("_class_name"))
     yield "prediction of the network", str(scheduler.get("prediction_type"))
     if "beta_schedule" in scheduler:

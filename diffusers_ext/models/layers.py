@@ -372,6 +372,41 @@ def make_pixel_attention(
 # conditions and checks
 
 
+class VectorEmbedding(nn.Module):
+    """(batch, dim) real numbers to (batch, channels): normalised by fixed means and deviations, then a two-layer MLP.
+
+    A row with a NaN stands for no numbers and becomes a learned embedding.
+
+    Args:
+        dim: how many numbers.
+        channels: of the embedding.
+        mean, std: of each number over the training data; None for 0 and 1.
+
+    Raises:
+        ValueError: for another number of means or deviations than `dim`, and for deviations that are not above 0.
+    """
+
+    def __init__(self, dim: int, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None):
+        super().__init__()
+        self.mean, self.std = list(mean or [0.0] * dim), list(std or [1.0] * dim)
+        if len(self.mean) != dim or len(self.std) != dim or min(self.std) <= 0:
+            raise ValueError(
+                f"vector_mean and vector_std must hold {dim} numbers (vector_dim), the latter above 0, "
+                f"got {mean} and {std}."
+            )
+        self.linear1 = nn.Linear(dim, channels)
+        self.linear2 = nn.Linear(channels, channels)
+        self.null = nn.Parameter(0.02 * torch.randn(channels))
+
+    def forward(self, vector: Tensor, dtype: torch.dtype) -> Tensor:
+        # Normalised in float32: a value such as 359.5 has no place in bf16.
+        mean, std = (vector.new_tensor(numbers, dtype=torch.float32) for numbers in (self.mean, self.std))
+        normalised = (vector.float() - mean) / std
+        absent = normalised.isnan().any(dim=1, keepdim=True)
+        h = F.silu(self.linear1(normalised.masked_fill(absent, 0).to(dtype)))
+        return torch.where(absent, self.null.to(dtype), self.linear2(h).to(dtype))
+
+
 def checked_labels(class_labels: Tensor, sample: Tensor, null_class: int) -> Tensor:
     """Integer labels (batch,) on the sample's device.
 
@@ -456,10 +491,11 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
-    """What the networks share: gradient checkpointing, compilation by blocks, checks of a sample, the class embedding.
+    """What the networks share: gradient checkpointing, compilation by blocks, checks of a sample, embedded conditions.
 
-    A subclass has `config.in_channels`, `gradient_checkpointing` and, for classes, `config.num_class_embeds` and a
-    `class_embedding` with one row more than classes, the last for no class.
+    A subclass has `config.in_channels` and `gradient_checkpointing`. For classes it has `config.num_class_embeds` and a
+    `class_embedding` with one row more than classes, the last for no class; for numbers `config.vector_dim` and a
+    `vector_embedding`.
     """
 
     _supports_gradient_checkpointing = True
@@ -468,6 +504,7 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
     config: Any
     _gradient_checkpointing_func: Any
     class_embedding: nn.Module | None
+    vector_embedding: nn.Module | None
 
     @property
     def downsample_factor(self) -> int:
@@ -499,6 +536,19 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
             class_labels = torch.full(embedding.shape[:1], null_class, dtype=torch.long, device=embedding.device)
         labels = checked_labels(class_labels, embedding, null_class)
         return embedding + self.class_embedding(labels).to(embedding.dtype)
+
+    def _with_vector(self, embedding: Tensor, vector: Tensor | None) -> Tensor:
+        """The time embedding (batch, channels) plus that of the numbers; None becomes no numbers for every sample."""
+        if self.vector_embedding is None:
+            if vector is not None:
+                raise ValueError("vector was given to a model without numbers; build it with vector_dim.")
+            return embedding
+        shape = (embedding.shape[0], self.config.vector_dim)
+        if vector is None:
+            vector = torch.full(shape, math.nan, device=embedding.device)
+        if vector.shape != shape:
+            raise ValueError(f"vector has shape {tuple(vector.shape)}; it takes {shape}.")
+        return embedding + self.vector_embedding(vector.to(embedding.device), embedding.dtype)
 
     def _check_sample(self, sample: Tensor) -> None:
         self._check_channels(sample)

@@ -17,6 +17,7 @@ from .layers import (
     GroupNorm32,
     PixelAttention,
     Upsample,
+    VectorEmbedding,
     batched_timesteps,
     joined_with_image,
     over_positions,
@@ -75,6 +76,9 @@ class ADMUNet2DModel(DenoisingNetwork):
         norm_num_groups: groups of every GroupNorm.
         dropout: rate inside blocks.
         num_class_embeds: number of classes, None for none; index `num_class_embeds` is the null class.
+        vector_dim: how many real numbers the network is conditioned on, None for none. A row of NaN in `vector` stands
+            for no numbers.
+        vector_mean, vector_std: what the numbers are normalised with, one of each per number; None for 0 and 1.
         cross_attention_dim: channels of `encoder_hidden_states`, None for no cross-attention.
         condition_channels: channels of `image_condition`, 0 for none.
         patch_size: the network sees patches of so many pixels a side as channels (space-to-depth), 1 for pixels.
@@ -85,7 +89,7 @@ class ADMUNet2DModel(DenoisingNetwork):
 
     _no_split_modules: Any = ["ADMResidualBlock", "PixelAttention"]
     _repeated_blocks = ["ADMResidualBlock", "PixelAttention"]
-    _skip_layerwise_casting_patterns: Any = ["norm", "time_embedding", "class_embedding"]
+    _skip_layerwise_casting_patterns: Any = ["norm", "time_embedding", "class_embedding", "vector_embedding"]
 
     # torch's containers have no element type
     down_stages: Any
@@ -112,6 +116,9 @@ class ADMUNet2DModel(DenoisingNetwork):
         condition_channels: int = 0,
         patch_size: int = 1,
         input_skip: bool = False,
+        vector_dim: int | None = None,
+        vector_mean: tuple[float, ...] | None = None,
+        vector_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
         factors = [2**i for i in range(len(channel_multipliers))]
@@ -128,6 +135,9 @@ class ADMUNet2DModel(DenoisingNetwork):
             nn.Linear(base_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_channels)
+        self.vector_embedding = None
+        if vector_dim is not None:
+            self.vector_embedding = VectorEmbedding(vector_dim, time_channels, vector_mean, vector_std)
         self.input_gains = None
         if input_skip:
             self.input_gains = nn.Linear(time_channels, out_channels * (in_channels + condition_channels))
@@ -192,14 +202,16 @@ class ADMUNet2DModel(DenoisingNetwork):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         image_condition: Tensor | None = None,
+        vector: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
 
         `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
-        in 0..num_class_embeds, the last being the null class, which None stands for.  `encoder_hidden_states` is
-        (batch, tokens, cross_attention_dim), with `encoder_attention_mask` (batch, tokens), nonzero at tokens to attend
-        to.  `image_condition` is (batch, condition_channels, height, width); None stands for zeros.
+        in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
+        `encoder_hidden_states` is (batch, tokens, cross_attention_dim), with `encoder_attention_mask` (batch, tokens),
+        nonzero at tokens to attend to.  `image_condition` is (batch, condition_channels, height,
+        width); None stands for zeros.
 
         Raises ValueError for a sample of other channels or of a size the down-sampling does not divide, for a timestep
         or a condition of another shape, for labels out of range (found without a device synchronisation: on a CPU
@@ -208,7 +220,7 @@ class ADMUNet2DModel(DenoisingNetwork):
         self._check_sample(sample)
         c = self.config
         context, mask = text_context(sample, encoder_hidden_states, encoder_attention_mask, c.cross_attention_dim)
-        temb = self._embed(sample, timestep, class_labels)
+        temb = self._embed(sample, timestep, class_labels, vector)
         given = joined_with_image(sample, image_condition, c.condition_channels)
         x = self.conv_in(F.pixel_unshuffle(given, c.patch_size))
         skips = [x]
@@ -242,8 +254,11 @@ class ADMUNet2DModel(DenoisingNetwork):
             x = self._run(stage.cross_attention, x, context, mask)
         return x
 
-    def _embed(self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None) -> Tensor:
+    def _embed(
+        self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None, vector: Tensor | None
+    ) -> Tensor:
         """SiLU of the time (and class) embedding, (batch, 4 * base_channels), with which every block would start."""
         timesteps = batched_timesteps(timestep, sample)
         waves = sinusoidal_embedding(timesteps, self.config.base_channels, cosine_first=True, reach_lowest=False)
-        return F.silu(self._with_class(self.time_embedding(waves.to(sample.dtype)), class_labels))
+        embedding = self._with_class(self.time_embedding(waves.to(sample.dtype)), class_labels)
+        return F.silu(self._with_vector(embedding, vector))

@@ -21,6 +21,7 @@ from .layers import (
     FilmResidualBlock,
     PixelAttention,
     Upsample,
+    VectorEmbedding,
     batched_timesteps,
     check_choice,
     joined_with_prediction,
@@ -71,6 +72,9 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         dropout: rate inside blocks.
         self_condition: take an earlier prediction as further input channels (Chen et al., "Analog Bits", 2022).
         num_class_embeds: number of classes, None for none; index `num_class_embeds` is the null class.
+        vector_dim: how many real numbers the network is conditioned on, None for none. A row of NaN in `vector` stands
+            for no numbers.
+        vector_mean, vector_std: what the numbers are normalised with, one of each per number; None for 0 and 1.
         zero_init_output: start with output 0, which is the mean of most targets.
 
     Down-sampling is a 2x2 convolution of stride 2: the same map, with the same parameters, as moving 2x2 pixels into
@@ -79,7 +83,7 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
 
     _no_split_modules: Any = ["FilmResidualBlock", "PixelAttention"]
     _repeated_blocks = ["FilmResidualBlock", "PixelAttention"]
-    _skip_layerwise_casting_patterns: Any = ["norm", "time_embedding", "class_embedding"]
+    _skip_layerwise_casting_patterns: Any = ["norm", "time_embedding", "class_embedding", "vector_embedding"]
 
     # torch's containers have no element type
     down_levels: Any
@@ -113,6 +117,9 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         self_condition: bool = False,
         num_class_embeds: int | None = None,
         zero_init_output: bool = False,
+        vector_dim: int | None = None,
+        vector_mean: tuple[float, ...] | None = None,
+        vector_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
         check_choice("block_norm", block_norm, ("group", "rms", "layer"))
@@ -134,6 +141,9 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
             nn.Linear(base_channels, time_channels), nn.GELU(), nn.Linear(time_channels, time_channels)
         )
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_channels)
+        self.vector_embedding = None
+        if vector_dim is not None:
+            self.vector_embedding = VectorEmbedding(vector_dim, time_channels, vector_mean, vector_std)
 
         stem_channels = in_channels * (2 if self_condition else 1) * patch_size**2
         self.stem = nn.Conv2d(stem_channels, base_channels, stem_kernel_size, padding=stem_kernel_size // 2)
@@ -193,20 +203,21 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         timestep: Tensor | float | int,
         class_labels: Tensor | None = None,
         self_condition: Tensor | None = None,
+        vector: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
 
         `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
-        in 0..num_class_embeds, the last being the null class, which None stands for.  `self_condition` is an earlier
-        prediction shaped as `sample`; None stands for zeros.
+        in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
+        `self_condition` is an earlier prediction shaped as `sample`; None stands for zeros.
 
         Raises ValueError for a sample of other channels or of a size the down-sampling does not divide, for a timestep
         or labels of another shape, for labels out of range (found without a device synchronisation: on a CPU only) and
         for conditions the model was not built for.
         """
         self._check_sample(sample)
-        temb = self._embed(sample, timestep, class_labels)
+        temb = self._embed(sample, timestep, class_labels, vector)
         patch_size = self.config.patch_size
         x = joined_with_prediction(sample, self_condition, self.config.self_condition)
         x = self.stem(F.pixel_unshuffle(x, patch_size) if patch_size > 1 else x)
@@ -235,8 +246,11 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
     def _attend(self, attention: nn.Module | None, x: Tensor) -> Tensor:
         return x if attention is None else self._run(attention, x)
 
-    def _embed(self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None) -> Tensor:
+    def _embed(
+        self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None, vector: Tensor | None
+    ) -> Tensor:
         """SiLU of the time (and class) embedding, (batch, time_embed_dim): every block would start with this SiLU."""
         timesteps = batched_timesteps(timestep, sample)
         waves = sinusoidal_embedding(timesteps, self.config.base_channels).to(sample.dtype)
-        return F.silu(self._with_class(self.time_embedding(waves), class_labels))
+        embedding = self._with_class(self.time_embedding(waves), class_labels)
+        return F.silu(self._with_vector(embedding, vector))

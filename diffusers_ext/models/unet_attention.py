@@ -17,6 +17,7 @@ from .layers import (
     DenoisingNetwork,
     GroupNorm32,
     MultiHeadAttention,
+    VectorEmbedding,
     batched_timesteps,
     over_positions,
     sinusoidal_embedding,
@@ -101,11 +102,14 @@ class AttentionUNet2DModel(DenoisingNetwork):
         attention_heads: heads of every attention.
         time_embed_dim: width of the sinusoidal embedding, which no MLP follows.
         num_class_embeds: number of classes, None for none; index `num_class_embeds` is the null class.
+        vector_dim: how many real numbers the network is conditioned on, None for none. A row of NaN in `vector` stands
+            for no numbers.
+        vector_mean, vector_std: what the numbers are normalised with, one of each per number; None for 0 and 1.
     """
 
     _no_split_modules: Any = ["DoubleConv", "AttentionDown", "AttentionUp", "StageTransformer"]
     _repeated_blocks = ["AttentionDown", "AttentionUp", "StageTransformer"]
-    _skip_layerwise_casting_patterns: Any = ["norm", "class_embedding"]
+    _skip_layerwise_casting_patterns: Any = ["norm", "class_embedding", "vector_embedding"]
 
     # torch's containers have no element type
 
@@ -121,11 +125,17 @@ class AttentionUNet2DModel(DenoisingNetwork):
         attention_heads: int = 4,
         time_embed_dim: int = 256,
         num_class_embeds: int | None = None,
+        vector_dim: int | None = None,
+        vector_mean: tuple[float, ...] | None = None,
+        vector_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         self.register_to_config(out_channels=out_channels)
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_embed_dim)
+        self.vector_embedding = None
+        if vector_dim is not None:
+            self.vector_embedding = VectorEmbedding(vector_dim, time_embed_dim, vector_mean, vector_std)
         self.conv_in = DoubleConv(in_channels, down_widths[0])
         self.downs = nn.ModuleList(
             AttentionDown(upper, lower, time_embed_dim) for upper, lower in itertools.pairwise(down_widths)
@@ -152,19 +162,20 @@ class AttentionUNet2DModel(DenoisingNetwork):
         sample: Tensor,
         timestep: Tensor | float | int,
         class_labels: Tensor | None = None,
+        vector: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
 
         `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
-        in 0..num_class_embeds, the last being the null class, which None stands for.
+        in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
 
         Raises ValueError for a sample of other channels or smaller than 8x8, for a timestep or labels of another shape,
         for labels out of range (found without a device synchronisation: on a CPU only) and for labels given to a model
         without classes.
         """
         self._check_sample(sample)
-        temb = self._embed(sample, timestep, class_labels)
+        temb = self._embed(sample, timestep, class_labels, vector)
         x = self._run(self.conv_in, sample)
         skips = []
         for down, transformer in zip(self.downs, self.down_transformers):
@@ -177,11 +188,14 @@ class AttentionUNet2DModel(DenoisingNetwork):
         x = self.conv_out(x)
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
-    def _embed(self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None) -> Tensor:
+    def _embed(
+        self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None, vector: Tensor | None
+    ) -> Tensor:
         """SiLU of the time (and class) embedding, (batch, time_embed_dim): every stage would start with this SiLU."""
         timesteps = batched_timesteps(timestep, sample)
         waves = sinusoidal_embedding(timesteps, self.config.time_embed_dim, reach_lowest=False)
-        return F.silu(self._with_class(waves.to(sample.dtype), class_labels))
+        embedding = self._with_class(waves.to(sample.dtype), class_labels)
+        return F.silu(self._with_vector(embedding, vector))
 
     def _check_sample(self, sample: Tensor) -> None:
         self._check_channels(sample)

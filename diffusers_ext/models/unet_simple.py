@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from .layers import DenoisingNetwork, batched_timesteps, over_positions
+from .layers import DenoisingNetwork, VectorEmbedding, batched_timesteps, over_positions
 
 
 class SimpleConvBlock(nn.Module):
@@ -37,11 +37,14 @@ class SimpleUNet2DModel(DenoisingNetwork):
         num_train_timesteps: what a timestep is divided by, so that the MLP sees numbers in [0, 1].
         raw_time: feed the timestep undivided, as the source project does; for its weights only.
         num_class_embeds: number of classes, None for none; index `num_class_embeds` is the null class.
+        vector_dim: how many real numbers the network is conditioned on, None for none. A row of NaN in `vector` stands
+            for no numbers.
+        vector_mean, vector_std: what the numbers are normalised with, one of each per number; None for 0 and 1.
     """
 
     _no_split_modules: Any = ["SimpleConvBlock"]
     _repeated_blocks = ["SimpleConvBlock"]
-    _skip_layerwise_casting_patterns: Any = ["time_embedding", "class_embedding"]
+    _skip_layerwise_casting_patterns: Any = ["time_embedding", "class_embedding", "vector_embedding"]
 
     @register_to_config
     def __init__(
@@ -54,6 +57,9 @@ class SimpleUNet2DModel(DenoisingNetwork):
         num_train_timesteps: int = 1000,
         raw_time: bool = False,
         num_class_embeds: int | None = None,
+        vector_dim: int | None = None,
+        vector_mean: tuple[float, ...] | None = None,
+        vector_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -63,6 +69,9 @@ class SimpleUNet2DModel(DenoisingNetwork):
             nn.Linear(1, time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim)
         )
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_embed_dim)
+        self.vector_embedding = None
+        if vector_dim is not None:
+            self.vector_embedding = VectorEmbedding(vector_dim, time_embed_dim, vector_mean, vector_std)
         self.time_proj = nn.Linear(time_embed_dim, wide)
         self.conv_in = SimpleConvBlock(in_channels, narrow)
         self.down1 = SimpleConvBlock(narrow, middle, stride=2)
@@ -79,12 +88,13 @@ class SimpleUNet2DModel(DenoisingNetwork):
         sample: Tensor,
         timestep: Tensor | float | int,
         class_labels: Tensor | None = None,
+        vector: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
 
         `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
-        in 0..num_class_embeds, the last being the null class, which None stands for.
+        in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
 
         Raises ValueError for a sample of other channels or of a size that is not a multiple of 4, for a timestep or
         labels of another shape, for labels out of range (found without a device synchronisation: on a CPU only) and for
@@ -94,20 +104,22 @@ class SimpleUNet2DModel(DenoisingNetwork):
         full = self._run(self.conv_in, sample)
         half = self._run(self.down1, full)
         x = self._run(self.down2, half)
-        x = x + over_positions(self._embed(sample, timestep, class_labels), x)
+        x = x + over_positions(self._embed(sample, timestep, class_labels, vector), x)
         x = self._run(self.mid2, self._run(self.mid1, x))
         x = torch.cat((self._run(self.up1, x), half), dim=1)
         x = torch.cat((self._run(self.up2, x), full), dim=1)
         x = self.conv_out(x)
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
-    def _embed(self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None) -> Tensor:
+    def _embed(
+        self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None, vector: Tensor | None
+    ) -> Tensor:
         """The bottleneck's vector, (batch, widths[2])."""
         timesteps = batched_timesteps(timestep, sample)
         if not self.config.raw_time:
             timesteps = timesteps / self.config.num_train_timesteps
         embedding = self.time_embedding(timesteps[:, None].to(sample.dtype))
-        return self.time_proj(self._with_class(embedding, class_labels))
+        return self.time_proj(self._with_vector(self._with_class(embedding, class_labels), vector))
 
     @property
     def downsample_factor(self) -> int:

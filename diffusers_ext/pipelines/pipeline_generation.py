@@ -11,8 +11,10 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..conditions.base import ClassCondition, Condition, PictureCondition, TextCondition, arguments_known_to
-from ..conditions.image import Size, check_condition_name
+from ..conditions.base import GivenCondition
+from ..conditions.image_transforms import check_transform_name
+from ..conditions.registry import arguments_known_to, given_conditions
+from ..conditions.user_images import Size
 from ..schedulers.tensors import working_dtype
 from .call_arguments import (
     Generators,
@@ -43,8 +45,9 @@ class GenerationPipeline(DiffusionPipeline):
         weak_unet: a weaker network for the same task. Guidance then leads away from it (autoguidance) instead of from
             the null condition; `pipeline.weak_unet = None` gives classifier-free guidance back.
         id2label: names of the classes, index -> name; the indices may be strings, as in a saved configuration.
-        condition: name of the image condition that the network was trained with, in `IMAGE_CONDITIONS`; None where
+        condition: name of the image condition that the network was trained with, in `IMAGE_TRANSFORMS`; None where
             there is none, or where the condition is an image as it is.
+        conditions: what further conditions need to know in sampling, by their name: texts and numbers by name.
 
     Raises:
         ValueError: for an `id2label` that is no such dictionary, or an unknown `condition`.
@@ -70,15 +73,18 @@ class GenerationPipeline(DiffusionPipeline):
         weak_unet: Any = None,
         id2label: Mapping[Any, str] | None = None,
         condition: str | None = None,
+        conditions: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         super().__init__()
-        check_condition_name(condition)
+        check_transform_name(condition)
         for network in (unet, text_encoder, weak_unet):
             _align_weights(network)
         self.register_modules(
             unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, weak_unet=weak_unet
         )
-        self.register_to_config(id2label=_checked_names(id2label), condition=condition)
+        self.register_to_config(
+            id2label=_checked_names(id2label), condition=condition, conditions=_checked_conditions(conditions)
+        )
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
@@ -151,6 +157,7 @@ class GenerationPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         num_images_per_prompt: int = 1,
+        **conditions: Any,
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
 
@@ -199,6 +206,9 @@ class GenerationPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: the tensors it receives; `latents` is the only choice.
             num_images_per_prompt: number of images for each condition, one after the other; with `batch_size`, the
                 number of images is their product.
+            conditions: further conditions by their argument, such as `vector` (numbers for each image, see
+                `VectorCondition`) or the argument of a registered condition of your own; `negative_{argument}` takes
+                the place of its null condition.
 
         Returns:
             `ImagePipelineOutput` with `images`.
@@ -217,14 +227,19 @@ class GenerationPipeline(DiffusionPipeline):
                 network.eval()
         device = self._execution_device
         size = self._size(height, width, latents)
-        conditions = (
-            ClassCondition(self.unet, self.config.id2label, class_labels, negative_class_labels),
-            TextCondition(self.unet, self.tokenizer, self.text_encoder, prompt, negative_prompt),
-            PictureCondition(self.unet, self.config.condition, image, mask_image, size),
-        )
-        count = _common_count(batch_size, latents, conditions, num_images_per_prompt)
+        values = {
+            "class_labels": class_labels,
+            "negative_class_labels": negative_class_labels,
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "image": image,
+            "mask_image": mask_image,
+            **conditions,
+        }
+        given = given_conditions(self, values, size)
+        count = _common_count(batch_size, latents, given, num_images_per_prompt)
         check_generators(generator, count * num_images_per_prompt)
-        arguments = self._network_arguments(conditions, guidance_scale, count, num_images_per_prompt, device)
+        arguments = self._network_arguments(given, guidance_scale, count, num_images_per_prompt, device)
         network = GuidedNetwork(
             self.unet, *arguments, guidance_scale, guidance_interval, guidance_rescale, self.weak_unet
         )
@@ -274,7 +289,7 @@ class GenerationPipeline(DiffusionPipeline):
         return default_height if height is None else height, default_width if width is None else width
 
     def _network_arguments(
-        self, conditions: Sequence[Condition], scale: float, count: int, repeats: int, device: torch.device
+        self, conditions: Sequence[GivenCondition], scale: float, count: int, repeats: int, device: torch.device
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """(arguments under the conditions, arguments of the guidance's reference), as far as the scale needs them.
 
@@ -363,7 +378,20 @@ def _checked_names(id2label: Mapping[Any, str] | None) -> dict[str, str] | None:
     return {str(index): str(name) for index, name in id2label.items()}
 
 
-def _common_count(batch_size: int, latents: torch.Tensor | None, conditions: Sequence[Condition], repeats: int) -> int:
+def _checked_conditions(conditions: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]] | None:
+    """The conditions' entries as a saved configuration keeps them."""
+    if conditions is None:
+        return None
+    if not isinstance(conditions, Mapping) or not all(isinstance(entry, Mapping) for entry in conditions.values()):
+        raise ValueError(
+            f"conditions must be a dictionary of dictionaries by the conditions' names, got {conditions!r}."
+        )
+    return {str(name): dict(entry) for name, entry in conditions.items()}
+
+
+def _common_count(
+    batch_size: int, latents: torch.Tensor | None, conditions: Sequence[GivenCondition], repeats: int
+) -> int:
     """The number of conditions, each with `repeats` images: a condition given once holds for all."""
     given = {name: count for condition in conditions for name, count in condition.counts().items() if count > 1}
     if latents is not None and len(latents) % repeats == 0:
@@ -380,7 +408,7 @@ def _common_count(batch_size: int, latents: torch.Tensor | None, conditions: Seq
     return next(iter(given.values()), 1)
 
 
-def _check_guided(conditions: Sequence[Condition], scale: float, weak_unet: Any) -> None:
+def _check_guided(conditions: Sequence[GivenCondition], scale: float, weak_unet: Any) -> None:
     """Raise ValueError for guidance towards nothing, and for a negative where no null condition has a part."""
     if weak_unet is not None:
         for condition in conditions:

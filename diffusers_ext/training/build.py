@@ -23,6 +23,7 @@ from diffusers import (
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from ..conditions import CONDITIONS
 from ..models import PRESETS, ToyUNet2DModel, build_model
 from ..objectives.diffusion import DiffusionObjective, ImportanceSampledObjective, MixObjective, Objective
 from ..objectives.timestep_sampling import ImportanceSampler, TimestepSampler
@@ -51,7 +52,7 @@ _UNET2D_CONFIG: dict[str, Any] = {
 def make_model(
     arguments: TrainingArguments, channels: int, resolution: int, condition: Mapping[str, Any] | None = None
 ) -> Any:
-    """The freshly initialised network for images of `channels` at `resolution`, told of a condition or none.
+    """The freshly initialised network for images of `channels` at `resolution`, with or without a condition.
 
     `condition` holds the entries of the network's configuration that its condition needs.
 
@@ -77,23 +78,20 @@ def make_model(
     return model
 
 
-# What a network that can be told of a condition has in its configuration.
-_TOLD_BY = {
-    "num_class_embeds": "a class",
-    "cross_attention_dim": "a text",
-    "condition_channels": "an image",
-}
+# Entries of a configuration that say what a network is conditioned on.
+_CONDITIONED_ON = {entry: c.noun for c in CONDITIONS.values() for entry in c.network_entries}
 
 
 def _check_takes(model_class: type, condition: Mapping[str, Any]) -> None:
     known = inspect.signature(model_class).parameters
     for name in condition:
-        if name not in known:
+        if name in _CONDITIONED_ON and name not in known:
             able = sorted(
                 preset for preset, p in PRESETS.items() if name in inspect.signature(p.model_class).parameters
             )
             raise ValueError(
-                f"{model_class.__name__} can't be told {_TOLD_BY[name]}; choose a model that can: {', '.join(able)}."
+                f"{model_class.__name__} can't be conditioned on {_CONDITIONED_ON[name]}; choose a model that can: "
+                f"{', '.join(able)}."
             )
 
 
@@ -134,7 +132,7 @@ def _from_config(config: Any, options: dict[str, Any]) -> Any:
     model_class: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
         raise ValueError(f"A model configuration needs the _class_name of a U-Net, got {name!r}.")
-    _check_takes(model_class, {name: value for name, value in options.items() if name in _TOLD_BY})
+    _check_takes(model_class, options)
     if model_class.__module__.startswith("diffusers."):
         options = _counting_null(options)
     unknown = sorted(set(options) - set(inspect.signature(model_class).parameters))

@@ -41,7 +41,7 @@ from ..training import checkpoint
 from .allocator import keep_freed_memory
 from .arguments import TrainingArguments
 from .build import check_sampling, make_model, make_objective, make_optimizer, make_scheduler
-from .conditioning import ClassConditioning, Conditioning, make_conditioning
+from .conditioning import make_condition, make_conditioning
 from .diagnostics import Diagnostics
 from .efficiency import Efficiency, StepClock, flops_of, peak_flops, peak_memory
 from .ema import (
@@ -204,15 +204,14 @@ class Trainer:
 
     def _load_split(self, split: str) -> ImageData:
         a = self.arguments
-        if a.condition is None:
-            return self._load_images(split, image_column=a.image_column)
-        columns = {"label_column": a.label_column, "caption_column": a.caption_column}
+        condition = make_condition(a)
+        columns = {} if condition is None else condition.column_arguments()
         data = self._load_images(split, image_column=a.image_column, **columns)
-        if a.condition_image_column is not None:
+        if condition is not None and a.condition_image_column is not None:
             data.accompany(self._load_images(split, image_column=a.condition_image_column))
         return data
 
-    def _load_images(self, split: str, **columns: str | None) -> ImageData:
+    def _load_images(self, split: str, **columns: Any) -> ImageData:
         a = self.arguments
         training = split == a.train_split
         held = STREAM_EXAMPLES if training else max(a.validation_size, 2 * a.evaluation_size)
@@ -332,16 +331,16 @@ class Trainer:
 
     def _make_sample_evaluation(self) -> SampleEvaluation:
         assert self.validation_data is not None  # the arguments have seen to that
-        kind = type(self.conditioning)
         options: dict[str, Any] = {}
-        if kind not in (Conditioning, ClassConditioning):
+        if self.conditioning.name not in (None, "class"):
             raise ValueError(
-                "classifier and features measure samples of classes or of no condition, not of texts or images."
+                "classifier and features measure samples of classes or of no condition, and this run's condition is "
+                f"'{self.conditioning.name}'; leave them out."
             )
         if self.arguments.condition is not None:
             options = {"guidance_scale": self.arguments.guidance_scale}
         return SampleEvaluation(
-            self.arguments, self.accelerator, self.validation_data, kind is ClassConditioning, options
+            self.arguments, self.accelerator, self.validation_data, self.conditioning.name == "class", options
         )
 
     @property
