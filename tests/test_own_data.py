@@ -222,6 +222,22 @@ def test_processes_share_the_rows_of_a_stream():
     assert sorted(shares[0] + shares[1]) == list(range(8))
 
 
+def test_the_only_image_column_of_a_table_may_have_any_name():
+    table = datasets.Dataset.from_dict(
+        {"photo": [Image.fromarray(pixels(i)) for i in range(3)], "size": [1.0, 2.0, 3.0]}
+    )
+    data = as_training_data(table)
+    assert data.__getitems__([0, 2])["samples"].shape == (2, 3, 6, 6)
+    assert data.columns["size"].tolist() == [[1], [2], [3]]
+
+
+def test_a_table_may_hold_a_second_image():
+    images = [Image.fromarray(pixels(i)) for i in range(2)]
+    data = as_training_data(datasets.Dataset.from_dict({"image": images, "condition": images[::-1]}))
+    batch = data.__getitems__([0, 1])
+    assert torch.equal(batch["condition"], batch["samples"].flip(0))
+
+
 def test_a_stream_of_datasets_works_too():
     table = datasets.Dataset.from_list([{"image": Image.fromarray(pixels(i)), "label": "ab"[i % 2]} for i in range(6)])
     data = as_training_data(table.to_iterable_dataset())

@@ -22,7 +22,17 @@ import numpy as np
 
 from .base import TrainingData, number_column
 from .images import ImageData, ImageOptions, image_data
-from .own_rows import CAPTION_KEYS, IMAGE_KEYS, LABEL_KEYS, Classes, Columns, RowExamples, Rows
+from .own_rows import (
+    CAPTION_KEYS,
+    CONDITION_KEYS,
+    IMAGE_KEYS,
+    LABEL_KEYS,
+    SAMPLE_KEYS,
+    Classes,
+    Columns,
+    RowExamples,
+    Rows,
+)
 from .own_stream import Iterated, OwnStream, RowFormat
 from .tables import TableSource, find_caption_column, find_image_column, find_label_column, holds_numbers, read_column
 from .transforms import size_text
@@ -89,15 +99,17 @@ def _is_plain_image_table(dataset: Any) -> bool:
 
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] is not None:
         return False
-    named = [key for key in IMAGE_KEYS if key in dataset.features]
-    return bool(named) and isinstance(dataset.features[named[0]], datasets.Image)
+    if any(key in dataset.features for key in (*SAMPLE_KEYS, *CONDITION_KEYS)):
+        return False
+    named = [key for key in IMAGE_KEYS if key in dataset.features] or list(dataset.features)
+    return any(isinstance(dataset.features[key], datasets.Image) for key in named)
 
 
 def _table_data(table: Any, options: ImageOptions, name: str) -> ImageData:
     if len(table) == 0:
         raise ValueError(f"{name} has no rows.")
     features = table.features
-    image = find_image_column(features, next(key for key in IMAGE_KEYS if key in features), name)
+    image = find_image_column(features, next((key for key in IMAGE_KEYS if key in features), None), name)
     caption = next((key for key in CAPTION_KEYS if key in features), None)
     roles = (image, *LABEL_KEYS, *CAPTION_KEYS)
     numbers = [column for column in features if column not in roles and holds_numbers(features[column])]
