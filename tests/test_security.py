@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import signal
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from diffusers_ext.cli import main
 from diffusers_ext.conditions.text_encoder import load_text_encoder
 from diffusers_ext.evaluation.feature_networks import load_feature_network
+from diffusers_ext.hub.averages import weights_of
 from diffusers_ext.hub.convert import convert
 from diffusers_ext.hub.model_card import card_text, make_card, write_card
 from diffusers_ext.hub.push import companions, files_to_push, push_to_hub
@@ -343,3 +345,18 @@ def test_an_export_takes_along_no_private_file(run_folder):
     folder, expected = run_folder
     records = [name for name in expected if not name.startswith(("unet", "model_index"))]
     assert companions(folder) == records
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklmnop", "bcdefghijklmnopq"))
+
+
+@pytest.mark.parametrize("text", [LAUGHS, "[" * 5000, "a: " + "[" * 50 + "]" * 50, "x: " + "y" * 2_000_000, "a: !!x 1"])
+def test_a_recipe_that_explodes_is_refused_at_once(run_folder, text):
+    folder, _ = run_folder
+    (folder / "recipe.yaml").write_text(text)
+    began = time.monotonic()
+    for function in (make_card, weights_of):
+        one_sentence(function, folder)
+    assert time.monotonic() - began < 10

@@ -1,4 +1,4 @@
-"""Which weights the pipeline in a folder has: as trained, an average tracked on the way, or one made afterwards."""
+"""Which weights the pipeline in a folder has: as trained, averaged during training, or averaged afterwards."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
+from .recipe import RECIPE, read_recipe
 
-RECIPE = "recipe.yaml"
 RECONSTRUCTION = "average.json"
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A power-function average of weights, put together from a run's snapshots after the training.
+    """A power-function average of weights, reconstructed from the snapshots of a run after training.
 
     Attributes:
-        sigma_rel: its length, the standard deviation of the profile as a share of the training.
+        sigma_rel: its length: standard deviation of the weighting profile, relative to the length of training.
         step: the training step at which it ends.
-        error: distance of the profile that was reached from the power function, as a share of the latter's norm.
-        snapshots: how many steps' averages it is made of.
-        snapshot_sigma_rel: the lengths of those.
+        error: distance between the reconstructed profile and the power function, relative to the norm of the latter.
+        snapshots: number of snapshots used.
+        snapshot_sigma_rel: the lengths of the averages in them.
     """
 
     sigma_rel: float
@@ -38,18 +37,18 @@ class Reconstruction:
         )
 
     def write(self, folder: str | os.PathLike) -> None:
-        """Say beside the pipeline in a folder that these are its weights."""
+        """Record in a folder that the pipeline there has these weights."""
         Path(folder, RECONSTRUCTION).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def of(cls, folder: str | os.PathLike) -> Reconstruction | None:
-        """What a folder says of itself, None where its weights are not a reconstruction.
+        """The record in a folder; None if its weights are not a reconstruction.
 
         Raises:
-            ValueError: when what it says can't be read.
+            ValueError: if the record can't be read.
         """
         path = Path(folder, RECONSTRUCTION)
-        if not path.is_file():
+        if not path.is_file() or path.is_symlink():
             return None
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
@@ -68,5 +67,4 @@ def weights_of(folder: str | os.PathLike) -> str:
         return str(reconstruction)
     if not recipe.is_file():
         return "unknown"
-    settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-    return "EMA" if settings.get("use_ema") else "raw"
+    return "EMA" if read_recipe(recipe).get("use_ema") else "raw"

@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
 from ..conditions import CONDITIONS, Condition
 from ..conditions.base import PythonCode
-from .averages import RECIPE, Reconstruction
+from .averages import Reconstruction
 from .markdown import Markdown, code, environment, escaped, markdown, plain, python
 from .provenance import PROVENANCE
+from .recipe import RECIPE, read_recipe
 from .registration import LIBRARY, is_code_name
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
@@ -88,7 +88,7 @@ class CardFacts:
             _json(folder / "model_index.json"),
             _json(folder / "unet" / "config.json"),
             _json(folder / "scheduler" / "scheduler_config.json"),
-            _yaml(folder / RECIPE),
+            read_recipe(folder / RECIPE),
             list(_records(folder / METRICS)),
             _json(folder / EVALUATION),
             _json(folder / PROVENANCE).get("versions") or {},
@@ -625,16 +625,6 @@ def _json(path: Path) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise ValueError(f"'{path}' must hold a JSON object.")
-    return value
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(_text(path)) or {}
-    except (yaml.YAMLError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"'{path}' must hold settings, one `name: value` per line.")
     return value
 
 

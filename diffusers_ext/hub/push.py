@@ -22,10 +22,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from .averages import RECIPE, RECONSTRUCTION
+from .averages import RECONSTRUCTION
 from .export import INDEX, PIPELINE_FILE, export
 from .model_card import CARD, CODE_FILE, EVALUATION, METRICS, PICTURES, card_text, is_taken_over
 from .provenance import PROVENANCE
+from .recipe import RECIPE, read_recipe
 from .redaction import clean_token, redacted
 from .registration import LIBRARY
 
@@ -220,7 +221,7 @@ def _rewritten(folder: Path, files: Sequence[str]) -> dict[str, bytes]:
     for path in files:
         name = path.rpartition("/")[2]
         if path == RECIPE:
-            recipe = without_places(yaml.safe_load((folder / path).read_text(encoding="utf-8")))
+            recipe = without_places(read_recipe(folder / path))
             written[path] = yaml.safe_dump(recipe, sort_keys=False).encode()
         elif path == EVALUATION or name in (INDEX, "config.json") or name.endswith("_config.json"):
             content = json.loads((folder / path).read_text(encoding="utf-8"))

@@ -1,13 +1,12 @@
-"""Makes diffusers know our classes, so that `DiffusionPipeline.from_pretrained` loads what is saved with them.
+"""Register our classes with diffusers, so that `DiffusionPipeline.from_pretrained` loads pipelines that use them.
 
-diffusers looks a class up in three places: a pipeline as an attribute of `diffusers`; a component's library in
-`LOADABLE_CLASSES`; and, for a repository on the Hub, a library as an attribute of `diffusers.pipelines`. Importing
-those modules costs seconds that `import diffusers_ext` must not cost, so classes are offered to diffusers' own lazy
-module by name, and the two tables are filled at the moment when diffusers itself loads them.
+diffusers looks for a class in three places: for a pipeline as an attribute of `diffusers`; for the library of a
+component in `LOADABLE_CLASSES`; and, for a repository on the Hub, for a library as an attribute of
+`diffusers.pipelines`. Importing those modules takes seconds, which `import diffusers_ext` must not take. So classes are
+registered with diffusers' own lazy module by name, and the two tables are filled when diffusers itself loads them.
 
-A repository that `diffusers_ext.hub` wrote brings the code of its components and names it after its content
-(`code_name`). To diffusers such a name means this package too, once it is imported: the installed classes are used,
-and the repository's code is not.
+A repository that `export` wrote has the code of its components, in files named after their content (`code_name`). Once
+this package is imported, such a name means this package: the installed classes are used, the repository's code is not.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from packaging.version import Version
 LIBRARY = __package__.partition(".")[0]
 LOADING_MODULE = "diffusers.pipelines.pipeline_loading_utils"
 PIPELINE_MODULE = "diffusers.pipelines.pipeline_utils"
-# From this version on, diffusers asks for trust where code would be run, not where it is found.
+# From this version on, diffusers asks for trust when code would be run, not when it is found.
 NO_EARLY_REFUSAL = (0, 38)
 BASE_NAMES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
 _CODE_NAME = re.compile(rf"{LIBRARY}_[0-9a-f]{{12}}")
@@ -45,7 +44,7 @@ def is_code_name(name: str) -> bool:
 
 
 def register(names: Iterable[str]) -> None:
-    """Offer the public classes `names` of this package to diffusers. Costs no import of diffusers' inner modules.
+    """Register the public classes `names` of this package with diffusers, without importing its inner modules.
 
     Args:
         names: class names, found as attributes of this package.
@@ -89,7 +88,8 @@ def _fill_tables(loading_utils: Any) -> None:
 def _spare_installed_components(loading_utils: Any) -> None:
     """Let an older diffusers download repositories with code of this package, whose installed classes will be used.
 
-    It refuses any repository with component code, before it asks whether that code is needed; so it is told of none.
+    It refuses any repository with component code before it checks whether the code is needed, so code of this package
+    is left out of what it sees.
     """
     name = "_get_custom_components_and_folders"
     find = getattr(loading_utils, name)

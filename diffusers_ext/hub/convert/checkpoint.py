@@ -225,7 +225,7 @@ def _is_table(key: str, value: Tensor) -> bool:
 
 
 def _split(state: State) -> tuple[State, State]:
-    """(averages, the rest) of one state dict, told apart by the first parts of the names."""
+    """(averages, the rest) of one state dict, distinguished by the first parts of the names."""
     averaged = {key: value for key, value in state.items() if _has_average_prefix(key)}
     if not _has_network(averaged):
         return {}, state
