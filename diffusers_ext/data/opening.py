@@ -118,10 +118,13 @@ def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ORIENTATION)
     except Exception as error:  # the parsers of Pillow raise anything for damaged data
-        logger.warning(
-            "an image has damaged EXIF data, so its orientation is not known (%s); it is used as it is", error
-        )
+        _warn_of_exif(str(error))
         return None
+
+
+@functools.cache  # once for each kind of damage, since a folder can be full of it
+def _warn_of_exif(problem: str) -> None:
+    logger.warning("some images have damaged EXIF data (%s); they are used without being turned", problem)
 
 
 def read_regular_file(path: str | os.PathLike) -> bytes:
