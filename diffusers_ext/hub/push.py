@@ -163,21 +163,24 @@ def _is_file(folder: Path, path: str) -> bool:
     return file.is_file() and not file.is_symlink()
 
 
-def _components(folder: Path) -> set[str]:
-    """Names of the folders that `model_index.json` calls components."""
+def _components(folder: Path) -> dict[str, str]:
+    """Folders that `model_index.json` calls components -> the library, or code file, of the component's class."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except ValueError:
         raise ValueError(f"'{folder / INDEX}' is not valid JSON.") from None
-    return {name for name, value in index.items() if isinstance(value, list)} if isinstance(index, dict) else set()
+    lists = index.items() if isinstance(index, dict) else ()
+    return {name: str(value[0]) for name, value in lists if isinstance(value, list) and value}
 
 
-def _is_known(path: str, components: set[str]) -> bool:
+def _is_known(path: str, components: dict[str, str]) -> bool:
     where, _, name = path.rpartition("/")
     is_code = name.endswith(".py") and CODE_FILE.fullmatch(name.removesuffix(".py")) is not None
     if not where:
         return is_code or _matches([name], ROOT_FILES) or name in PICTURES
-    return _matches([path], COMPANIONS) or (where in components and (is_code or _matches([name], COMPONENT_FILES)))
+    if where in components and (is_code or name == f"{components[where]}.py" or _matches([name], COMPONENT_FILES)):
+        return True
+    return _matches([path], COMPANIONS)
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
