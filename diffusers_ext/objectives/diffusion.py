@@ -137,10 +137,13 @@ class DiffusionObjective:
         t = self._path_times(times)
         noisy = self.path.add_noise(x0, noise, t)
         with torch.no_grad():
-            predicted, _ = self.path.to_x0_epsilon(
-                self.prediction_type, net(self.path.network_input(noisy, t), times).float(), noisy, t
-            )
+            output = self._prediction_of(net(self.path.network_input(noisy, t), times)).float()
+            predicted, _ = self.path.to_x0_epsilon(self.prediction_type, output, noisy, t)
         return {"self_condition": predicted.nan_to_num(0.0).clamp(-1, 1)}
+
+    def _prediction_of(self, output: torch.Tensor) -> torch.Tensor:
+        """The part of the network's output that predicts."""
+        return output
 
 
 class ImportanceSampledObjective(DiffusionObjective):

@@ -51,6 +51,7 @@ from ..settings.recipes import as_values
 from .ema import EMA_KINDS, LONGEST_SIGMA_REL
 
 LOSSES = ("l2", "l1", "huber")
+LEARNED_RANGE = "learned_range"
 OPTIMIZERS = ("adamw", "muon")
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
@@ -91,6 +92,7 @@ def _is_no_toy(a: Any) -> bool:
 
 _NETWORK = ("model", "model_config_name_or_path")
 _no_toy = Need(_is_no_toy, "the toy network knows no time and has an objective of its own", _NETWORK)
+_variance = Need(lambda a: a.sampler == "ddpm" or a.variance_type == LEARNED_RANGE, "sampler is not ddpm", ("sampler",))
 _no_toy_sampler = Need(_is_no_toy, "the toy network is sampled by its own mixing alone", _NETWORK, contradiction=True)
 _toy = Need(lambda a: not _is_no_toy(a), "the network is not the toy network", _NETWORK)
 _model_by_name = Need(
@@ -330,6 +332,13 @@ class TrainingArguments(_Origins, _Brought):
         short=True,
     )
     loss: str = _objective("l2", "l2, l1 or huber.", choices=LOSSES)
+    variance_type: str = _objective(
+        "fixed_small",
+        "Variance of the ddpm sampler's steps: fixed_small (beta_tilde), fixed_large (beta), or learned_range, which "
+        "the network learns in twice the output channels (Nichol and Dhariwal 2021).",
+        choices=("fixed_small", "fixed_large", LEARNED_RANGE),
+        needs=(_no_toy, _variance),
+    )
     loss_weighting: str | None = _objective(
         None,
         f"One of {', '.join(WEIGHTINGS)}; when not given, snr for `sample` (on a rectified flow, where snr has no "

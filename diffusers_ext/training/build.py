@@ -26,13 +26,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from ..conditions import CONDITIONS
 from ..models import PRESETS, ToyUNet2DModel, build_model
 from ..objectives.diffusion import DiffusionObjective, ImportanceSampledObjective, MixObjective, Objective
+from ..objectives.learned_variance import LearnedVarianceObjective
 from ..objectives.timestep_sampling import ImportanceSampler, TimestepSampler
 from ..objectives.weighting import Weighting
 from ..pipelines import GenerationPipeline
 from ..schedulers import AncestralDDPMScheduler, FlowMatchScheduler, MixScheduler, SubsequenceDDIMScheduler
 from ..schedulers.registry import build_sampler
 from ..schedulers.schedules import RECTIFIED_FLOW
-from .arguments import TrainingArguments, json_option
+from .arguments import LEARNED_RANGE, TrainingArguments, json_option
 from .muon import Muon
 
 NEARLY_ALL = 0.9  # of the noise levels, that a walk has to begin with
@@ -62,7 +63,8 @@ def make_model(
     torch.manual_seed(arguments.seed)
     condition = condition or {}
     options = _combined(condition, json_option("model_options", arguments.model_options))
-    shape = {"in_channels": channels, "out_channels": channels, "sample_size": resolution}
+    outputs = output_channels(arguments, channels)
+    shape = {"in_channels": channels, "out_channels": outputs, "sample_size": resolution}
     if arguments.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(arguments.model_config_name_or_path)
         model = _from_config({"_class_name": "UNet2DModel", **config}, {"sample_size": resolution, **options})
@@ -74,8 +76,13 @@ def make_model(
         model = _checked(lambda: build_model(arguments.model, **entries))
     else:
         model = _from_config(_read_config(arguments.model), {"sample_size": resolution, **options})
-    _check_shape(model, channels, resolution)
+    _check_shape(model, channels, outputs, resolution)
     return model
+
+
+def output_channels(arguments: TrainingArguments, channels: int) -> int:
+    """Channels of the network's output for samples of `channels`: twice as many for a learned variance."""
+    return 2 * channels if arguments.variance_type == LEARNED_RANGE else channels
 
 
 # Entries of a configuration that say what a network is conditioned on.
@@ -150,15 +157,16 @@ def _checked(make: Callable[[], Any]) -> Any:
         raise ValueError(f"The model's configuration can't be built: {' '.join(str(error).split())}") from error
 
 
-def _check_shape(model: Any, channels: int, resolution: int) -> None:
+def _check_shape(model: Any, channels: int, outputs: int, resolution: int) -> None:
     config = model.config
     if "in_channels" not in config or "sample_size" not in config:
         raise ValueError(f"{type(model).__name__} is not a U-Net that this script can train.")
     if config.in_channels != channels:
         raise ValueError(f"The model takes {config.in_channels} channels, but the images have {channels}.")
-    if config.get("out_channels", channels) != channels:
+    if config.get("out_channels", channels) != outputs:
         raise ValueError(
-            f"The model gives {config.out_channels} channels, but the images have {channels}; no variance is learned."
+            f"The model's output has {config.get('out_channels', channels)} channels, but must have {outputs} for images "
+            f"of {channels}; a learned variance (variance_type {LEARNED_RANGE}) takes twice the images' channels."
         )
     if isinstance(model, UNet2DModel):
         factor = 2 ** (len(config.block_out_channels) - 1)
@@ -206,9 +214,7 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
         if arguments.prediction_type != "sample" and "prediction_type" in arguments.given:
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
         return MixObjective(arguments.loss, arguments.toy_amounts)
-    importance = arguments.timestep_sampling == "importance"
-    objective_class = ImportanceSampledObjective if importance else DiffusionObjective
-    return objective_class(
+    return _objective_class(arguments)(
         _path_scheduler(arguments).path,
         arguments.prediction_type,
         arguments.loss,
@@ -222,6 +228,20 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
         ),
         _make_sampler(arguments, arguments.ddpm_num_steps),
     )
+
+
+# Objectives on a noise path, by the settings that ask for them.
+_OBJECTIVES: dict[tuple[str, str], type[DiffusionObjective]] = {
+    ("timestep_sampling", "importance"): ImportanceSampledObjective,
+    ("variance_type", LEARNED_RANGE): LearnedVarianceObjective,
+}
+
+
+def _objective_class(arguments: TrainingArguments) -> type[DiffusionObjective]:
+    asked = [key for key in _OBJECTIVES if getattr(arguments, key[0]) == key[1]]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(' '.join(key) for key in asked)} can't be combined; choose one of them.")
+    return _OBJECTIVES[asked[0]] if asked else DiffusionObjective
 
 
 def _make_sampler(arguments: TrainingArguments, num_levels: int) -> TimestepSampler:
@@ -262,7 +282,8 @@ def check_sampling(scheduler: Any, arguments: TrainingArguments) -> None:
     try:
         scheduler.set_timesteps(count)
         with torch.random.fork_rng(devices=[]):
-            walked = scheduler.step(sample, scheduler.timesteps[0], sample).prev_sample
+            output = sample.repeat(1, output_channels(arguments, 1), 1, 1)
+            walked = scheduler.step(output, scheduler.timesteps[0], sample).prev_sample
         start = torch.as_tensor(getattr(scheduler, "init_noise_sigma", 1.0))
         if not (start.isfinite() and walked.isfinite().all()):
             raise ValueError("its first step is not finite")
@@ -285,7 +306,7 @@ def _path_scheduler(arguments: TrainingArguments) -> Any:
         if options is not None or arguments.rescale_betas_zero_snr:
             raise ValueError(f"schedule '{schedule}' takes no schedule_options and no rescale_betas_zero_snr.")
         return _make_flow_scheduler(arguments)
-    scheduler_class: Any = AncestralDDPMScheduler
+    scheduler_class: Any = partial(AncestralDDPMScheduler, variance_type=arguments.variance_type)
     if arguments.sampler != "ddpm":
         # Of the other samplers, only DDIM itself visits a subsequence.
         subsequence = arguments.subsequence if arguments.sampler == "ddim" else "uniform"
@@ -365,6 +386,10 @@ def make_pipeline(model: Any, scheduler: Any) -> DiffusionPipeline:
             f"'{scheduler.config.beta_schedule}'; with a UNet2DModel choose {' or '.join(able)}."
         )
     pipeline_class: Any = DDIMPipeline if isinstance(scheduler, SubsequenceDDIMScheduler) else DDPMPipeline
+    if model.config.out_channels != model.config.in_channels and pipeline_class is DDIMPipeline:
+        raise ValueError(
+            "diffusers' DDIMPipeline can't sample a learned variance; with a UNet2DModel choose sampler ddpm."
+        )
     if is_flow:
         return pipeline_class(model, FlowMatchEulerDiscreteScheduler(scheduler.config.num_train_timesteps))
     # Its schedulers compute the time a step goes to from a stride, which is right with "leading" spacing only.
