@@ -43,6 +43,7 @@ def tiny_run(tmp_path):
             "checkpointing_steps": 2,
             "logging_steps": 2,
             "logger": "none",
+            "save_figures": False,
             "use_ema": True,
             "output_dir": str(tmp_path / "run"),
         }

@@ -396,7 +396,9 @@ def flow_images(pipeline, generator=7):
 
 def test_flow_matching_trains_and_is_sampled_by_diffusers_alike(tiny_run):
     flow = {"schedule": "rectified_flow", "prediction_type": "flow", "timestep_sampling": "logit_normal"}
-    pipeline = train(arguments := tiny_run(**flow, max_train_steps=40, learning_rate=5e-3, logging_steps=5))
+    pipeline = train(
+        arguments := tiny_run(**flow, max_train_steps=40, learning_rate=5e-3, logging_steps=5, save_figures=True)
+    )
     with open(os.path.join(arguments.output_dir, "metrics.jsonl")) as file:
         losses = [record["loss"] for record in map(json.loads, file) if "loss" in record]
     assert losses[-1] < 0.8 * losses[0]

@@ -44,7 +44,12 @@ assert torch.equal(*images)
 def test_a_run_pushes_in_the_background_and_whole_at_its_end(tiny_run, there, hub):
     """Pushed while it trains (after each epoch of 16 steps) and at the end; loads by name without remote code."""
     arguments = tiny_run(
-        push_to_hub=True, hub_model_id="user/digits", hub_private_repo=True, max_train_steps=40, save_model_epochs=1
+        push_to_hub=True,
+        hub_model_id="user/digits",
+        hub_private_repo=True,
+        max_train_steps=40,
+        save_model_epochs=1,
+        save_figures=True,
     )
     process = launch(there, arguments, "--hub_token", TOKEN)
     _, error = process.communicate()

@@ -95,7 +95,7 @@ def test_trains_saves_and_loads_bit_for_bit(tiny_run, channels_last):
 
 
 def test_leaves_what_the_reader_looks_for(tiny_run):
-    arguments = tiny_run(logger="tensorboard", validation_steps=3)
+    arguments = tiny_run(logger="tensorboard", validation_steps=3, save_figures=True)
     train(arguments)
     root = ROOT.joinpath(arguments.output_dir)
     for name in (
@@ -115,6 +115,11 @@ def test_leaves_what_the_reader_looks_for(tiny_run):
     assert [r["step"] for r in records if "loss" in r] == [2, 4, 6]
     assert [r["step"] for r in records if "validation_loss" in r] == [3, 6]
     assert all(math.isfinite(r.get("loss", 0.0)) for r in records)
+
+
+def test_a_run_without_figures_draws_none(tiny_run, tmp_path):
+    train(tiny_run(max_train_steps=1, save_figures=False))
+    assert not (tmp_path / "run" / "figures").exists()
 
 
 def test_the_recipe_it_writes_runs_again(tiny_run):
@@ -594,6 +599,7 @@ def test_a_short_run_on_a_folder_without_validation_leaves_its_pictures(tiny_run
         max_train_steps=1,
         train_batch_size=2,
         resolution=28,
+        save_figures=True,
     )
     train(arguments)
     assert (tmp_path / "run" / "figures" / "losses.png").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import importlib
 import importlib.util
 import sys
@@ -106,7 +107,11 @@ def _in_order(module_name: str) -> Iterator[_Module]:
 
 
 def _take_apart(name: str) -> _Module:
-    source = _source_of(name)
+    return _split(name, _source_of(name))
+
+
+@functools.lru_cache(maxsize=256)  # a run saves its pipeline many times, and its modules stay the same
+def _split(name: str, source: str) -> _Module:
     tree = ast.parse(source)
     module = _Module(name, ast.get_docstring(tree) or "", "")
     _check_place_names(module, tree)

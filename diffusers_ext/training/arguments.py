@@ -506,6 +506,9 @@ class TrainingArguments(_Origins, _Brought):
     )
     checkpoints_total_limit: int | None = _output(None, "Keep this many checkpoints, the newest.", at_least=1)
     resume_from_checkpoint: str | None = _output(None, "`latest`, or the path of a checkpoint.", short=True)
+    save_figures: bool = _output(
+        True, "Draw samples, the noise schedule, the losses and a GIF of the reverse process when the run ends."
+    )
     logger: str = _output("tensorboard", "tensorboard, wandb or none.", choices=LOGGERS)
     logging_dir: str = _output("logs", "Folder of the tracker below the output folder.", needs=_tensorboard)
     logging_steps: int = _output(10, "Write metrics every so many optimizer steps.", at_least=1)

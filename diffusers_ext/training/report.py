@@ -80,9 +80,11 @@ def write_figures(
 ) -> None:
     """Samples, the noise schedule, the loss curve, and a GIF of the reverse process, below `figures/`.
 
-    `path` is the noise path of the training, or None where there is none; `samples` and `reverse` are what the pipeline
-    is asked for in the grid and in the GIF.
+    Draws nothing if `save_figures` is off. `path` is the noise path of the training, or None without one; `samples` and
+    `reverse` are the pipeline's arguments for the grid and for the GIF.
     """
+    if not arguments.save_figures:
+        return
     folder = output_dir / "figures"
     folder.mkdir(exist_ok=True)
     try:
