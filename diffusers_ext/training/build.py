@@ -165,8 +165,8 @@ def _check_shape(model: Any, channels: int, outputs: int, resolution: int) -> No
         raise ValueError(f"The model takes {config.in_channels} channels, but the images have {channels}.")
     if config.get("out_channels", channels) != outputs:
         raise ValueError(
-            f"The model's output has {config.get('out_channels', channels)} channels, but must have {outputs} for images "
-            f"of {channels}; a learned variance (variance_type {LEARNED_RANGE}) takes twice the images' channels."
+            f"The model's output has {config.get('out_channels', channels)} channels, but must have {outputs} for "
+            f"images of {channels}; a learned variance (variance_type {LEARNED_RANGE}) takes twice as many."
         )
     if isinstance(model, UNet2DModel):
         factor = 2 ** (len(config.block_out_channels) - 1)
@@ -386,10 +386,9 @@ def make_pipeline(model: Any, scheduler: Any) -> DiffusionPipeline:
             f"'{scheduler.config.beta_schedule}'; with a UNet2DModel choose {' or '.join(able)}."
         )
     pipeline_class: Any = DDIMPipeline if isinstance(scheduler, SubsequenceDDIMScheduler) else DDPMPipeline
-    if model.config.out_channels != model.config.in_channels and pipeline_class is DDIMPipeline:
-        raise ValueError(
-            "diffusers' DDIMPipeline can't sample a learned variance; with a UNet2DModel choose sampler ddpm."
-        )
+    config: Any = model.config  # type: ignore[attr-defined]
+    if config.out_channels != config.in_channels and pipeline_class is DDIMPipeline:
+        raise ValueError("diffusers' DDIMPipeline can't sample a network with a learned variance; choose sampler ddpm.")
     if is_flow:
         return pipeline_class(model, FlowMatchEulerDiscreteScheduler(scheduler.config.num_train_timesteps))
     # Its schedulers compute the time a step goes to from a stride, which is right with "leading" spacing only.
