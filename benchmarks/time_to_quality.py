@@ -50,8 +50,9 @@ from diffusers_ext.evaluation.features import extract
 from diffusers_ext.evaluation.metrics import frechet_distance
 from diffusers_ext.pipelines.batched_generation import generate_images
 from diffusers_ext.schedulers.registry import SamplerChoice
-from diffusers_ext.training import trainer as loop
+from diffusers_ext.training import Trainer
 from diffusers_ext.training.arguments import TrainingArguments
+from diffusers_ext.training.callbacks import FiguresCallback, PreviewCallback
 
 ACCURACY, FLOORS = 0.97, 3.0
 SCREENING_SAMPLES, SCREENING_ACCURACY = 200, 0.94
@@ -124,29 +125,22 @@ class Exam:
 # --- ours ------------------------------------------------------------------------------------------------------------
 
 
-class PlainTrainer(loop.Trainer):
-    """Without pictures on the way. `choosing` is the time that it took to choose how steps are computed."""
-
-    def _choose_mode(self, network: torch.nn.Module) -> Any:
-        began = time.perf_counter()
-        chosen = super()._choose_mode(network)
-        self.choosing = time.perf_counter() - began
-        return chosen
-
-    def _preview(self) -> None:
-        pass
+def without_pictures(trainer: Trainer) -> Trainer:
+    """The trainer without previews and figures."""
+    callbacks = trainer.run.callbacks
+    callbacks.callbacks = [c for c in callbacks.callbacks if not isinstance(c, PreviewCallback | FiguresCallback)]
+    return trainer
 
 
 def train_ours(arguments: argparse.Namespace, exam: Exam, seed: int) -> float | None:
     """The smallest of the budgets that is enough, or None."""
-    loop.write_figures = lambda *_: None
     for budget in sorted(arguments.budgets):
         with run_folder(arguments.output_dir, f"seed-{seed}-{budget:g}s") as folder:
-            trainer = PlainTrainer(_settings(arguments, seed, budget, folder))
+            trainer = without_pictures(Trainer(_settings(arguments, seed, budget, folder)))
             pipeline: Any = trainer.train()
-        grade = exam.grade(_sampler(pipeline, trainer.arguments, arguments))
-        seconds = trainer.choosing + trainer.progress.seconds
-        exam.tell("ours", seed, trainer.progress.step, seconds, grade)
+        grade = exam.grade(_sampler(pipeline, trainer.args, arguments))
+        seconds = trainer.run.seconds_probing + trainer.state.seconds
+        exam.tell("ours", seed, trainer.state.global_step, seconds, grade)
         if exam.passed(grade):
             return seconds
     return None

@@ -137,19 +137,16 @@ def advance(loop: Iterator[Any], asked: Iterator[int]) -> None:
 def train_ours(
     network: Any, batch_size: int, precision: str, folder: str, clock: InsideClock, asked: Iterator[int]
 ) -> None:
-    from diffusers_ext.training import TrainingArguments
-    from diffusers_ext.training import trainer as ours
+    from diffusers_ext.training import Trainer, TrainerCallback, TrainingArguments
 
-    class TakingTurns(ours.Trainer):
-        left = 0
+    class TakingTurns(TrainerCallback):
+        left = next(asked)
 
-        def _after_step(self, norm: torch.Tensor) -> None:
-            super()._after_step(norm)
+        def on_step_end(self, *_: Any, **__: Any) -> None:
             self.left -= 1
             if self.left == 0:
                 self.left = next(asked, None) or sys.exit()
 
-    ours.make_model = lambda *_: network
     arguments = TrainingArguments(
         mixed_precision=precision,
         train_batch_size=batch_size,
@@ -161,9 +158,8 @@ def train_ours(
         output_dir=folder,
         **dict.fromkeys(("save_images_epochs", "save_model_epochs", "checkpointing_steps"), peers.FOREVER),
     )
-    trainer = TakingTurns(arguments)
+    trainer = Trainer(arguments, model=network, callbacks=[TakingTurns()])
     clock.mode = str(trainer.mode)
-    trainer.left = next(asked)
     trainer.train()
 
 

@@ -36,7 +36,7 @@ _CLASSES = {
 _OTHERS = {
     "models": ["PRESETS", "build_model"],
     "schedulers": ["NoisePath", "PREDICTION_TYPES", "Prediction", "SCHEDULES"],
-    "training": ["TrainingArguments", "Trainer", "train"],
+    "training": ["Trainer", "TrainerCallback", "TrainingArguments", "train"],
     "hub.export": ["export"],
     "hub.push": ["push_to_hub"],
     "hub.model_card": ["write_card"],

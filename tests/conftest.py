@@ -81,3 +81,36 @@ def corners_classifier(corners_data, tmp_path_factory):
     assert main(["classifier", "train", "--train_data_dir", corners_data, *small, *still, "--output_dir", folder]) == 0
     assert ImageClassifier.from_pretrained(folder).config.test_accuracy > 0.98
     return folder
+
+
+@pytest.fixture
+def stop_at():
+    """A callback that ends a run after a step, as if the clock had; the learning rate still aims at the end."""
+    return StopAt
+
+
+class StopAt:
+    """Ends a run after step `last`."""
+
+    def __init__(self, last):
+        self.last = last
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= self.last:
+            control.should_training_stop = True
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing handles it."""
+
+
+class KillAt:
+    """Raises `Killed` at the first `event` from step `step` on."""
+
+    def __init__(self, event, step=0):
+        self.step = step
+        setattr(self, event, self._kill)
+
+    def _kill(self, args, state, control, **kwargs):
+        if state.global_step >= self.step:
+            raise Killed

@@ -53,18 +53,14 @@ def test_another_c_library_is_left_alone(monkeypatch):
     assert allocator.keep_freed_memory() is False
 
 
-@pytest.mark.parametrize(("device", "calls"), [("cpu", 1), ("cuda", 0)])
-def test_training_keeps_memory_on_a_cpu(device, calls, tiny_run, monkeypatch):
-    from diffusers_ext.training import trainer as loop
-
-    class Stop(Exception):
-        pass
+@pytest.mark.parametrize(("has_accelerator", "calls"), [(False, 1), (True, 0)])
+def test_the_scripts_keep_memory_on_a_cpu(has_accelerator, calls, tiny_run, tmp_path, monkeypatch, capsys):
+    from diffusers_ext.cli.train import run_script
 
     called = []
-    accelerator = type("Accelerator", (), {"device": torch.device(device)})()
-    monkeypatch.setattr(loop, "_make_accelerator", lambda _: accelerator)
-    monkeypatch.setattr(loop, "keep_freed_memory", lambda: called.append(1))
-    monkeypatch.setattr(loop, "without_effect", lambda _: (_ for _ in ()).throw(Stop))
-    with pytest.raises(Stop):
-        loop.Trainer(tiny_run())
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: has_accelerator)
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: called.append(1))
+    (tmp_path / "file").touch()
+    assert run_script(["--output_dir", str(tmp_path / "file"), "--logger", "none"]) == 1
+    assert "is a file" in capsys.readouterr().err
     assert len(called) == calls

@@ -113,7 +113,7 @@ def test_labels_are_dropped_as_often_as_asked_and_the_same_on_any_number_of_proc
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert torch.equal(trainer.conditioning.dropped(5, 0, 64), trainer.conditioning.dropped(5, 0, 64))
     batch = {"samples": torch.zeros(2, 1, 28, 28), "labels": torch.tensor([3, 4]), "index": torch.tensor([0, 1])}
-    told = trainer.conditioning.inputs(batch, trainer.data, torch.tensor([True, False]), 0, slice(0, 2))
+    told = trainer.conditioning.inputs(batch, trainer.train_dataset, torch.tensor([True, False]), 0, slice(0, 2))
     assert told["class_labels"].tolist() == [10, 4]
 
 
@@ -210,7 +210,7 @@ def test_image_conditions_of_a_column(conditional_run, captioned):
     )
     trainer = Trainer(arguments)
     assert trainer.network.config.condition_channels == 1
-    batch = trainer.data.__getitems__([(5, 0), (7, 0)])
+    batch = trainer.train_dataset.__getitems__([(5, 0), (7, 0)])
     grey = batch["samples"].mul(torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
     assert (batch["condition"] - grey).abs().max() < 0.02
     assert trainer.train().config.condition == "image"
@@ -274,8 +274,8 @@ def test_held_out_classes_are_numbered_as_those_of_the_training_images(condition
     settings = classes_in_folders(tmp_path / "data", train=["cat", "dog", "owl"], test=["dog", "owl"])
     trainer = Trainer(conditional_run(**settings))
     assert trainer.conditioning.condition.id2label == {"0": "cat", "1": "dog", "2": "owl"}
-    assert trainer.validation_data.labels.tolist() == [1, 1, 1, 2, 2, 2]
-    assert trainer.validation_data.label_names == ["cat", "dog", "owl"]
+    assert trainer.eval_dataset.labels.tolist() == [1, 1, 1, 2, 2, 2]
+    assert trainer.eval_dataset.label_names == ["cat", "dog", "owl"]
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_a_row_with_an_unreadable_image_on_disk_is_replaced_whole(conditional_ru
         max_memory_dataset_gb=1e-9,
         random_flip=True,
     )
-    batch = Trainer(arguments).data.__getitems__([(i, epoch) for epoch in range(5) for i in range(6)])
+    batch = Trainer(arguments).train_dataset.__getitems__([(i, epoch) for epoch in range(5) for i in range(6)])
     assert batch["index"].tolist() == [0, 1, 3, 3, 4, 5] * 5
     assert torch.equal(batch["samples"], batch["condition"])
 

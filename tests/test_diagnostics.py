@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from diffusers_ext.objectives.diffusion import DiffusionObjective
 from diffusers_ext.schedulers.noise_path import NoisePath
 from diffusers_ext.training import Trainer, TrainingArguments
-from diffusers_ext.training import trainer as loop
+from diffusers_ext.training.callbacks import pipelines
 from diffusers_ext.training.diagnostics import LEAST_IMAGES, Diagnostics, early_share
 from diffusers_ext.training.ema import ExponentialMovingAverage
 
@@ -23,7 +23,7 @@ STEPS = 120
 @pytest.fixture
 def warnings_of(tiny_run, corners_data, monkeypatch, caplog, tmp_path):
     """Trains on four classes of 8x8 images, after `broken` had its way with the trainer; gives the warnings."""
-    monkeypatch.setattr(loop, "write_figures", lambda *_: None)
+    monkeypatch.setattr(pipelines, "write_figures", lambda *_: None)
 
     def run(broken=lambda trainer: None, **overrides):
         caplog.clear()
@@ -48,10 +48,15 @@ def warnings_of(tiny_run, corners_data, monkeypatch, caplog, tmp_path):
         trainer.train()
         with open(trainer.output_dir / "metrics.jsonl") as file:
             told = [record["warning"] for record in map(json.loads, file) if "warning" in record]
-        assert told == [record.getMessage() for record in caplog.records if record.name.endswith("trainer")]
+        assert told == [record.getMessage() for record in caplog.records if record.name.endswith("recording")]
         return told
 
     return run
+
+
+def rescale_samples(data, factor):
+    read = data.__getitems__
+    data.__getitems__ = lambda keys: {k: v * factor if k == "samples" else v for k, v in read(keys).items()}
 
 
 def weights(folder, steps=STEPS):
@@ -90,8 +95,7 @@ def test_a_condition_that_never_reaches_the_network(warnings_of):
 @pytest.mark.parametrize(("factor", "sentence"), [(2.0, "outside [-1, 1]"), (0.25, "a small part of [-1, 1]")])
 def test_data_out_of_range(warnings_of, factor, sentence):
     def rescale(trainer):
-        read = trainer.data.__getitems__
-        trainer.data.__getitems__ = lambda keys: {k: v * factor if k == "samples" else v for k, v in read(keys).items()}
+        rescale_samples(trainer.train_dataset, factor)
 
     (told,) = warnings_of(rescale, max_train_steps=20)
     assert told.startswith("The training images reach from -")
@@ -114,7 +118,7 @@ class Ascending:
 
 def test_a_noise_level_whose_loss_diverges(warnings_of):
     def ascend(trainer):
-        trainer.objective = Ascending(trainer.objective)
+        trainer.run.objective = Ascending(trainer.objective)
 
     (told,) = warnings_of(ascend, train_batch_size=64, learning_rate=5e-3)
     assert "diverges" in told
@@ -129,8 +133,7 @@ def train_on_bad_data_of_one(rank, arguments, watched):
         Diagnostics.check = lambda *_: None
     trainer = Trainer(arguments)
     if rank == 1:
-        read = trainer.data.__getitems__
-        trainer.data.__getitems__ = lambda keys: {k: v * 2 if k == "samples" else v for k, v in read(keys).items()}
+        rescale_samples(trainer.train_dataset, 2)
     trainer.train()
 
 

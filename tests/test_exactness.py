@@ -8,68 +8,56 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, KillAt, Killed
 from local_processes import run_processes
 from safetensors.torch import load_file
 
 from diffusers_ext import ImageClassifier
 from diffusers_ext.objectives.timestep_sampling import HISTORY
 from diffusers_ext.training import Trainer, TrainingArguments, train
-from diffusers_ext.training.checkpoint import list_checkpoints, remove_partial, seal
+from diffusers_ext.training.checkpoint import list_checkpoints, remove_partial
 from diffusers_ext.training.ema import list_snapshots
-
-# Parts of a run that a kill may hit; `_step` holds all the batches that an optimizer step accumulates.
-LEARNING = ("_step", "_save_checkpoint", "_after_step")
-PARTS = (*LEARNING, "_finish")
 
 
 class KillSwitch:
-    """Counts what Python calls and returns from in parts of a run, and kills its process at one such event.
+    """Counts what Python calls and returns from while a run goes on, and kills its process at one such event.
 
     Args:
         event: number of the fatal event, from 1; with 0 there is none.
-        parts: methods of `Trainer`.
     """
 
-    def __init__(self, event, *parts):
-        self.event, self.counts, self._entered = event, dict.fromkeys(parts, 0), []
-        for name in parts:
-            setattr(Trainer, name, self._watching(name, getattr(Trainer, name)))
-
-    def _watching(self, name, method):
-        def watched(trainer, *arguments):
-            self._entered.append(name)
-            sys.setprofile(self)
-            try:
-                return method(trainer, *arguments)
-            finally:
-                self._entered.remove(name)
-                sys.setprofile(self if self._entered else None)
-
-        return watched
+    def __init__(self, event):
+        self.event, self.count = event, 0
 
     def __call__(self, *_):
-        for name in self._entered:
-            self.counts[name] += 1
-            if self.counts[name] == self.event:
-                os.kill(os.getpid(), signal.SIGKILL)
+        self.count += 1
+        if self.count == self.event:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_alone(rank, arguments):
+def train_alone(rank, arguments, *more):
     torch.set_num_threads(1)
     train(arguments)
 
 
+def train_under(switch, arguments):
+    torch.set_num_threads(1)
+    trainer = Trainer(arguments)
+    sys.setprofile(switch)
+    try:
+        trainer.train()
+    finally:
+        sys.setprofile(None)
+
+
 def train_and_count(rank, arguments, folder):
-    switch = KillSwitch(0, *PARTS)
-    train_alone(rank, arguments)
-    (folder / f"counts-{rank}.json").write_text(json.dumps(switch.counts))
+    switch = KillSwitch(0)
+    train_under(switch, arguments)
+    (folder / f"count-{rank}.txt").write_text(str(switch.count))
 
 
-def train_until_killed(rank, arguments, victim, part, event):
-    if rank == victim:
-        KillSwitch(event, part)
-    train_alone(rank, arguments)
+def train_until_killed(rank, arguments, victim, event):
+    train_under(KillSwitch(event if rank == victim else 0), arguments)
 
 
 def states(folder):
@@ -79,12 +67,12 @@ def states(folder):
         path = os.path.join(folder, file)
         if file.endswith(".safetensors"):
             found[file] = load_file(path)
-        elif file.startswith("optimizer"):
-            found[file] = torch.load(path, weights_only=True)
         elif file == "trainer_state.json":
             with open(path) as stream:
-                found[file] = {name: value for name, value in json.load(stream).items() if name != "seconds"}
-    assert {"model.safetensors", "ema.safetensors", "optimizer.bin", "trainer_state.json"} <= found.keys()
+                parts = json.load(stream)
+            del parts["trainer"]["seconds"]
+            found[file] = parts
+    assert {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "trainer_state.json"} <= found.keys()
     return found
 
 
@@ -140,16 +128,15 @@ def test_killed_anywhere_and_resumed_ends_bit_for_bit_as_unbroken(random_run, tm
     }
     whole = random_run(**settings)
     assert run_processes(processes, train_and_count, whole, tmp_path) == 0
-    counts = [json.loads((tmp_path / f"counts-{rank}.json").read_text()) for rank in range(processes)]
+    counts = [int((tmp_path / f"count-{rank}.txt").read_text()) for rank in range(processes)]
     broken = random_run(**settings, output_dir=str(tmp_path / "broken"), resume_from_checkpoint="latest")
     codes = []
-    for part in (*draws.sample(LEARNING[:2], k=2), draws.choice(LEARNING), "_resume", "_finish"):
+    # Soon after the start, in a third of the run, and late: a resumed run is shorter and may end before.
+    for most in (3000, *[counts[0] // 3] * 3, counts[0]):
         victim = draws.randrange(processes)
-        # Early enough that a resumed run, too, gets as far.
-        most = 3000 if part == "_resume" else counts[victim][part] // (3 if part in LEARNING else 1)
         event = draws.randint(1, most)
-        codes.append(run_processes(processes, train_until_killed, broken, victim, part, event))
-        print(f"process {victim}: event {event} in {part}, exit code {codes[-1]}")
+        codes.append(run_processes(processes, train_until_killed, broken, victim, event))
+        print(f"process {victim}: event {event}, exit code {codes[-1]}")
     assert set(codes) <= {0, -signal.SIGKILL}
     assert codes.count(-signal.SIGKILL) >= 3
     assert run_processes(processes, train_alone, broken) == 0
@@ -162,18 +149,13 @@ def test_killed_anywhere_and_resumed_ends_bit_for_bit_as_unbroken(random_run, tm
     assert states(last_checkpoint(whole))["objective.safetensors"]["seen"].min() > HISTORY  # and so it was learned from
 
 
-def test_killed_before_the_last_validation_and_resumed_ends_as_unbroken(tiny_run, tmp_path, monkeypatch):
+def test_killed_before_the_last_validation_and_resumed_ends_as_unbroken(tiny_run, tmp_path):
     settings = {"validation_steps": 4, "early_stopping_patience": 5, "learning_rate": 1e-3}
     train(whole := tiny_run(**settings))
 
-    def killed(*_):
-        raise InterruptedError
-
     broken = tiny_run(**settings, output_dir=str(tmp_path / "broken"), resume_from_checkpoint="latest")
-    monkeypatch.setattr(Trainer, "_judge_and_keep", killed)
-    with pytest.raises(InterruptedError):
-        train(broken)
-    monkeypatch.undo()
+    with pytest.raises(Killed):
+        train(broken, callbacks=[KillAt("on_save", 6)])
     train(broken)
     assert not differences(states(last_checkpoint(whole)), states(last_checkpoint(broken)))
     first, second = ([r["step"] for r in metrics(a) if "validation_loss" in r] for a in (whole, broken))
@@ -182,8 +164,8 @@ def test_killed_before_the_last_validation_and_resumed_ends_as_unbroken(tiny_run
     assert not differences(*map(load_file, saved))
 
 
-@pytest.mark.parametrize("killed_in", ["_save_what_is_new", "_finish"])
-def test_killed_after_the_last_measures_and_resumed_records_them_once(random_run, tmp_path, monkeypatch, killed_in):
+@pytest.mark.parametrize("killed_in", ["on_train_end", "on_export"])
+def test_killed_after_the_last_measures_and_resumed_records_them_once(random_run, tmp_path, killed_in):
     ImageClassifier(in_channels=1, num_classes=10, block_channels=[4, 8]).save_pretrained(tmp_path / "classifier")
     measured = {
         "classifier": str(tmp_path / "classifier"),
@@ -193,14 +175,9 @@ def test_killed_after_the_last_measures_and_resumed_records_them_once(random_run
     }
     train(whole := random_run(**measured))
 
-    def killed(*_):
-        raise InterruptedError
-
     broken = random_run(**measured, output_dir=str(tmp_path / "broken"), resume_from_checkpoint="latest")
-    monkeypatch.setattr(Trainer, killed_in, killed)
-    with pytest.raises(InterruptedError):
-        train(broken)
-    monkeypatch.undo()
+    with pytest.raises(Killed):
+        train(broken, callbacks=[KillAt(killed_in, 6)])
     assert [r["step"] for r in metrics(broken) if "validation_loss" in r] == [4, 6]  # the last ones had been recorded
     train(broken)
     told = [
@@ -212,17 +189,6 @@ def test_killed_after_the_last_measures_and_resumed_records_them_once(random_run
         assert len({r["step"] for r in told[1] if name in r}) == sum(name in r for r in told[1]) >= 2
 
 
-def test_a_checkpoint_that_tells_of_no_measures_still_loads(tiny_run, tmp_path):
-    train(arguments := tiny_run(max_train_steps=2))
-    checkpoint = tmp_path / "run" / "checkpoint-2"
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    del state["validated_at"], state["evaluated_at"]
-    seal(checkpoint, state)
-    arguments.resume_from_checkpoint, arguments.max_train_steps = "latest", 4
-    train(arguments)
-    assert states(last_checkpoint(arguments))["trainer_state.json"]["validated_at"] == 4
-
-
 def test_a_checkpoint_that_a_kill_left_half_replaced_is_put_back(tiny_run, tmp_path):
     train(arguments := tiny_run(max_train_steps=2))
     checkpoint = tmp_path / "run" / "checkpoint-2"
@@ -230,7 +196,7 @@ def test_a_checkpoint_that_a_kill_left_half_replaced_is_put_back(tiny_run, tmp_p
     remove_partial(tmp_path / "run")
     assert list_checkpoints(tmp_path / "run") == [checkpoint]
     assert not list((tmp_path / "run").glob(".*.partial"))
-    assert states(last_checkpoint(arguments))["trainer_state.json"]["step"] == 2
+    assert states(last_checkpoint(arguments))["trainer_state.json"]["trainer"]["global_step"] == 2
 
 
 def test_what_only_watches_the_training_changes_no_bit(random_run, tmp_path):
@@ -260,7 +226,7 @@ def test_what_only_watches_the_training_changes_no_bit(random_run, tmp_path):
     first, second = (states(last_checkpoint(arguments)) for arguments in (plain, watched))
     for state in (first, second):
         del state["trainer_state.json"]
-    assert second.pop("best.safetensors")
+    assert second.pop("validation.safetensors")  # the best weights
     assert not differences(first, second)
 
 

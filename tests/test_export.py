@@ -253,10 +253,8 @@ def test_a_new_export_takes_old_code_of_others_away(pipeline, tmp_path):
 
 def test_the_command_for_later_works_in_a_shell(tmp_path, caplog):
     """With a folder whose name has a space, and with logs that stay at home then, too."""
-    arguments = SimpleNamespace(
-        push_to_hub=True, hub_model_id="user/name", hub_token="secret", hub_private_repo=True, logging_dir="my runs"
-    )
-    HubPusher(tmp_path / "a run", arguments).push_last("Trained")
+    pusher = HubPusher(tmp_path / "a run", "user/name", private=True, token="secret", logging_dir="my runs")
+    pusher.push_last("Trained")
     assert "secret" not in caplog.text
     words = shlex.split(caplog.messages[-1].partition("with: diffusers-ext ")[2])
     folder = str(tmp_path / "a run")

@@ -9,14 +9,13 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from conftest import ROOT
+from conftest import ROOT, StopAt
 from diffusers import DiffusionPipeline
 from local_processes import run_processes
 from safetensors.torch import load_file
 from test_exactness import differences, metrics, train_alone
 
-from diffusers_ext.training import Trainer, train
-from diffusers_ext.training import trainer as loop
+from diffusers_ext.training import Trainer, TrainerCallback, build_run, train
 from diffusers_ext.training.checkpoint import list_checkpoints
 from diffusers_ext.training.sharding import own_parameters, uses_fsdp
 
@@ -31,10 +30,9 @@ def environment_of(name):
 
 def train_pieces(rank, arguments, steps):
     torch.set_num_threads(1)
-    trainer = Trainer(arguments)
+    trainer = Trainer(arguments, callbacks=[StopAt(steps)])
     held = sum(piece.numel() for _, piece in own_parameters(trainer.network))
     assert held < 0.6 * sum(parameter.numel() for parameter in trainer.network.parameters())
-    trainer.max_steps = steps
     trainer.train()
 
 
@@ -64,50 +62,40 @@ def test_pieces_on_two_processes_learn_what_copies_learn_and_resume_bit_for_bit(
     assert run_processes(2, train_pieces, half, 2, **environment) == 0
     half.resume_from_checkpoint = "latest"
     assert run_processes(2, train_pieces, half, 4, **environment) == 0
-    for file in ("ema.safetensors", "best.safetensors", "pytorch_model_fsdp.bin", "optimizer.bin"):
-        states = []
-        for arguments in (pieces, half):
-            path = os.path.join(arguments.output_dir, "checkpoint-4", file)
-            states.append(load_file(path) if path.endswith(".safetensors") else torch.load(path, weights_only=True))
-        for state in states:
-            state.pop("param_groups", None)  # settings, no state; lists or tuples of them
+    for file in ("ema.safetensors", "validation.safetensors", "model.safetensors", "optimizer.safetensors"):
+        states = [load_file(os.path.join(a.output_dir, "checkpoint-4", file)) for a in (pieces, half)]
         assert not differences(*states), file
-    pieces.resume_from_checkpoint = "latest"
-    with pytest.raises(ValueError, match="is of another model or optimizer"):
-        train(pieces)  # by copies
+    pieces.resume_from_checkpoint, pieces.max_train_steps = "latest", 6
+    train(pieces)  # a checkpoint is whole, so copies go on from it
+    assert list_checkpoints(Path(pieces.output_dir))[-1].name == "checkpoint-6"
 
 
-def train_where_a_disk_is_full(rank, arguments, writer, name):
+class FullDisk(TrainerCallback):
+    """Leaves no place for one file of the first checkpoint: a folder has its name."""
+
+    def __init__(self, folder, file):
+        self.place = Path(folder) / ".checkpoint-2.partial" / file
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2 and int(os.environ["RANK"]) == 0:
+            self.place.mkdir(parents=True)
+
+
+def train_where_a_disk_is_full(rank, arguments, file):
     """The first process can't write one file of its first checkpoint."""
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(300, exit=True)  # a process that waits for ever
-    module, function = writer
-    save, failed = getattr(module, function), []
-
-    def full(tensors, path, *more, **options):
-        if rank == 0 and not failed and os.path.basename(path) == name:
-            failed.append(path)
-            raise OSError(28, "No space left on device")
-        save(tensors, path, *more, **options)
-
-    setattr(module, function, full)
-    train(arguments)
+    train(arguments, callbacks=[FullDisk(arguments.output_dir, file)])
     faulthandler.cancel_dump_traceback_later()
-    assert len(failed) == (rank == 0)
 
 
 @pytest.mark.parametrize(
-    ("writer", "name"),
-    [
-        ((torch, "save"), "pytorch_model_fsdp.bin"),
-        ((torch, "save"), "optimizer.bin"),
-        ((loop, "save_file"), "ema.safetensors"),
-    ],
+    "file", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "trainer_state.json"]
 )
-def test_a_process_that_cannot_write_leaves_no_other_waiting(tiny_run, writer, name):
+def test_a_process_that_cannot_write_leaves_no_other_waiting(tiny_run, file):
     arguments = tiny_run(max_train_steps=4, checkpointing_steps=2, train_batch_size=4)
     environment = environment_of("fsdp.yaml")
-    assert run_processes(2, train_where_a_disk_is_full, arguments, writer, name, **environment) == 0
+    assert run_processes(2, train_where_a_disk_is_full, arguments, file, **environment) == 0
     assert [path.name for path in list_checkpoints(Path(arguments.output_dir))] == ["checkpoint-4"]
 
 
@@ -130,7 +118,7 @@ def test_other_kinds_of_fsdp_are_refused_in_one_sentence(monkeypatch, changed, s
     ("settings", "sentence"), [({"optimizer": "muon"}, "optimizer muon"), ({"ema_snapshots": 2}, "ema_snapshots")]
 )
 def test_what_needs_whole_weights_is_refused_under_fsdp(tiny_run, monkeypatch, settings, sentence):
-    monkeypatch.setattr(loop, "uses_fsdp", lambda accelerator: True)
+    monkeypatch.setattr(build_run, "uses_fsdp", lambda accelerator: True)
     with pytest.raises(ValueError, match=f"{sentence}.*pieces"):
         Trainer(tiny_run(**settings))
 

@@ -14,8 +14,7 @@ from torch.overrides import TorchFunctionMode
 from diffusers_ext.models import build_model
 from diffusers_ext.objectives.diffusion import DiffusionObjective
 from diffusers_ext.schedulers.noise_path import NoisePath
-from diffusers_ext.training import Trainer, probe
-from diffusers_ext.training import trainer as loop
+from diffusers_ext.training import Trainer, build_run, probe
 from diffusers_ext.training.precision import Mode, as_loaded, attentions_of, set_attention
 
 
@@ -290,7 +289,7 @@ def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_to_it(tiny_run, monk
     assert "Steps are computed in bf16, channels-last" in told
     assert "fp32, contiguous 400; fp32, channels-last 800; bf16, contiguous 800; bf16, channels-last 1,600" in told
     assert "In bf16, channels-last: " in told
-    monkeypatch.setattr(loop, "ModeProbe", lambda *_: pytest.fail("a resumed run was probed"))
+    monkeypatch.setattr(build_run, "ModeProbe", lambda *_: pytest.fail("a resumed run was probed"))
     arguments.resume_from_checkpoint, arguments.max_train_steps = "latest", 6
     trainer = Trainer(arguments)
     assert trainer.mode == Mode("bf16", True)
@@ -303,7 +302,7 @@ def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_to_it(tiny_run, monk
 def test_every_process_does_as_the_main_one_says(tiny_run, monkeypatch):
     Clock(monkeypatch, cost(bf16=0.5))
     told = []
-    monkeypatch.setattr(loop, "broadcast_object_list", lambda modes: told.extend(modes) or [Mode("no", True)])
+    monkeypatch.setattr(build_run, "broadcast_object_list", lambda modes: told.extend(modes) or [Mode("no", True)])
     trainer = Trainer(tiny_run(mixed_precision="auto"))
     assert told == [Mode("bf16")]
     assert trainer.mode == Mode("no", True)
@@ -313,6 +312,6 @@ def test_every_process_does_as_the_main_one_says(tiny_run, monkeypatch):
 
 
 def test_settings_that_say_it_are_not_probed(tiny_run, monkeypatch):
-    monkeypatch.setattr(loop, "ModeProbe", lambda *_: pytest.fail("probed"))
+    monkeypatch.setattr(build_run, "ModeProbe", lambda *_: pytest.fail("probed"))
     assert Trainer(tiny_run(mixed_precision="bf16", channels_last=True)).mode == Mode("bf16", True)
     assert Trainer(tiny_run(mixed_precision="no")).mode == Mode()

@@ -86,10 +86,10 @@ def test_under_early_stopping_the_last_evaluation_judges_what_is_saved(run, corn
         arguments := run("stopped", classifier=corners_classifier, evaluation_steps=100, **early, **worse)
     )
     pipeline = trainer.train()
-    record, best = evaluations(arguments)[-1], trainer.progress.best_at
-    assert record["step"] == trainer.progress.step == best + 2
+    record, best = evaluations(arguments)[-1], trainer.state.global_step - 2
+    assert record["step"] == trainer.state.global_step
     assert (record["evaluation_weights"], record["evaluation_weights_step"]) == ("raw", best)
-    again = trainer.sample_evaluation(pipeline)
+    again = trainer.run.evaluation(pipeline)
     assert {name: record[name] for name in again} == pytest.approx(again)
     last = load_file(f"{arguments.output_dir}/checkpoint-{record['step']}/model.safetensors")
     assert any(not torch.equal(value, last[name]) for name, value in pipeline.unet.state_dict().items())
@@ -104,7 +104,7 @@ def test_the_last_record_is_of_what_is_saved_though_it_was_judged_before(run, co
     trainer = Trainer(arguments := run("stopped", classifier=corners_classifier, evaluation_steps=1, **early, **worse))
     trainer.train()
     steps = [(record["step"], record["evaluation_weights_step"]) for record in evaluations(arguments)]
-    best = trainer.progress.best_at
+    best = trainer.state.global_step - 1
     assert steps == [*((step, step) for step in range(1, best + 2)), (best + 1, best)]
 
 
@@ -115,9 +115,9 @@ def evaluation(run, corners_data, corners_classifier):
             num_processes=num_processes, process_index=process_index, device=torch.device("cpu")
         )
         data = load_image_data(train_data_dir=corners_data, split="test")
-        settings = {"classifier": corners_classifier, "ddpm_num_inference_steps": 20, **overrides}
-        arguments = run("evaluation", **settings)
-        return SampleEvaluation(arguments, accelerator, data, by_class, {"guidance_scale": 1.0} if by_class else {})
+        settings = {"classifier": corners_classifier, "num_inference_steps": 20, **overrides}
+        options = {"guidance_scale": 1.0} if by_class else {}
+        return SampleEvaluation(accelerator, data, "test", by_class, options, size=60, **settings)
 
     return make
 

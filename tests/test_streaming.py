@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, StopAt
 from local_processes import run_processes
 from PIL import Image
 from safetensors.torch import load_file
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from diffusers_ext.conditions import ClassCondition
 from diffusers_ext.data.examples import UnreadableImageError
 from diffusers_ext.data.images import load_image_data
-from diffusers_ext.training import Trainer, TrainingArguments, train
+from diffusers_ext.training import TrainingArguments, train
 from diffusers_ext.training.checkpoint import CheckpointError
 
 ROWS = 60
@@ -191,9 +191,7 @@ def test_columns_and_splits_that_a_stream_cannot_give_are_named(shards, tmp_path
 
 def train_alone(rank, arguments, steps):
     torch.set_num_threads(1)
-    trainer = Trainer(arguments)
-    trainer.max_steps = steps  # as if it had been stopped there
-    trainer.train()
+    train(arguments, callbacks=[StopAt(steps)])
 
 
 def test_a_streamed_run_resumes_bit_for_bit_on_two_processes_and_on_no_other_number(tiny_run, shards, tmp_path):

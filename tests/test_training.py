@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, KillAt, Killed, StopAt
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors import SafetensorError
@@ -19,9 +19,18 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_ext.pipelines.guidance import GuidedNetwork
-from diffusers_ext.training import Trainer, TrainingArguments, TrainingDiverged, TrainingInterrupted, train
-from diffusers_ext.training.checkpoint import BRANCH, list_checkpoints, mark_branch, own_checkpoints
+from diffusers_ext.training import (
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    TrainingDiverged,
+    TrainingFailed,
+    TrainingInterrupted,
+    train,
+)
+from diffusers_ext.training.checkpoint import BRANCH, CheckpointError, list_checkpoints, mark_branch, own_checkpoints
 from diffusers_ext.training.ema import list_snapshots
+from diffusers_ext.training.folder import MARKER
 
 TINY_UNET2D = json.dumps(
     {
@@ -175,12 +184,10 @@ def test_resuming_equals_running_through_with_early_stopping_state(tiny_run, tmp
     whole = tiny_run(validation_steps=2, early_stopping_patience=5)
     train(whole)
     half = tiny_run(validation_steps=2, early_stopping_patience=5, output_dir=str(tmp_path / "half"))
-    trainer = Trainer(half)
-    trainer.max_steps = 3  # as if the clock had stopped it: the learning rate still aims at step 6
-    trainer.train()
+    train(half, callbacks=[StopAt(3)])
     half.resume_from_checkpoint = "latest"
     train(half)
-    for name in ("ema.safetensors", "model.safetensors", "best.safetensors"):
+    for name in ("ema.safetensors", "model.safetensors", "validation.safetensors"):
         first = load_file(os.path.join(whole.output_dir, "checkpoint-6", name))
         assert same(first, load_file(tmp_path / "half" / "checkpoint-6" / name)), name
 
@@ -247,8 +254,8 @@ def test_time_budget_ends_the_run(tiny_run):
 def test_learning_rate_decays_with_the_time_budget(tiny_run):
     trainer = Trainer(tiny_run(max_train_steps=None, num_epochs=10_000, max_train_seconds=60.0))
     rates = []
-    for trainer.progress.seconds in (0.0, 30.0, 60.0):
-        trainer.progress.step = 10
+    for trainer.state.seconds in (0.0, 30.0, 60.0):
+        trainer.state.global_step = 10
         rates.append(trainer.learning_rate())
     assert rates == pytest.approx([1e-4, 0.5e-4, 0.0], abs=1e-7)
 
@@ -261,7 +268,7 @@ def test_learning_rate_counts_optimizer_steps(tiny_run):
     assert rates[-1] < 0.02e-4
 
 
-def test_early_stopping_keeps_the_best_weights(tiny_run):
+def test_early_stopping_keeps_the_best_weights_and_says_so(tiny_run, tmp_path, capsys):
     arguments = tiny_run(
         max_train_steps=200,
         validation_steps=1,
@@ -272,37 +279,33 @@ def test_early_stopping_keeps_the_best_weights(tiny_run):
     )
     trainer = Trainer(arguments)
     pipeline = trainer.train()
+    assert "Stopped early: the validation loss has not been below" in capsys.readouterr().out
     losses = [r["validation_loss"] for r in metrics(arguments) if "validation_loss" in r]
-    assert trainer.progress.step < 200
+    assert trainer.state.global_step < 200
     assert min(losses) == losses[-3]
     saved = DiffusionPipeline.from_pretrained(arguments.output_dir).unet.state_dict()
-    assert same(dict(trainer.best), {k: v for k, v in saved.items() if k in trainer.best})
+    best = load_file(list_checkpoints(tmp_path / "run")[-1] / "validation.safetensors")
+    assert same(best, {k: v for k, v in saved.items() if k in best})
     assert same(dict(pipeline.unet.state_dict()), dict(saved))
 
 
 def test_resuming_without_early_stopping_saves_what_was_trained_since(tiny_run):
     train(arguments := tiny_run(validation_steps=2, early_stopping_patience=5))
-    assert (ROOT / arguments.output_dir / "checkpoint-6" / "best.safetensors").is_file()
+    assert (ROOT / arguments.output_dir / "checkpoint-6" / "validation.safetensors").is_file()
     arguments.resume_from_checkpoint, arguments.early_stopping_patience = "latest", None
     arguments.max_train_steps, arguments.use_ema = 12, False
     train(arguments)
     saved = DiffusionPipeline.from_pretrained(arguments.output_dir).unet.state_dict()
     assert same(saved, load_file(os.path.join(arguments.output_dir, "checkpoint-12", "model.safetensors")))
-    assert not (ROOT / arguments.output_dir / "checkpoint-12" / "best.safetensors").exists()
+    assert not (ROOT / arguments.output_dir / "checkpoint-12" / "validation.safetensors").exists()
 
 
-def test_resuming_with_another_accumulation_steps_at_the_last_batch(tiny_run, monkeypatch):
+def test_resuming_with_another_accumulation_steps_at_the_last_batch(tiny_run):
     train(arguments := tiny_run(max_train_steps=2, gradient_accumulation_steps=2))
-    step, synced = Trainer._step, []
-
-    def watched(self, batches):
-        result = step(self, batches)
-        synced.append(self.accelerator.sync_gradients)
-        return result
-
-    monkeypatch.setattr(Trainer, "_step", watched)
     arguments.resume_from_checkpoint, arguments.gradient_accumulation_steps, arguments.max_train_steps = "latest", 3, 4
-    train(arguments)
+    trainer, synced = Trainer(arguments, callbacks=[watch := TrainerCallback()]), []
+    watch.on_step_end = lambda *_, **__: synced.append(trainer.accelerator.sync_gradients)
+    trainer.train()
     assert synced == [True, True]
 
 
@@ -419,8 +422,7 @@ def test_early_stopping_asked_for_at_a_resume_waits_from_there(tiny_run):
     settings = {**worse, "max_train_steps": 8, "resume_from_checkpoint": "latest", "early_stopping_patience": 2}
     trainer = Trainer(tiny_run(**settings, use_ema=False))
     trainer.train()
-    assert trainer.progress.step == 6  # one that is better than none, and two that are not
-    assert trainer.progress.best_at == 4
+    assert trainer.state.global_step == 6  # one that is better than none, and two that are not
 
 
 def test_the_toy_denoiser_trains_and_samples(tiny_run):
@@ -491,21 +493,15 @@ def test_resuming_drops_the_checkpoints_after_the_one_it_resumes_from(tiny_run, 
     assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["checkpoint-5"]
 
 
-def test_a_mistaken_resume_loses_nothing_before_its_first_checkpoint(tiny_run, tmp_path, monkeypatch, capsys):
+def test_a_mistaken_resume_loses_nothing_before_its_first_checkpoint(tiny_run, tmp_path, capsys):
     train(arguments := tiny_run(ema_snapshots=2))
     arguments.resume_from_checkpoint, arguments.max_train_steps = "checkpoint-2", 5
-
-    def stopped(*_):
-        raise InterruptedError
 
     def kept():
         return [path.name for path in (*list_checkpoints(tmp_path / "run"), *list_snapshots(tmp_path / "run"))]
 
     before = kept(), metrics(arguments)
-    monkeypatch.setattr(Trainer, "_step", stopped)
-    with pytest.raises(InterruptedError):
-        train(arguments)
-    monkeypatch.undo()
+    begin(arguments)
     assert (kept(), metrics(arguments)) == before
     assert "Deleted" not in capsys.readouterr().out
     train(arguments)
@@ -517,19 +513,13 @@ def test_a_mistaken_resume_loses_nothing_before_its_first_checkpoint(tiny_run, t
     assert capsys.readouterr().out.count("Deleted checkpoint-4, checkpoint-6: later than step 2") == 1
 
 
-def begin(monkeypatch, arguments):
-    """Resume a run and stop it before its first step."""
-
-    def stopped(*_):
-        raise InterruptedError
-
-    monkeypatch.setattr(Trainer, "_step", stopped)
-    with pytest.raises(InterruptedError):
-        train(arguments)
-    monkeypatch.undo()
+def begin(arguments):
+    """Resume a run and kill it before its first step."""
+    with pytest.raises(Killed):
+        train(arguments, callbacks=[KillAt("on_step_begin")])
 
 
-def test_latest_stays_with_the_branch_that_was_chosen(tiny_run, tmp_path, monkeypatch, capsys):
+def test_latest_stays_with_the_branch_that_was_chosen(tiny_run, tmp_path, capsys):
     train(arguments := tiny_run())
     run = tmp_path / "run"
     for chosen, latest in (
@@ -540,10 +530,10 @@ def test_latest_stays_with_the_branch_that_was_chosen(tiny_run, tmp_path, monkey
     ):
         for wanted in (chosen, "latest", "latest"):
             arguments.resume_from_checkpoint, arguments.max_train_steps = wanted, 8
-            begin(monkeypatch, arguments)
+            begin(arguments)
             assert f"checkpoint-{latest}' at step {latest}." in capsys.readouterr().out
     assert [path.name for path in list_checkpoints(run)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    begin(monkeypatch, arguments)
+    begin(arguments)
     assert "checkpoint-4, checkpoint-6 will be deleted once the first new" in capsys.readouterr().out
     arguments.max_train_steps = 3
     train(arguments)
@@ -551,12 +541,12 @@ def test_latest_stays_with_the_branch_that_was_chosen(tiny_run, tmp_path, monkey
     assert not (run / BRANCH).exists()
 
 
-def test_latest_stays_with_a_checkpoint_from_elsewhere(tiny_run, tmp_path, monkeypatch, capsys):
+def test_latest_stays_with_a_checkpoint_from_elsewhere(tiny_run, tmp_path, capsys):
     train(tiny_run(output_dir=str(tmp_path / "elsewhere"), max_train_steps=4))
     arguments = tiny_run(resume_from_checkpoint=str(tmp_path / "elsewhere" / "checkpoint-4"))
-    begin(monkeypatch, arguments)
+    begin(arguments)
     arguments.resume_from_checkpoint = "latest"
-    begin(monkeypatch, arguments)
+    begin(arguments)
     assert capsys.readouterr().out.count("elsewhere/checkpoint-4' at step 4") == 2
     train(arguments)
     assert [path.name for path in own_checkpoints(tmp_path / "run")] == ["checkpoint-6"]
@@ -581,6 +571,7 @@ def test_a_first_start_forgets_a_run_that_was_killed_before_its_first_checkpoint
     for name in ("step-00000001.safetensors", "step-00000003.safetensors", ".step-00000004.safetensors.partial"):
         (snapshots / name).touch()
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "warning": "old"}\n{"step": 2, "loss": 9.0}\n')
+    (tmp_path / "run" / MARKER).write_text("{}")  # which every run leaves
     train(arguments := tiny_run(max_train_steps=2, ema_snapshots=2, resume_from_checkpoint=resumed))
     assert [path.name for path in snapshots.iterdir()] == ["step-00000002.safetensors"]
     assert [r["step"] for r in metrics(arguments) if "loss" in r] == [2]
@@ -650,23 +641,28 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_run(tiny_run, mon
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
 
 
-def test_a_pipeline_that_cannot_be_saved_stops_only_a_finished_run(tiny_run, monkeypatch, caplog):
-    from diffusers_ext.training import trainer as loop
+class Blocks(TrainerCallback):
+    """Puts a file where the run will need a folder, once it has begun, and counts the pipelines that were saved."""
 
-    saved = []
+    def __init__(self, *paths):
+        self.paths, self.exports = paths, 0
 
-    def full(pipeline, output_dir, arguments):
-        saved.append(output_dir)
-        raise SafetensorError("I/O error: No space left on device")
+    def on_train_begin(self, args, state, control, **kwargs):
+        for path in self.paths:
+            path.touch()
 
-    monkeypatch.setattr(loop, "save_pipeline", full)
+    def on_export(self, args, state, control, **kwargs):
+        self.exports += 1
+
+
+def test_a_pipeline_that_cannot_be_saved_stops_only_a_finished_run(tiny_run, tmp_path, caplog):
     arguments = tiny_run(num_epochs=3, max_train_steps=None, train_split="train[:16]", save_model_epochs=1)
-    with pytest.raises(OSError, match=r"No space left on device\); make room, then go on from '.*checkpoint-6' with"):
-        train(arguments)
-    assert len(saved) == 3
-    assert "The pipeline of step 2 could not be saved (I/O error: No space left on device); training" in caplog.text
-    assert not list(ROOT.joinpath(arguments.output_dir).glob(".*.partial"))
-    monkeypatch.undo()
+    obstacle = tmp_path / "run" / ".export.partial"
+    with pytest.raises(OSError, match=r"could not be saved \(.*\); make room, then go on from '.*checkpoint-6' with"):
+        train(arguments, callbacks=[blocks := Blocks(obstacle)])
+    assert blocks.exports == 0
+    assert "The pipeline of step 2 could not be saved (" in caplog.text
+    obstacle.unlink()
     arguments.resume_from_checkpoint = "latest"
     train(arguments)
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
@@ -674,10 +670,13 @@ def test_a_pipeline_that_cannot_be_saved_stops_only_a_finished_run(tiny_run, mon
 
 @pytest.mark.parametrize("logger", ["none", "tensorboard"])
 def test_metrics_and_previews_that_cannot_be_written_do_not_stop_the_run(tiny_run, tmp_path, caplog, logger):
-    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    (tmp_path / "run" / "logs").touch()
-    (tmp_path / "run" / "samples").touch()
-    train(arguments := tiny_run(logger=logger))
+    class Obstructs(TrainerCallback):
+        def on_init_end(self, *_, **__):
+            (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+            (tmp_path / "run" / "logs").touch()
+            (tmp_path / "run" / "samples").touch()
+
+    train(arguments := tiny_run(logger=logger), callbacks=[Obstructs()])
     assert "step-000006.png' could not be saved" in caplog.text
     assert caplog.text.count("Metrics can't be written") == 1
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
@@ -695,48 +694,254 @@ def test_a_preview_of_what_is_no_number_is_black_and_does_not_stop_the_run(tiny_
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
 
 
-def test_a_resumed_run_warns_where_noise_levels_are_drawn_otherwise(tiny_run, caplog):
+def test_a_resumed_run_names_settings_that_have_changed(tiny_run, caplog):
     train(arguments := tiny_run(max_train_steps=2, timestep_sampling="stratified"))
     arguments.resume_from_checkpoint, arguments.max_train_steps = "latest", 3
     train(arguments)
-    assert "Noise levels were drawn" not in caplog.text
+    assert "other settings" not in caplog.text
     arguments.timestep_sampling, arguments.logit_normal_mean, arguments.max_train_steps = "logit_normal", 0.5, 4
+    arguments.learning_rate, arguments.random_flip, arguments.seed = 1e-3, True, 7
     train(arguments)
-    assert "Noise levels were drawn as stratified before and are as logit_normal (0.5, 1) now" in caplog.text
+    for change in (
+        "timestep_sampling was stratified and is logit_normal",
+        "logit_normal_mean was 0 and is 0.5",
+        "learning_rate was 0.0001 and is 0.001",
+        "random_flip was False and is True",
+        "seed was 0 and is 7",
+    ):
+        assert change in caplog.text
 
 
-def test_a_signal_during_the_last_validation_saves_first(tiny_run, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prediction_type": "epsilon"}, "with prediction_type v_prediction, and this run has epsilon"),
+        ({"schedule": "linear"}, "with schedule cosine, and this run has linear"),
+        ({"ddpm_num_steps": 500}, "with ddpm_num_steps 1000, and this run has 500"),
+        ({"resolution": 16}, r"with the training data '.* 28x28.*, and this run has '.* 16x16"),
+        ({"train_split": "train[64:192]"}, "with the training data '.*train.:128.*, and this run has '.*train.64:192"),
+        ({"optimizer": "muon"}, "with optimizer adamw, and this run has muon"),
+        ({"model_options": '{"base_channels": 16, "norm_num_groups": 4}'}, "is of another model"),
+        ({"condition": "class"}, "with condition None, and this run has class"),
+    ],
+)
+def test_a_run_of_another_meaning_is_not_resumed(tiny_run, changes, sentence):
+    train(tiny_run(max_train_steps=2))
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        train(tiny_run(max_train_steps=4, resume_from_checkpoint="latest", **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_data_that_moved_are_the_same_data(tiny_run, tmp_path):
+    settings = {"max_train_steps": 1, "train_batch_size": 2, "resolution": 28, "train_split": "train"}
+    for i in range(4):
+        (tmp_path / "here").mkdir(exist_ok=True)
+        Image.new("L", (28, 28), 60 * i).save(tmp_path / "here" / f"{i}.png")
+    train(tiny_run(train_data_dir=str(tmp_path / "here"), **settings))
+    (tmp_path / "here").rename(tmp_path / "there")
+    settings["max_train_steps"] = 2
+    train(arguments := tiny_run(train_data_dir=str(tmp_path / "there"), resume_from_checkpoint="latest", **settings))
+    assert list_checkpoints(tmp_path / "run")[-1].name == "checkpoint-2"
+    assert arguments.output_dir == str(tmp_path / "run")
+
+
+class AtTheEnd(TrainerCallback):
+    """Does something after the last validation."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.what()
+
+
+def test_a_signal_during_the_last_validation_saves_first(tiny_run):
     arguments = tiny_run(checkpointing_steps=100)
-    validate = Trainer._validate
-
-    def interrupted(self):
-        validate(self)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Trainer, "_validate", interrupted)
+    interrupts = AtTheEnd(lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(TrainingInterrupted, match="Stopped by signal 15 after step 6; everything is in"):
-        train(arguments)
+        train(arguments, callbacks=[interrupts])
     assert [p.name for p in list_checkpoints(ROOT.joinpath(arguments.output_dir))] == ["checkpoint-6"]
 
 
-def test_ctrl_c_after_the_last_step_is_one_sentence(tiny_run, monkeypatch):
-    from diffusers_ext.training import trainer as loop
+def test_ctrl_c_after_the_last_step_is_one_sentence(tiny_run):
+    class Interrupts(TrainerCallback):
+        def on_export(self, *_, **__):
+            raise KeyboardInterrupt
 
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "write_figures", interrupted)
-    arguments = tiny_run()
     with pytest.raises(TrainingInterrupted, match=r"at once by Ctrl-C; the newest checkpoint is '.*-6'") as stop:
-        train(arguments)
+        train(arguments := tiny_run(), callbacks=[Interrupts()])
     assert stop.value.signal_number == signal.SIGINT
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), torch.OutOfMemoryError("out of memory")])
+def test_a_preview_without_memory_loses_no_step(tiny_run, tmp_path, monkeypatch, error):
+    def fail(self, *_, **__):
+        raise error
+
+    arguments = tiny_run(validation_steps=3, checkpointing_steps=100)
+    with monkeypatch.context() as patched:
+        patched.setattr(GuidedNetwork, "__call__", fail)
+        with pytest.raises(TrainingFailed) as stop:
+            train(arguments)
+    assert str(stop.value) == (
+        f"The preview failed ({error}); everything is in '{tmp_path / 'run' / 'checkpoint-3'}', go on with "
+        "--resume_from_checkpoint latest."
+    )
+    arguments.resume_from_checkpoint = "latest"
+    train(arguments)
+    whole = tiny_run(validation_steps=3, checkpointing_steps=100, output_dir=str(tmp_path / "whole"))
+    train(whole)
+    assert same(*(weights(os.path.join(a.output_dir, "checkpoint-6")) for a in (arguments, whole)))
+
+
+class KillsWorkers(torch.utils.data.Dataset):
+    """Digits that kill the first worker process that reads one of them."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        if torch.utils.data.get_worker_info() is not None and self.marker.exists():
+            self.marker.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"samples": torch.full((1, 28, 28), index / 64)}
+
+
+def test_a_killed_worker_costs_no_batch(tiny_run, tmp_path, caplog):
+    runs = {}
+    for name, killed in (("killed", True), ("whole", False)):
+        marker = tmp_path / "kill"
+        if killed:
+            marker.touch()
+        arguments = tiny_run(dataloader_num_workers=1, output_dir=str(tmp_path / name), use_ema=True)
+        train(arguments, train_dataset=KillsWorkers(marker))
+        runs[name] = weights(tmp_path / name / "checkpoint-6")
+        assert not marker.exists()
+    assert caplog.text.count("A process that prepared batches was killed") == 1
+    assert same(runs["killed"], runs["whole"])
+
+
+def test_two_runs_in_one_folder(tiny_run, tmp_path):
+    class Second(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                with pytest.raises(FileExistsError, match=r"Another run, process .*, is writing into") as self.refused:
+                    train(tiny_run(resume_from_checkpoint="latest"))
+
+    train(tiny_run(), callbacks=[second := Second()])
+    assert "\n" not in str(second.refused.value)
+    train(tiny_run(resume_from_checkpoint="latest"))  # the folder is free again
+    owner = {"host": socket.gethostname(), "pid": 2**22 + 5, "started": 0.0}  # a process that is no more
+    (tmp_path / "run" / MARKER).write_text(json.dumps(owner))
+    train(tiny_run(resume_from_checkpoint="latest"))
+    owner = {"host": "another machine", "pid": 1, "started": 0.0}
+    (tmp_path / "run" / MARKER).write_text(json.dumps(owner))
+    with pytest.raises(FileExistsError, match="process 1 on another machine"):
+        train(tiny_run(resume_from_checkpoint="latest"))
+    os.utime(tmp_path / "run" / MARKER, (0, 0))  # no sign of life for long
+    train(tiny_run(resume_from_checkpoint="latest"))
+
+
+@pytest.mark.parametrize("name", ["pipeline.py", "recipe.yaml", "metrics.jsonl", "unet/config.json"])
+def test_files_that_no_run_wrote_are_not_replaced(tiny_run, tmp_path, name):
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match=f"holds {name}, which no run wrote"):
+            Trainer(tiny_run(overwrite_output_dir=overwrite))
+    assert file.read_text() == "mine"
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [name.split("/")[0]]
+
+
+def test_an_output_folder_is_checked_before_anything_else(tiny_run, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="output_dir must name a folder, got an empty text"):
+        Trainer(tiny_run(output_dir=""))
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        with pytest.raises(FileExistsError, match="is a file"):
+            Trainer(tiny_run(output_dir=str(tmp_path / name)))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "figures").touch()
+    with pytest.raises(FileExistsError, match="figures' is a file, and the run needs a folder of that name"):
+        Trainer(tiny_run())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(PermissionError, match="is read-only"):
+        Trainer(tiny_run(output_dir=str(tmp_path / "other")))
+
+
+def test_a_malformed_repository_is_refused_before_the_training(tiny_run):
+    with pytest.raises(ValueError, match="hub_model_id must be 'name' or 'user/name'"):
+        Trainer(tiny_run(push_to_hub=True, hub_model_id="user/my model/x"))
+
+
+def test_when_all_checkpoints_are_damaged_nothing_is_deleted(tiny_run, tmp_path):
+    train(arguments := tiny_run())
+    for path in list_checkpoints(tmp_path / "run"):
+        (path / "model.safetensors").write_bytes(b"")
+    before = sorted(p.name for p in (tmp_path / "run").rglob("*"))
+    arguments.resume_from_checkpoint = "latest"
+    with pytest.raises(CheckpointError, match=r"No checkpoint in .* can be used"):
+        train(arguments)
+    assert sorted(p.name for p in (tmp_path / "run").rglob("*")) == before
+
+
+def test_more_steps_than_epochs_have_is_said(tiny_run, caplog):
+    train(tiny_run(num_epochs=1, max_train_steps=100))
+    assert "num_epochs 1 ends the run after 16 steps, before max_train_steps 100" in caplog.text
+
+
+@pytest.mark.parametrize(("own", "launcher", "expected"), [(1, "4", 4), (4, "1", 4), (2, "2", 2)])
+def test_accumulation_by_the_launcher_is_taken_over(tiny_run, monkeypatch, own, launcher, expected):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", launcher)
+    arguments = tiny_run(gradient_accumulation_steps=own, max_train_steps=2, train_batch_size=2, logging_steps=1)
+    trainer = Trainer(arguments)
+    assert trainer.accelerator.gradient_accumulation_steps == expected
+    trainer.train()
+    assert [r["epoch"] for r in metrics(arguments) if "loss" in r] == [pytest.approx(s * expected / 64) for s in (1, 2)]
+    weights_before = trainer.network.state_dict()
+    assert all(value.isfinite().all() for value in weights_before.values())
+
+
+def test_two_answers_on_accumulation_are_refused(tiny_run, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ValueError, match=r"gradient_accumulation_steps is 2, but .* says 4"):
+        Trainer(tiny_run(gradient_accumulation_steps=2))
+
+
+def test_names_are_clean_under_a_compiler_and_a_run_resumes_without_it(tiny_run, tmp_path, monkeypatch):
+    train(plain := tiny_run(output_dir=str(tmp_path / "plain")))
+    arguments = tiny_run(max_train_steps=6)
+    with monkeypatch.context() as compiled:
+        compiled.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+        train(arguments, callbacks=[StopAt(4)])
+    first, second = (weights(os.path.join(a.output_dir, "checkpoint-4")) for a in (plain, arguments))
+    assert first.keys() == second.keys()
+    arguments.resume_from_checkpoint = "latest"
+    train(arguments)
+    assert DiffusionPipeline.from_pretrained(arguments.output_dir)
+    assert same(*(weights(os.path.join(a.output_dir, "checkpoint-6")) for a in (plain, arguments)))
+
+
+class Resets(TrainerCallback):
+    """Undoes what was learned, so that the validation is of the same network."""
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def on_log(self, args, state, control, model, **kwargs):
+        model.load_state_dict(self.before)
 
 
 def test_a_validation_loss_does_not_depend_on_the_batches_of_training(tiny_run, tmp_path):
     losses = []
     for batch in (4, 8):
-        trainer = Trainer(tiny_run(train_batch_size=batch, validation_size=40, output_dir=str(tmp_path / str(batch))))
-        trainer._validate()
-        losses.append(metrics(trainer.arguments)[-1]["validation_loss"])
+        folder = str(tmp_path / str(batch))
+        arguments = tiny_run(train_batch_size=batch, validation_size=40, max_train_steps=1, output_dir=folder)
+        train(arguments, callbacks=[Resets()])
+        losses.append(next(r["validation_loss"] for r in metrics(arguments) if "validation_loss" in r))
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)

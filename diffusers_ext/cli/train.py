@@ -27,8 +27,11 @@ def run_script(argv: Sequence[str], **defaults: Any) -> int:
 
 def train(words: Sequence[str], usage: str = USAGE, **defaults: Any) -> None:
     """Train as the words say: `[RECIPE] [flags]`. Raises what `Trainer` raises."""
+    import torch
+
     from ..training import parse_arguments
     from ..training import train as run
+    from ..training.allocator import keep_freed_memory
     from ..training.launching import check_launcher
 
     flags = list(words)
@@ -36,6 +39,8 @@ def train(words: Sequence[str], usage: str = USAGE, **defaults: Any) -> None:
         flags = ["--recipe", *flags]
     arguments = parse_arguments(flags, usage, **defaults)
     check_launcher()
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
     run(arguments)
 
 

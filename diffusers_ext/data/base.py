@@ -73,7 +73,7 @@ class TrainingData(Protocol):
         """
 
     def fingerprint(self) -> str:
-        """A short hash that changes when the examples, their labels or their preparation change."""
+        """A short hash that changes when the examples, their size or their labels change."""
 
 
 class Stream(Protocol):

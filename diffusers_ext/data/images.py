@@ -243,12 +243,13 @@ class ImageData(torch.utils.data.Dataset):
         self.companion = companion
 
     def fingerprint(self) -> str:
-        """A short hash of the number of examples, some of their contents, their labels and their preparation.
+        """A short hash of the number of examples, some of their contents, their size and their labels.
 
-        Equal for the same data on another machine or in another folder. The seed is no part of it.
+        Equal for the same data on another machine or in another folder. How they are cropped and flipped
+        is no part of it.
         """
         digest = hashlib.sha256(self._examples.digest())
-        parts: list[Any] = [len(self), self.channels, self.size, self._prepare, self.label_names, self.captions]
+        parts: list[Any] = [len(self), self.channels, self.size, self.label_names, self.captions]
         digest.update("\n".join(map(repr, parts)).encode())
         for name, values in sorted({"": self.labels, **self.columns}.items()):
             digest.update(name.encode() + (b"" if values is None else values.numpy().tobytes()))

@@ -166,7 +166,7 @@ class ImportanceSampledObjective(DiffusionObjective):
     ) -> torch.Tensor:
         """Weighted loss of every sample, shape (batch,), float32; as a mean, what uniform timesteps would give."""
         seen: list[torch.Tensor] = []
-        reported = ConditionedNetwork(net.module, net.conditions, net.null_conditions, lambda *pair: seen.extend(pair))
+        reported = ConditionedNetwork(net.module, net.conditions, report=lambda *pair: seen.extend(pair))
         losses = super().__call__(reported, batch, generator)
         times = seen[0]
         net.report(times, losses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ class ConditionedNetwork:
     Args:
         module: called as `module(sample, timestep, **conditions)`; gives a tensor, or an object with `.sample`.
         conditions: keyword arguments of the module for this batch.
-        null_conditions: the arguments that stand for no condition, under the same names; empty without a condition.
+        null_conditions: gives the arguments that stand for no condition, under the same names; called when an
+            objective asks for them.
         report: takes (timesteps, losses) of shape (batch,) from an objective that has losses to show before it
             reweights them; see `report`.
     """
@@ -23,11 +25,12 @@ class ConditionedNetwork:
         self,
         module: Any,
         conditions: Mapping[str, Any] | None = None,
-        null_conditions: Mapping[str, Any] | None = None,
+        null_conditions: Callable[[], Mapping[str, Any]] = dict,
         report: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
     ):
         self.module = module
-        self.conditions, self.null_conditions = dict(conditions or {}), dict(null_conditions or {})
+        self.conditions = dict(conditions or {})
+        self._make_null = null_conditions
         self.timestep: torch.Tensor | None = None
         self._report = report
 
@@ -37,6 +40,11 @@ class ConditionedNetwork:
             self.timestep = timestep
         output = self.module(sample, timestep, **{**self.conditions, **extra})
         return output if isinstance(output, torch.Tensor) else output.sample
+
+    @cached_property
+    def null_conditions(self) -> dict[str, Any]:
+        """The arguments of the module that stand for no condition."""
+        return dict(self._make_null())
 
     @property
     def training(self) -> bool:

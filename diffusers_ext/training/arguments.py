@@ -253,7 +253,8 @@ class TrainingArguments(_Origins, _Brought):
     # model
     model: str = _model(
         "small",
-        "Preset name, configuration file or folder, or `unet2d` (diffusers' UNet2DModel).",
+        "Preset name, configuration file or folder, `unet2d` (diffusers' UNet2DModel), or a class of your own as "
+        "`path/to/file.py:Class`.",
         needs=_model_by_name,
         short=True,
     )
@@ -516,6 +517,9 @@ class TrainingArguments(_Origins, _Brought):
     hub_token: str | None = _hub(None, "Token for the Hub; better given by `hf auth login`.", secret=True)
     hub_model_id: str | None = _hub(None, "Repository on the Hub; named like the output folder when not given.")
     hub_private_repo: bool = _hub(False, "Create the repository as a private one.", needs=_pushing)
+    callback: list[str] = _output(
+        [], "TrainerCallback classes that act while training, each as `path/to/file.py:Class` or `module:Class`."
+    )
     debug: bool = _output(False, "Show the whole traceback of an error.")
 
     def __post_init__(self) -> None:

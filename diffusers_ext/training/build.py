@@ -35,6 +35,7 @@ from ..schedulers.registry import build_sampler
 from ..schedulers.schedules import RECTIFIED_FLOW
 from .arguments import LEARNED_RANGE, TrainingArguments, json_option
 from .muon import Muon
+from .named_objects import is_name_of_object, load_object
 
 NEARLY_ALL = 0.9  # of the noise levels, that a walk has to begin with
 
@@ -65,6 +66,8 @@ def make_model(
     options = _combined(condition, json_option("model_options", arguments.model_options))
     outputs = output_channels(arguments, channels)
     shape = {"in_channels": channels, "out_channels": outputs, "sample_size": resolution}
+    if is_name_of_object(arguments.model) and arguments.model_config_name_or_path is None:
+        return _own_model(arguments.model, shape, condition, options)
     if arguments.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(arguments.model_config_name_or_path)
         model = _from_config({"_class_name": "UNet2DModel", **config}, {"sample_size": resolution, **options})
@@ -83,6 +86,25 @@ def make_model(
 def output_channels(arguments: TrainingArguments, channels: int) -> int:
     """Channels of the network's output for samples of `channels`: twice as many for a learned variance."""
     return 2 * channels if arguments.variance_type == LEARNED_RANGE else channels
+
+
+def _own_model(
+    name: str, shape: Mapping[str, Any], condition: Mapping[str, Any], options: Mapping[str, Any]
+) -> torch.nn.Module:
+    """A network of the user's own class, with the arguments of its constructor that the run knows and the options."""
+    model_class = load_object(name, "model")
+    if not (isinstance(model_class, type) and issubclass(model_class, torch.nn.Module)):
+        raise ValueError(f"model '{name}' must name a class that derives from torch.nn.Module.")
+    parameters = inspect.signature(model_class).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = sorted(set(options) - set(condition) - set(parameters)) if not takes_all else []
+    if unknown:
+        raise ValueError(f"{model_class.__name__} takes no {', '.join(unknown)} in model_options.")
+    known = {key: value for key, value in shape.items() if key in parameters}
+    model: torch.nn.Module = _checked(
+        lambda: model_class(**{**known, **{k: v for k, v in options.items() if takes_all or k in parameters}})
+    )
+    return model
 
 
 # Entries of a configuration that say what a network is conditioned on.
@@ -184,6 +206,8 @@ def makes_toy(arguments: TrainingArguments) -> bool:
         ValueError: when there is no such model.
     """
     if arguments.model_config_name_or_path is not None or arguments.model == "unet2d":
+        return False
+    if is_name_of_object(arguments.model):
         return False
     if arguments.model in PRESETS:
         return PRESETS[arguments.model].model_class is ToyUNet2DModel

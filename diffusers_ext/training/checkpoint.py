@@ -1,4 +1,8 @@
-"""Checkpoints that are whole or absent: written beside, verified by a manifest, then renamed."""
+"""Checkpoints that are whole or absent: written beside, verified by a manifest, then renamed.
+
+A checkpoint holds the parts of a run by name: `NAME.safetensors` with the tensors of a part, and in
+`trainer_state.json` what else its `state_dict` gave. Nothing in it is a pickle.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .atomic import atomic_write, attempt
+from .state import Stateful
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
@@ -51,8 +62,7 @@ def mark_branch(output_dir: Path, path: Path, step: int) -> None:
         return
     file = output_dir / BRANCH
     place = path.name if path.parent == output_dir.resolve() else str(path)
-    partial_path(file).write_text(json.dumps({"path": place, "step": step}))
-    os.replace(partial_path(file), file)
+    atomic_write(file, json.dumps({"path": place, "step": step}))
 
 
 def unmark_branch(output_dir: Path) -> None:
@@ -76,14 +86,8 @@ def remove_partial(output_dir: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def partial_path(path: Path) -> Path:
-    """The place beside `path` where it is written before it is renamed."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def seal(folder: Path, state: dict[str, Any]) -> None:
-    """Write the state and the manifest (size and digest of every file) into a folder that is otherwise complete."""
-    (folder / STATE).write_text(json.dumps(state, indent=2))
+def seal(folder: Path) -> None:
+    """Write the manifest (size and digest of every file) into a folder that is otherwise complete."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     manifest = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "digest": _digest(p)} for p in files}
     for file in files:
@@ -92,29 +96,55 @@ def seal(folder: Path, state: dict[str, Any]) -> None:
     _flush_to_disk(folder / MANIFEST)
 
 
-def write_position(folder: Path, num_processes: int, process_index: int, position: Sequence[int]) -> None:
-    """Keep where a process is in the stream of its data."""
-    state = {"num_processes": num_processes, "position": list(position)}
-    (folder / f"stream-{process_index}.json").write_text(json.dumps(state))
+def save_parts(parts: Mapping[str, Stateful], folder: Path, is_main: bool) -> str:
+    """Write the tensors of all parts into a folder, and their other values into `STATE`; what went wrong, or "".
+
+    All processes call this: a part may be gathered from all of them. A process that cannot write still takes part in
+    all gathering that the others wait in.
+    """
+    problem, values = "", {}
+    for name, part in parts.items():
+        state = part.state_dict()
+        tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+        values[name] = {key: value for key, value in state.items() if key not in tensors}
+        if is_main and tensors and not problem:
+            problem = attempt(partial(save_file, packed(tensors), folder / f"{name}.safetensors"))
+    if is_main and not problem:
+        problem = attempt(lambda: (folder / STATE).write_text(json.dumps(values, indent=2), encoding="utf-8"))
+    return problem
 
 
-def read_position(folder: Path, num_processes: int, process_index: int) -> tuple[int, int, int, int]:
-    """What `write_position` kept.
+def load_parts(parts: Mapping[str, Stateful], path: Path) -> None:
+    """Give all parts the state that a checkpoint holds of them.
 
     Raises:
-        CheckpointError: when the checkpoint is not of a streamed run, or of one by another number of processes.
+        CheckpointError: in one sentence, when it is the state of another kind of run.
     """
-    file = folder / f"stream-{process_index}.json"
-    if not (folder / "stream-0.json").is_file():
-        raise CheckpointError(f"Checkpoint '{folder}' is not of a run with --streaming.")
-    saved = json.loads((folder / "stream-0.json").read_text())["num_processes"]
-    if saved != num_processes:
-        raise CheckpointError(
-            f"Checkpoint '{folder}' is of a streamed run by {saved} processes, whose shares {num_processes} processes "
-            f"can't take over; resume it with --num_processes {saved}."
-        )
-    epoch, shard, row, used = json.loads(file.read_text())["position"]
-    return epoch, shard, row, used
+    values = json.loads((path / STATE).read_text(encoding="utf-8"))
+    for name, part in parts.items():
+        file = path / f"{name}.safetensors"
+        try:
+            if name in values:
+                part.load_state_dict({**values[name], **(load_file(file) if file.is_file() else {})})
+            elif hasattr(part, "start_afresh"):
+                part.start_afresh()
+            else:
+                raise ValueError(f"it holds no state of the {name}")
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:400].rstrip(".")
+            raise CheckpointError(f"Checkpoint '{path}' can't be resumed: {reason}.") from None
+
+
+def packed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As safetensors wants them: contiguous, which channels-last weights are not, and none in the memory of another."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        shared = tensor.untyped_storage().data_ptr() in seen
+        seen.add(tensor.untyped_storage().data_ptr())
+        result[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
+    return result
 
 
 def publish(partial: Path, path: Path) -> None:
@@ -149,8 +179,8 @@ def limit_checkpoints(output_dir: Path, limit: int | None) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """The trainer state of a checkpoint whose files are all there and unchanged.
+def verify(path: Path) -> None:
+    """Check that all files of a checkpoint are there and unchanged.
 
     Raises:
         CheckpointError: naming the first file that is missing or damaged.
@@ -163,25 +193,36 @@ def verify(path: Path) -> dict[str, Any]:
                 raise CheckpointError(f"Checkpoint '{path}' lacks {name}.")
             if file.stat().st_size != entry["size"] or _digest(file) != entry["digest"]:
                 raise CheckpointError(f"Checkpoint '{path}' is damaged: {name} is not what was written.")
-        return json.loads((path / STATE).read_text())
+        json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"Checkpoint '{path}' has no readable {MANIFEST} and {STATE}.") from None
 
 
-def read_state(path: Path) -> dict[str, Any] | None:
-    """The trainer state of a checkpoint, unverified; None when it can't be read."""
+def read_state(path: Path) -> dict[str, dict[str, Any]] | None:
+    """What a checkpoint holds of its parts besides tensors, unverified; None when it can't be read."""
     try:
         return dict(json.loads((path / STATE).read_text()))
     except (OSError, json.JSONDecodeError, TypeError, ValueError):
         return None
 
 
-def newest_usable(output_dir: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest own checkpoint that verifies, with its state; damaged ones are skipped and reported to `warn`."""
-    for path in reversed(own_checkpoints(output_dir)):
+def newest_usable(output_dir: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest own checkpoint that verifies, or None without checkpoints; damaged ones are skipped with a warning.
+
+    Raises:
+        CheckpointError: when there are checkpoints and all are damaged.
+    """
+    found = own_checkpoints(output_dir)
+    for path in reversed(found):
         try:
-            return path, verify(path)
+            verify(path)
+            return path
         except CheckpointError as error:
+            if path == found[0]:
+                raise CheckpointError(
+                    f"No checkpoint in '{output_dir}' can be used; the oldest one: {error} Nothing was deleted; start "
+                    "afresh with overwrite_output_dir or in another folder."
+                ) from None
             warn(f"{error} Falling back to the checkpoint before it.")
     return None
 

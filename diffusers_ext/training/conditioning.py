@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from ..conditions import Condition, condition_class, register
-from ..data.base import Batch
-from ..data.images import ImageData
+from ..data.base import Batch, TrainingData
 from ..objectives.randomness import generator_of, seed_of
 from ..pipelines import GenerationPipeline
 from .arguments import TrainingArguments
@@ -36,7 +35,7 @@ class Conditioning:
     def __init__(
         self,
         condition: Condition | None,
-        data: ImageData,
+        data: TrainingData,
         seed: int = 0,
         dropout: float = 0.0,
         label_free_from: int | None = None,
@@ -60,7 +59,7 @@ class Conditioning:
         """Entries that the network's configuration needs."""
         return {} if self.condition is None else self.condition.model_entries
 
-    def adopt(self, held_out: ImageData) -> None:
+    def adopt(self, held_out: TrainingData) -> None:
         """Make conditions of held-out data mean the same as in the training data. Raises ValueError if they can't."""
         if self.condition is not None:
             self.condition.adopt(held_out)
@@ -81,7 +80,7 @@ class Conditioning:
             return torch.ones(batch_size, dtype=torch.bool)
         return torch.rand(batch_size, generator=generator_of(self.seed, "drop", number)) < self.dropout
 
-    def inputs(self, batch: Batch, data: ImageData, dropped: torch.Tensor, seed: int, mine: slice) -> dict[str, Any]:
+    def inputs(self, batch: Batch, data: TrainingData, dropped: torch.Tensor, seed: int, mine: slice) -> dict[str, Any]:
         """Keyword arguments for the network.
 
         Args:
@@ -102,7 +101,7 @@ class Conditioning:
             return make_pipeline(network, scheduler)
         return GenerationPipeline(self.unet(network), scheduler, **self.condition.pipeline_parts(network))
 
-    def request(self, count: int, data: ImageData) -> dict[str, Any]:
+    def request(self, count: int, data: TrainingData) -> dict[str, Any]:
         """Pipeline arguments for a preview of about `count` samples, with conditions of `data`; always the same."""
         if self.condition is None:
             return {"batch_size": count}
@@ -119,7 +118,7 @@ def make_condition(arguments: TrainingArguments) -> Condition | None:
 
 
 def make_conditioning(
-    arguments: TrainingArguments, data: ImageData, condition: Condition | None = None
+    arguments: TrainingArguments, data: TrainingData, condition: Condition | None = None
 ) -> Conditioning:
     """The condition of the settings, or a given one, prepared for the training data.
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..hub.averages import Reconstruction
-from ..training import checkpoint
+from .atomic import atomic_write
 
 EMA_KINDS = ("warmup", "power")
 SNAPSHOT_DIR = "ema-snapshots"
@@ -161,9 +161,7 @@ def save_snapshot(run: Path, step: int, averages: Sequence[PowerFunctionAverage]
         for name, value in average.averages.items()
     }
     profile = {"step": step, "sigma_rel": [average.sigma_rel for average in averages]}
-    partial = checkpoint.partial_path(path)
-    save_file(tensors, partial, metadata={"profile": json.dumps(profile)})
-    partial.replace(path)
+    atomic_write(path, lambda partial: save_file(tensors, partial, metadata={"profile": json.dumps(profile)}))
 
 
 def list_snapshots(run: Path) -> list[Path]:

@@ -1,13 +1,14 @@
-"""SIGTERM and Ctrl-C ask a run to save and stop, instead of killing it."""
+"""SIGTERM, SIGHUP, Ctrl-C and a dead launcher ask a run to save and stop, instead of killing it or leaving it alone."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class TrainingInterrupted(Exception):
@@ -19,14 +20,23 @@ class TrainingInterrupted(Exception):
 
 
 class Interruption:
-    """Context in which the first SIGTERM or SIGINT is noted in `received`; a second one acts as it always does.
+    """Context in which the first signal to stop is noted in `received`; a second one acts as it always does.
 
-    Outside the main thread, where Python allows no handlers, nothing is noted.
+    Outside the main thread, where Python allows no handlers, no signal is noted. A process that a launcher started, one
+    of several, also counts the launcher's death as a SIGTERM: nobody else would stop it.
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self._signal = 0
         self._previous: dict[int, Any] = {}
+        self._launcher = os.getppid() if "LOCAL_RANK" in os.environ else None
+
+    @property
+    def received(self) -> int:
+        """Number of the signal to stop, or 0."""
+        if self._signal == 0 and self._launcher is not None and os.getppid() != self._launcher:
+            return int(signal.SIGTERM)
+        return self._signal
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
@@ -38,7 +48,7 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
+        self._signal = number
         for each, handler in self._previous.items():
             signal.signal(each, handler)
         self._previous = {}

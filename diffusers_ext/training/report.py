@@ -1,10 +1,11 @@
-"""The pictures that a training run leaves behind."""
+"""The figures that a training run leaves behind."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from .. import figures
 from ..objectives.randomness import seed_of
 from ..pipelines import GenerationPipeline
 from ..schedulers import NoisePath
-from .arguments import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -70,52 +70,52 @@ def _scale(images: np.ndarray) -> int:
     return max(1, 64 // images.shape[1])
 
 
-def write_figures(
-    pipeline: Any,
-    output_dir: Path,
-    arguments: TrainingArguments,
-    path: Any,
-    samples: Mapping[str, Any],
-    reverse: Mapping[str, Any],
-) -> None:
-    """Samples, the noise schedule, the loss curve, and a GIF of the reverse process, below `figures/`.
+@dataclass(frozen=True)
+class Figures:
+    """What the figures of a finished run show.
 
-    Draws nothing if `save_figures` is off. `path` is the noise path of the training, or None without one; `samples` and
-    `reverse` are the pipeline's arguments for the grid and for the GIF.
+    Attributes:
+        samples, reverse: pipeline arguments for the grid of samples and for the GIF of the reverse process.
+        num_inference_steps: of the sampler.
+        seed: of the noise.
+        path: the noise path of the training, or None.
+        schedule: its name.
     """
-    if not arguments.save_figures:
-        return
+
+    samples: Mapping[str, Any]
+    reverse: Mapping[str, Any]
+    num_inference_steps: int
+    seed: int
+    path: Any = None
+    schedule: str = ""
+
+
+def write_figures(pipeline: Any, output_dir: Path, wanted: Figures) -> None:
+    """Samples, the noise schedule, the loss curve, and a GIF of the reverse process, below `figures/`."""
     folder = output_dir / "figures"
-    folder.mkdir(exist_ok=True)
     try:
-        _write_figures(pipeline, output_dir, folder, arguments, path, samples, reverse)
+        folder.mkdir(exist_ok=True)
+        _write_figures(pipeline, output_dir, folder, wanted)
     except ImportError as error:
         logger.warning("No figures were drawn (%s); install 'diffusers_ext[train]' for them.", error)
-    except (ValueError, OSError, RuntimeError) as error:  # the pipeline is saved; a picture must not cost the run
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        # The pipeline is saved; a figure must not cost the run.
         logger.warning("Not all figures were drawn (%s).", " ".join(str(error).split()))
 
 
-def _write_figures(
-    pipeline: Any,
-    output_dir: Path,
-    folder: Path,
-    arguments: TrainingArguments,
-    path: Any,
-    samples: Mapping[str, Any],
-    reverse: Mapping[str, Any],
-) -> None:
-    generator = torch.Generator().manual_seed(seed_of(arguments.seed, "figures"))
-    steps = min(arguments.ddpm_num_inference_steps, 100)
-    preview_grid(pipeline, steps, generator, folder / "samples.png", **samples)
+def _write_figures(pipeline: Any, output_dir: Path, folder: Path, wanted: Figures) -> None:
+    generator = torch.Generator().manual_seed(seed_of(wanted.seed, "figures"))
+    steps = min(wanted.num_inference_steps, 100)
+    preview_grid(pipeline, steps, generator, folder / "samples.png", **wanted.samples)
+    path = wanted.path
     if isinstance(path, NoisePath):
-        name = arguments.schedule or arguments.ddpm_beta_schedule
         figures.plot_schedule(
-            {name: {"betas": path.betas, "alphas_cumprod": path.alphas_cumprod}}, folder / "schedule.png"
+            {wanted.schedule: {"betas": path.betas, "alphas_cumprod": path.alphas_cumprod}}, folder / "schedule.png"
         )
-    if path is not None and isinstance(pipeline, GenerationPipeline):
-        generator = torch.Generator().manual_seed(seed_of(arguments.seed, "reverse"))
-        steps = min(arguments.ddpm_num_inference_steps, GIF_STEPS)
-        _write_reverse(pipeline, folder / "reverse.gif", steps, generator, reverse)
+    if isinstance(pipeline, GenerationPipeline):
+        generator = torch.Generator().manual_seed(seed_of(wanted.seed, "reverse"))
+        steps = min(wanted.num_inference_steps, GIF_STEPS)
+        _write_reverse(pipeline, folder / "reverse.gif", steps, generator, wanted.reverse)
     figures.plot_losses(output_dir / "metrics.jsonl", folder / "losses.png")
 
 
@@ -123,9 +123,11 @@ def _write_reverse(
     pipeline: Any, path: Path, steps: int, generator: torch.Generator, request: Mapping[str, Any]
 ) -> None:
     frames: list[torch.Tensor] = []
+    low, high = getattr(pipeline.scheduler, "data_range", (-1.0, 1.0))
 
     def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        frames.append(tensors["latents"].float().nan_to_num(-1).clamp(-1, 1).cpu())
+        shares = (tensors["latents"].float().nan_to_num(low) - low) / (high - low)
+        frames.append((shares * 2 - 1).clamp(-1, 1).cpu())
         return {}
 
     sample(pipeline, steps, generator, callback_on_step_end=keep, **request)

@@ -10,14 +10,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..data.images import ImageData
+from ..data.base import TrainingData
 from ..data.randomness import permutation
 from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, compare_sets, evenly_spread, extract, floor_measures
 from ..objectives.randomness import seed_of
 from ..pipelines.batched_generation import as_tensor
-from .arguments import TrainingArguments
 
 EVALUATION = "evaluation_samples"  # among the measures of every evaluation
 BROKEN = "evaluation_samples_not_finite"
@@ -30,12 +29,16 @@ class SampleEvaluation:
     Noise and classes are the same at every call and on any number of processes, which share the work.
 
     Args:
-        arguments: `classifier`, `features`, `evaluation_size`, `ddpm_num_inference_steps` and `seed` are used;
-            `classifier` or `features` must be given.
         accelerator: of the run.
         data: held-out images.
+        split: what they are called in the records.
         by_class: whether samples are asked for the classes of these images.
         options: of the pipeline's call, such as a guidance scale.
+        classifier: folder of a classifier, or None.
+        features: network whose features are compared; the classifier's if None. One of both must be given.
+        size: number of samples, at most half of the images.
+        num_inference_steps: of the sampler.
+        seed: of the noise.
 
     Raises:
         ValueError: for a classifier or features that are not there or take other images, or data without classes.
@@ -43,33 +46,39 @@ class SampleEvaluation:
 
     def __init__(
         self,
-        arguments: TrainingArguments,
         accelerator: Accelerator,
-        data: ImageData,
+        data: TrainingData,
+        split: str,
         by_class: bool,
         options: dict[str, Any],
+        *,
+        classifier: str | None = None,
+        features: str | None = None,
+        size: int = 500,
+        num_inference_steps: int = 1000,
+        seed: int = 0,
     ):
-        self.accelerator, self.options, self.seed = accelerator, options, arguments.seed
-        self.steps, self.split = arguments.ddpm_num_inference_steps, arguments.held_out_split or ""
+        self.accelerator, self.options, self.seed = accelerator, options, seed
+        self.steps, self.split = num_inference_steps, split
         self.classifier = None
-        if arguments.classifier is not None:
-            self.classifier = _load(arguments.classifier, data.channels).to(accelerator.device)
-        features: torch.nn.Module | None = self.classifier
-        if arguments.features is not None:
-            features = load_feature_network(arguments.features, accelerator.device)
-        assert features is not None
-        self.features, self.name = features, getattr(features, "name", "the classifier's")
+        if classifier is not None:
+            self.classifier = _load(classifier, data.channels).to(accelerator.device)
+        network: torch.nn.Module | None = self.classifier
+        if features is not None:
+            network = load_feature_network(features, accelerator.device)
+        assert network is not None
+        self.features, self.name = network, getattr(network, "name", "the classifier's")
         if by_class and data.labels is None:
             raise ValueError(f"Samples of classes need held-out images with classes, and {data.description} has none.")
         order = torch.from_numpy(permutation(0, 0, len(data)))
         if data.labels is not None and by_class:
             order = order[evenly_spread(data.labels[order])]
-        self.size = min(arguments.evaluation_size, len(data) // 2)
+        self.size = min(size, len(data) // 2)
         self.real = self._features_of(data, order[: self.size])
         self.floor = floor_measures(self._features_of(data, order[self.size : 2 * self.size]), self.real)
         self.labels = self.real.labels if by_class else None
 
-    def _features_of(self, data: ImageData, indices: torch.Tensor) -> FeatureSet:
+    def _features_of(self, data: TrainingData, indices: torch.Tensor) -> FeatureSet:
         labels = None if data.labels is None else data.labels[indices]
         batches = (data.__getitems__(part.tolist())["samples"] for part in indices.split(BATCH_SIZE))
         return extract(batches, self.features, self.classifier, labels)

@@ -2,37 +2,75 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shlex
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors.torch import save_file
 
 from ..hub.averages import RECIPE, RECONSTRUCTION
 from ..hub.export import export
 from ..hub.model_card import write_card
 from ..hub.push import files_to_push, push_to_hub
 from ..hub.redaction import redacted
-from ..training import checkpoint
-from .arguments import TrainingArguments
+from .atomic import atomic_write, partial_path
+from .checkpoint import packed
+from .plain import PlainNetwork
 
 logger = logging.getLogger(__name__)
 
+PLAIN_WEIGHTS, PLAIN_SOURCE = "network.safetensors", "network.py"
 
-def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, arguments: TrainingArguments) -> None:
-    """Save the pipeline with the code of its classes, the recipe and the model card; whole or not at all."""
+
+def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, recipe: str, repo_id: str | None = None) -> None:
+    """Save the pipeline with the code of its classes, the recipe and the model card; whole or not at all.
+
+    A network that is a plain module, which no pipeline can load, is saved as its weights and its source instead.
+
+    Args:
+        pipeline: of the run.
+        output_dir: of the run.
+        recipe: its settings, as YAML.
+        repo_id: the repository on the Hub; named like the folder when None.
+    """
+    if isinstance(pipeline.unet, PlainNetwork):
+        _save_plain(pipeline, output_dir)
+        atomic_write(output_dir / RECIPE, recipe)
+        return
     export(pipeline, output_dir)
     (output_dir / RECONSTRUCTION).unlink(missing_ok=True)
-    (output_dir / RECIPE).write_text(arguments.to_yaml(), encoding="utf-8")
-    describe(output_dir, arguments)
+    atomic_write(output_dir / RECIPE, recipe)
+    describe(output_dir, repo_id)
 
 
-def describe(output_dir: Path, arguments: TrainingArguments) -> None:
+def _save_plain(pipeline: Any, output_dir: Path) -> None:
+    network = pipeline.unet.network
+    atomic_write(output_dir / PLAIN_WEIGHTS, lambda partial: save_file(packed(network.state_dict()), partial))
+    pipeline.scheduler.save_pretrained(output_dir / "scheduler")
+    try:
+        source = Path(inspect.getsourcefile(type(network)) or "").read_text(encoding="utf-8")
+        atomic_write(output_dir / PLAIN_SOURCE, source)
+        where = f"its source in '{PLAIN_SOURCE}'"
+    except (OSError, TypeError, UnicodeDecodeError):
+        where = "its source was not found"
+    logger.warning(
+        "%s is a plain torch module, which diffusers can't load as a part of a pipeline: its weights are in '%s', %s. "
+        "Derive it from ModelMixin and ConfigMixin of diffusers to save a pipeline that loads by from_pretrained.",
+        type(network).__name__,
+        output_dir / PLAIN_WEIGHTS,
+        where,
+    )
+
+
+def describe(output_dir: Path, repo_id: str | None = None) -> None:
     """Bring the model card up to date; a card that can't be written costs nothing else."""
-    repo_id = arguments.hub_model_id or output_dir.resolve().name
+    repo_id = repo_id or output_dir.resolve().name
     try:
         write_card(output_dir, repo_id if "/" in repo_id else f"user/{repo_id}")
     except (ValueError, OSError) as error:
@@ -46,16 +84,27 @@ class HubPusher:
 
     Args:
         output_dir: of the run.
-        arguments: of the run; `push_to_hub` False makes both methods do nothing.
+        repo_id: the repository; named like the folder when None.
+        private: whether it is created as a private one.
+        token: of the Hub, or None for the one of `hf auth login`.
+        logging_dir: the tracker's folder in `output_dir`, which is not pushed.
     """
 
-    def __init__(self, output_dir: Path, arguments: TrainingArguments):
-        self.output_dir, self.arguments = output_dir, arguments
+    def __init__(
+        self,
+        output_dir: Path,
+        repo_id: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+        logging_dir: str = "logs",
+    ):
+        self.output_dir, self._private, self._token, self._logging_dir = output_dir, private, token, logging_dir
+        self._repo_id = repo_id or output_dir.resolve().name
         self._thread: threading.Thread | None = None
 
     def push(self, message: str) -> None:
         """Push the folder as it is now, without waiting; left out while an earlier push is under way."""
-        if not self.arguments.push_to_hub or (self._thread is not None and self._thread.is_alive()):
+        if self._thread is not None and self._thread.is_alive():
             return
         try:
             staged = self._stage()
@@ -68,17 +117,15 @@ class HubPusher:
 
     def push_last(self, message: str) -> None:
         """Push the folder and wait until it is done."""
-        if not self.arguments.push_to_hub:
-            return
         if self._thread is not None:
             self._thread.join()
         self._push(self.output_dir, message)
 
     def _stage(self) -> Path:
         """A copy to push from, for training changes the folder meanwhile; weights are linked where that can be."""
-        staged = checkpoint.partial_path(self.output_dir / "push")
+        staged = partial_path(self.output_dir / "push")
         shutil.rmtree(staged, ignore_errors=True)
-        for name in files_to_push(self.output_dir, [self.arguments.logging_dir]):
+        for name in files_to_push(self.output_dir, [self._logging_dir]):
             target = staged / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.suffix == ".safetensors" and _linked(self.output_dir / name, target):
@@ -87,15 +134,14 @@ class HubPusher:
         return staged
 
     def _push(self, folder: Path, message: str) -> None:
-        a = self.arguments
         try:
             push_to_hub(
                 folder,
                 self._repo_id,
-                private=a.hub_private_repo or None,
-                token=a.hub_token,
+                private=self._private or None,
+                token=self._token,
                 commit_message=message,
-                ignore_patterns=[a.logging_dir],
+                ignore_patterns=[self._logging_dir],
             )
         except Exception as error:  # a lost connection must not cost a training run
             self._report(error)
@@ -103,14 +149,10 @@ class HubPusher:
             if folder != self.output_dir:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    @property
-    def _repo_id(self) -> str:
-        return self.arguments.hub_model_id or self.output_dir.resolve().name
-
     def _report(self, error: BaseException) -> None:
-        reason = " ".join(redacted(error, self.arguments.hub_token).split())
-        private = " --private" if self.arguments.hub_private_repo else ""
-        logging_dir = self.arguments.logging_dir
+        reason = " ".join(redacted(error, self._token).split())
+        private = " --private" if self._private else ""
+        logging_dir = self._logging_dir
         logs = f" --ignore_patterns {shlex.quote(logging_dir)}" if logging_dir != "logs" else ""
         logger.warning(
             "Pushing to the Hub failed (%s); the files are in '%s', push them later with: "

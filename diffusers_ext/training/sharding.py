@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -42,28 +41,6 @@ def uses_fsdp(accelerator: Accelerator) -> bool:
     return True
 
 
-@contextmanager
-def failed_writes() -> Iterator[list[str]]:
-    """Within it a `torch.save` that fails is noted in the list instead of raised.
-
-    Accelerate gathers the optimizer's pieces after the main process has written the network's: if writing raised, the
-    other processes would wait in that gathering for ever.
-    """
-    save, failed = torch.save, []
-
-    def attempt(*args: Any, **kwargs: Any) -> None:
-        try:
-            save(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            failed.append(" ".join(str(error).split()))
-
-    torch.save = attempt
-    try:
-        yield failed
-    finally:
-        torch.save = save
-
-
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or all of one in pieces; all processes take part."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -81,10 +58,9 @@ def gathered(network: torch.nn.Module, pieces: Mapping[str, torch.Tensor]) -> di
     return {name: _whole(piece, parameters[name]) for name, piece in pieces.items()}
 
 
-def scattered(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """This process's pieces of whole tensors shaped like the parameters; all take part."""
-    parameters = dict(network.named_parameters())
-    return {name: _piece(tensor, parameters[name]) for name, tensor in tensors.items()}
+def scattered(likes: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """This process's pieces of whole tensors that are shaped like `likes`; all take part."""
+    return {name: _piece(tensor, likes[name]) for name, tensor in tensors.items()}
 
 
 def _whole(piece: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

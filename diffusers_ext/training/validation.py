@@ -1,9 +1,9 @@
-"""What is measured while training: the loss on held-out images, and when to stop."""
+"""The loss on held-out data."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,7 +51,6 @@ def validation_loss(
     return (sums[0] / sums[1]).item()
 
 
-@dataclass
 class EarlyStopping:
     """Stop when the loss has not been lower by `min_delta` for `patience` validations.
 
@@ -60,10 +59,9 @@ class EarlyStopping:
         min_delta: how much lower counts as better.
     """
 
-    patience: int | None
-    min_delta: float = 0.0
-    best: float = float("inf")
-    waited: int = 0
+    def __init__(self, patience: int | None, min_delta: float = 0.0):
+        self.patience, self.min_delta = patience, min_delta
+        self.best, self.waited = math.inf, 0
 
     def update(self, loss: float) -> bool:
         """Take note of a loss; True when it is the best so far."""
