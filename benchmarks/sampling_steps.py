@@ -61,7 +61,7 @@ class Run:
 
 def measure(bench: Bench, config: Any, label: str, steps: int, arguments: argparse.Namespace) -> Run:
     name, subsequence, calls = SAMPLERS[label]
-    scheduler = SamplerChoice.parse(name).build(config, subsequence)
+    scheduler = SamplerChoice.parse(name).build(config, subsequence=subsequence if name == "ddim" else None)
     if name == "ddpm":
         scheduler = scheduler.from_config(scheduler.config, clip_sample=True)
     bench.pipeline.scheduler = scheduler

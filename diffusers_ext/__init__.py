@@ -36,6 +36,7 @@ _CLASSES = {
 _OTHERS = {
     "models": ["PRESETS", "build_model"],
     "schedulers": ["NoisePath", "PREDICTION_TYPES", "Prediction", "SCHEDULES"],
+    "schedulers.registry": ["build_sampler"],
     "training": ["Trainer", "TrainerCallback", "TrainingArguments", "train"],
     "hub.export": ["export"],
     "hub.push": ["push_to_hub"],

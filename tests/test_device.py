@@ -19,7 +19,8 @@ from diffusers_ext import (
     SubsequenceDDIMScheduler,
     build_model,
 )
-from diffusers_ext.schedulers.registry import FLOW_SAMPLERS, SAMPLERS, build_sampler
+from diffusers_ext.schedulers.registry import BETAS, build_sampler, samplers_on
+from diffusers_ext.schedulers.registry import FLOW as FLOW_PATH
 from diffusers_ext.training import train
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; exact resume needs it
@@ -45,11 +46,11 @@ NARROW = {
 LINEAR = SubsequenceDDIMScheduler(beta_schedule="linear", prediction_type="v_prediction").config
 FLOW = {"num_train_timesteps": 1000, "beta_schedule": "rectified_flow", "prediction_type": "flow"}
 SCHEDULERS = {
-    **{name: lambda name=name: build_sampler(name, LINEAR) for name in SAMPLERS},
-    **{f"flow-{name}": lambda name=name: build_sampler(name, FLOW) for name in FLOW_SAMPLERS},
+    **{name: lambda name=name: build_sampler(name, LINEAR) for name in samplers_on(BETAS)},
+    **{f"flow-{name}": lambda name=name: build_sampler(name, FLOW) for name in samplers_on(FLOW_PATH)},
     **{
         f"sde-{sde}": lambda sde=sde: ScoreSDEScheduler(sde=sde, continuous=True, corrector_steps=1)
-        for sde in ("vp", "sub-vp", "ve")
+        for sde in ("vp", "sub_vp", "ve")
     },
     "mix": MixScheduler,
 }

@@ -9,11 +9,13 @@ import torch
 from diffusers_ext import (
     AncestralDDPMScheduler,
     FlowMatchScheduler,
+    GenerationPipeline,
     GuidedLangevinScheduler,
     MixScheduler,
     ScoreSDEScheduler,
     SubsequenceDDIMScheduler,
 )
+from diffusers_ext.proofs import MIXTURES, MixtureNetwork
 
 pytestmark = pytest.mark.filterwarnings("ignore:This noise path")
 
@@ -117,3 +119,49 @@ def test_positional_arguments_and_unknown_names_are_as_in_any_class():
     assert SubsequenceDDIMScheduler(500).config.num_train_timesteps == 500
     with pytest.raises(TypeError, match="unexpected keyword argument 'bta_start'"):
         SubsequenceDDIMScheduler(bta_start=0.1)
+
+
+# --- in a pipeline: what a swap by diffusers' own from_config can't do is refused before the first step ---------------
+
+
+def pipeline_on(theirs, **path):
+    settings = {"beta_schedule": "cosine", "timestep_spacing": "trailing", "clip_sample": False, **path}
+    ours = SubsequenceDDIMScheduler(**settings)
+    network = MixtureNetwork(MIXTURES["two modes"], ours)
+    pipeline = GenerationPipeline(network, theirs.from_config(ours.config))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+NOT_AT_ZERO_SNR = ("Heun", "KDPM2", "LMS", "PNDM", "DEISMultistep", "DPMSolverSinglestep")
+
+
+@pytest.mark.parametrize("name", NOT_AT_ZERO_SNR)
+def test_zero_terminal_snr_is_refused_where_it_gives_nan(name):
+    theirs = getattr(diffusers, f"{name}Scheduler", None) or getattr(diffusers, f"{name}DiscreteScheduler")
+    with pytest.raises(ValueError, match=r"gives NaN on a path with zero terminal SNR|would start at noise level"):
+        pipeline_on(theirs, **ZERO)(num_inference_steps=5, output_type="latent")
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete"])
+def test_zero_terminal_snr_is_sampled_by_schedulers_that_know_it(name):
+    pipeline = pipeline_on(getattr(diffusers, f"{name}Scheduler"), **ZERO)
+    samples = pipeline(batch_size=64, num_inference_steps=20, output_type="latent").images
+    assert samples.std().item() == pytest.approx(0.66, abs=0.2)
+
+
+DRAW_NOISE = ("HeunDiscrete", "KDPM2Discrete", "PNDM", "DPMSolverMultistep", "UniPCMultistep", "DDIM")
+
+
+@pytest.mark.parametrize("name", DRAW_NOISE)
+def test_solvers_that_would_draw_noise_from_epsilon_on_a_cosine_path_are_refused(name):
+    with pytest.raises(ValueError, match=r"would start at noise level 20,291.*build_sampler"):
+        pipeline_on(getattr(diffusers, f"{name}Scheduler"))(num_inference_steps=5)
+
+
+@pytest.mark.parametrize("theirs", [diffusers.EDMEulerScheduler, diffusers.FlowMatchEulerDiscreteScheduler])
+def test_schedulers_with_levels_of_their_own_are_refused_on_a_path_of_betas(theirs):
+    pipeline = pipeline_on(theirs, prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="does not follow the noise path 'cosine'"):
+        pipeline(num_inference_steps=5)

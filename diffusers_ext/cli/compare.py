@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,22 @@ from ..evaluation.comparison import compare as compare_lengths
 from ..evaluation.comparison import draw, exact_flow, mixture_pipeline, write_csv
 from ..evaluation.features import FeatureSet, extract
 from ..evaluation.metrics import frechet_distance
-from ..schedulers.registry import SamplerChoice
+from ..schedulers.registry import SamplerChoice, check_options, samplers_with
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import option
 from .real_images import RealDataArguments, check_classifier, real_and_floor
+from .sampler_options import SamplerOptions
 from .shared import DTYPE_HELP, DTYPES, load_classifier, load_pipeline
 
 
 @dataclass
-class CompareArguments(RealDataArguments):
+class CompareArguments(SamplerOptions, RealDataArguments):
     """Samplers x lengths, or samplers x guidance scales x classes, from one starting noise: a picture and a table."""
 
     model: str = option(text="Folder or Hub name of a pipeline, or `mixture`: a perfect network.")
     samplers: list[str] = option(
         ["ddim", "dpmsolver++", "ddpm"],
-        "NAME, NAME:LENGTH or NAME:LENGTHxK, with K network calls a step (langevin and its like).",
+        "NAME, NAME:LENGTH or NAME:LENGTHxK, with K network calls at each step (langevin, predictor-corrector, ...).",
     )
     lengths: list[int] = option(
         [10, 20, 50, 100], "Numbers of steps, where NAME has no LENGTH.", at_least=1, at_most=100_000
@@ -42,9 +43,6 @@ class CompareArguments(RealDataArguments):
         None, "all, or numbers or names, for a network with classes; all if not given."
     )
     guidance_scales: list[float] = option([1.0], "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
-    inner_steps: int | None = option(
-        None, "K of `langevin` where it has none of its own; 4 if not given.", at_least=1, at_most=100_000
-    )
     classifier: str | None = option(None, "Folder of a classifier (`diffusers-ext classifier train`).")
     num_images: int = option(4, "Images a cell; a cell of a class shows up to four.", at_least=1, at_most=10_000_000)
     batch_size: int = option(100, "Images at a time, class by class.", at_least=1, at_most=10_000_000)
@@ -56,7 +54,7 @@ class CompareArguments(RealDataArguments):
 
 def compare(arguments: CompareArguments) -> None:
     """Write `comparison.png` and `comparison.csv`, and print the table."""
-    choices = [_with_inner_steps(SamplerChoice.parse(text), arguments.inner_steps) for text in arguments.samplers]
+    choices = _choices(arguments.samplers, arguments.sampler_options())
     perfect = arguments.model == "mixture"
     pipeline = mixture_pipeline() if perfect else load_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(leave=False)
@@ -74,10 +72,20 @@ def compare(arguments: CompareArguments) -> None:
     print(f"Picture and table in {folder}")
 
 
-def _with_inner_steps(choice: SamplerChoice, inner_steps: int | None) -> SamplerChoice:
-    if choice.name == "langevin" and choice.inner_steps is None:
-        return replace(choice, inner_steps=inner_steps)
-    return choice
+def _choices(samplers: Sequence[str], options: Mapping[str, Any]) -> list[SamplerChoice]:
+    """The samplers, each with those of the options that it takes.
+
+    Raises:
+        ValueError: for an unknown name, an option that none of them takes, or a value out of its range.
+    """
+    choices = [SamplerChoice.parse(text).with_options(options) for text in samplers]
+    taken = {key for choice in choices for key, _ in choice.options}
+    for key in options:
+        if key not in taken:
+            raise ValueError(f"{key} has no effect on these samplers; it belongs to {', '.join(samplers_with(key))}.")
+    for choice in choices:
+        check_options(choice.name, dict(choice.options))
+    return choices
 
 
 def starting_noise(pipeline: Any, number: int, seed: int) -> torch.Tensor:

@@ -19,10 +19,10 @@ from ..hub.averages import weights_of
 from ..hub.model_card import sampler_of
 from ..hub.provenance import versions
 from ..pipelines.batched_generation import generate_images
-from ..schedulers.registry import SamplerChoice, check_subsequence
-from ..schedulers.scheduling_subsequence import SUBSEQUENCES
+from ..schedulers.registry import SamplerChoice, check_options
 from ..settings import option
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_floor
+from .sampler_options import OneSampler
 from .shared import DTYPE_HELP, DTYPES, best_device, load_classifier, load_pipeline
 
 # What is printed, and whether as a percentage.
@@ -39,8 +39,8 @@ MEASURES = {
 
 
 @dataclass
-class SamplingArguments(RealDataArguments):
-    """How samples are drawn and judged; the base of commands that evaluate."""
+class SamplingArguments(OneSampler, RealDataArguments):
+    """How samples are drawn and measured; the base of commands that evaluate."""
 
     model: str = option(text="Folder or Hub name of a pipeline.")
     classifier: str | None = option(None, "Folder of a classifier (`diffusers-ext classifier train`).")
@@ -53,8 +53,6 @@ class SamplingArguments(RealDataArguments):
     class_labels: list[str] | None = option(
         None, "all, or numbers or names: each as often as among the real images; all if not given."
     )
-    sampler: str | None = option(None, "ddim, ddpm, dpmsolver++, reverse-sde, ...; the saved one if not given.")
-    subsequence: str = option("uniform", "uniform, quadratic, exp or 'comp exp' (DDIM).", choices=SUBSEQUENCES)
     num_inference_steps: int = option(25, "Sampling steps.", at_least=1, at_most=100_000)
     batch_size: int = option(100, "Samples at a time.", at_least=1, at_most=10_000_000)
     seed: int = option(0, "Seed of all randomness of sampling.", at_least=0)
@@ -176,12 +174,13 @@ def prepare(arguments: SamplingArguments) -> Bench:
 
 
 def choose_sampler(pipeline: Any, arguments: SamplingArguments) -> int:
-    """Put the sampler asked for into the pipeline; the number of steps to take."""
-    check_subsequence(arguments.sampler, arguments.subsequence)
+    """Put the named sampler into the pipeline; the number of steps to take."""
     if arguments.sampler is None:
+        arguments.check_sampler()
         return arguments.num_inference_steps
     choice = SamplerChoice.parse(arguments.sampler)
-    pipeline.scheduler = choice.build(pipeline.scheduler.config, arguments.subsequence)
+    check_options(choice.name, arguments.sampler_options())
+    pipeline.scheduler = choice.build(pipeline.scheduler.config, **arguments.sampler_options())
     return choice.length or arguments.num_inference_steps
 
 
@@ -210,6 +209,7 @@ def _settings(
             "sampler": arguments.sampler or "the pipeline's own",
             "scheduler": type(pipeline.scheduler).__name__,
             "subsequence": pipeline.scheduler.config.get("subsequence"),
+            "sampler_options": arguments.sampler_options(),
             "num_inference_steps": steps,
             "dtype": arguments.dtype,
             "seed": arguments.seed,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..conditions import CONDITIONS
-from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import CheckedSettings, make_settings_class, option
+from .sampler_options import OneSampler
 from .shared import DTYPE_HELP, DTYPES, load_pipeline
 
 _FLAGS = {name: flag for condition in CONDITIONS.values() for name, flag in condition.flags.items()}
@@ -19,15 +19,13 @@ _ConditionFlags: Any = make_settings_class("_ConditionFlags", _FLAGS, __name__)
 
 
 @dataclass
-class SampleArguments(CheckedSettings, _ConditionFlags):
+class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
     """Sample images from a saved pipeline."""
 
     model: str = option(text="Folder or Hub name of a pipeline.")
     num_images: int = option(64, "Number of images.", at_least=1, at_most=10_000_000)
     guidance_scale: float = option(1.0, "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
     num_inference_steps: int = option(50, "Sampling steps.", at_least=1, at_most=100_000)
-    sampler: str | None = option(None, "ddim, ddpm, dpmsolver++, ...; the saved one if not given.")
-    subsequence: str = option("uniform", "uniform, quadratic, exp or 'comp exp' (DDIM).", choices=SUBSEQUENCES)
     batch_size: int = option(64, "Images at a time.", at_least=1, at_most=10_000_000)
     seed: int = option(0, "Seed of all randomness.", at_least=0)
     output: str = option("samples.png", "The grid to write.", writes=".png .jpg .jpeg .webp .bmp .tif .tiff")
@@ -42,14 +40,10 @@ class SampleArguments(CheckedSettings, _ConditionFlags):
 def sample(arguments: SampleArguments) -> None:
     """Write a grid of samples, and a GIF of how they came about when asked."""
     from .. import figures
-    from ..schedulers.registry import SAMPLERS, build_sampler, check_subsequence
 
+    arguments.check_sampler()
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-    check_subsequence(arguments.sampler, arguments.subsequence)
-    if arguments.sampler is not None:
-        if arguments.sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got '{arguments.sampler}'.")
-        pipeline.scheduler = build_sampler(arguments.sampler, pipeline.scheduler.config, arguments.subsequence)
+    arguments.put_sampler_into(pipeline)
     conditions, shared, columns = _conditions(arguments, pipeline)
     generator = torch.Generator().manual_seed(arguments.seed)
     images: list[torch.Tensor] = []

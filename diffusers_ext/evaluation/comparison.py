@@ -15,7 +15,7 @@ from .. import figures
 from ..pipelines import GenerationPipeline
 from ..proofs import GaussianMixture, MixtureNetwork
 from ..schedulers import SubsequenceDDIMScheduler
-from ..schedulers.registry import TAKES_SUBSEQUENCE, SamplerChoice
+from ..schedulers.registry import SamplerChoice, samplers_with
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 
 
@@ -24,7 +24,7 @@ class Run:
     """One sampler at one length, on one starting noise.
 
     Attributes:
-        sampler: name in `samplers.SAMPLERS`, with a number of inner steps as in `langevin x4` where one was given.
+        sampler: name in `registry.SAMPLERS`, with a number of inner steps as in `langevin x4` where one was given.
         subsequence: how the length became a list of times; empty for samplers that have their own.
         length: number of steps asked for.
         evaluations: of the network, for each image.
@@ -56,7 +56,7 @@ def compare(
     Args:
         pipeline: a `GenerationPipeline`; its scheduler gives the noise path and comes back untouched.
         latents: starting noise of variance 1, shape (batch, channels, height, width).
-        samplers: NAME, NAME:LENGTH or NAME:LENGTHxK, see `samplers.SamplerChoice`.
+        samplers: NAME, NAME:LENGTH or NAME:LENGTHxK, see `registry.SamplerChoice`.
         lengths: numbers of steps, for samplers that bring none of their own.
         subsequences: names in `SUBSEQUENCES`, each tried with every sampler that takes one.
         reference: where the exact probability flow ends; `full_flow` of this network when None.
@@ -76,9 +76,9 @@ def compare(
         reference = full_flow(pipeline, latents)
     runs, samples = [], []
     for choice in choices:
-        for tau in subsequences if choice.name in TAKES_SUBSEQUENCE else [""]:
+        for tau in subsequences if choice.name in samplers_with("subsequence") else [""]:
             for length in lengths if choice.length is None else [choice.length]:
-                scheduler = choice.build(pipeline.scheduler.config, tau or "uniform")
+                scheduler = choice.build(pipeline.scheduler.config, subsequence=tau or None)
                 result, evaluations, seconds = timed_samples(
                     pipeline, scheduler, latents, seed, num_inference_steps=length
                 )

@@ -15,6 +15,7 @@ from ..conditions.base import GivenCondition
 from ..conditions.image_transforms import check_transform_name
 from ..conditions.registry import arguments_known_to, given_conditions
 from ..conditions.user_images import Size
+from ..schedulers.swaps import check_path_is_kept, check_start
 from ..schedulers.tensors import working_dtype
 from .call_arguments import (
     Generators,
@@ -244,7 +245,9 @@ class GenerationPipeline(DiffusionPipeline):
             self.unet, *arguments, guidance_scale, guidance_interval, guidance_rescale, self.weak_unet
         )
         scheduler = own_scheduler(self.scheduler)
+        check_path_is_kept(scheduler)
         _set_timesteps(scheduler, num_inference_steps, timesteps, device)
+        check_start(scheduler)
         self._num_timesteps = len(scheduler.timesteps)
         sample = self._prepare_latents(scheduler, count * num_images_per_prompt, size, generator, latents, device)
         step_arguments = accepted(scheduler.step, generator=generator, eta=eta)

@@ -144,7 +144,7 @@ def _more_options(name: str, known: Any, default: dict[str, Any]) -> Iterator[di
         "sigma_schedule": ("exponential",),
         "stochastic_sampling": (True,),
         "shift": (3.0,) if "FlowMatch" in name else (),
-        "predictor": ("ode_euler", "ode_heun", "euler_maruyama", "ancestral"),
+        "predictor": ("ode_euler", "ode_heun", "ancestral", *(("euler_maruyama",) if "sde" in known else ())),
         "continuous": (True,),
         "inner_steps": (4,),
         "subsequence": ("exp", "quadratic"),
@@ -152,9 +152,8 @@ def _more_options(name: str, known: Any, default: dict[str, Any]) -> Iterator[di
     for key, values in choices.items():
         for value in values if key in known else ():
             yield {key: value}
-    if "predictor" in known:
+    if "sde" in known:
         yield {"predictor": "ode_heun", "continuous": True}
         yield {"predictor": "ode_heun", "continuous": True, "sde": "ve", "sigma_max": 50.0}
-        yield {"predictor": "ode_heun", "continuous": True, "sde": "rectified_flow", "prediction_type": "flow"}
     if "DDIM" in name:
         yield {"eta": 1.0}

@@ -31,8 +31,8 @@ from ..hub.redaction import clean_token
 from ..objectives.timestep_sampling import LOGIT_NORMAL, TIMESTEP_SAMPLINGS
 from ..objectives.weighting import WEIGHTINGS
 from ..schedulers import PREDICTION_TYPES, SCHEDULES
-from ..schedulers.registry import SAMPLERS, TAKES_SUBSEQUENCE
-from ..schedulers.schedules import BETA_RANGE_SCHEDULES, RECTIFIED_FLOW
+from ..schedulers.registry import OPTIONS, SAMPLERS, samplers_with
+from ..schedulers.schedules import BETA_RANGE_SCHEDULES, PATHS_WITHOUT_BETAS
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import (
     Group,
@@ -156,8 +156,8 @@ _measured = Need(
     ("classifier", "features"),
 )
 _subsequences = Need(
-    lambda a: a.sampler in TAKES_SUBSEQUENCE,
-    f"only {' and '.join(TAKES_SUBSEQUENCE)} visit a subsequence",
+    lambda a: a.sampler in samplers_with("subsequence"),
+    f"only {' and '.join(samplers_with('subsequence'))} visit a subsequence",
     ("sampler",),
 )
 _tensorboard = Need(lambda a: a.logger == "tensorboard", "logger is not tensorboard", ("logger",))
@@ -192,6 +192,18 @@ class _Origins:
 
     __slots__ = ("_given",)
     _given: dict[str, str]
+
+
+def _sampler_option(name: str) -> Any:
+    """An option of the samplers that take it; None means the sampler's own."""
+    declared, samplers = OPTIONS[name], samplers_with(name)
+    need = Need(
+        lambda a: a.sampler in samplers or ":" in a.sampler,
+        f"it belongs to the samplers {', '.join(samplers)}",
+        ("sampler",),
+        contradiction=True,
+    )
+    return _evaluation(None, f"{declared.help} For {', '.join(samplers)}.", needs=(_no_toy, need), **declared.declared)
 
 
 @dataclass
@@ -299,16 +311,16 @@ class TrainingArguments(_Origins, _Brought):
     # noise path and objective
     schedule: str | None = _objective(
         None,
-        "Noise schedule by name, or rectified_flow (straight lines, for prediction_type flow); takes the place of "
-        "--ddpm_beta_schedule.",
-        choices=(*SCHEDULES, RECTIFIED_FLOW),
+        "Noise schedule by name; or a path in continuous time: vp, sub_vp, ve (score SDE), or rectified_flow (straight "
+        "lines, for prediction_type flow). Takes the place of --ddpm_beta_schedule.",
+        choices=(*SCHEDULES, *PATHS_WITHOUT_BETAS),
         needs=_no_toy,
         short=True,
     )
     ddpm_beta_schedule: str = _objective(
         "linear",
         "Noise schedule by name, as diffusers' example calls the flag.",
-        choices=(*SCHEDULES, RECTIFIED_FLOW),
+        choices=(*SCHEDULES, *PATHS_WITHOUT_BETAS),
         needs=(_no_toy, _no_schedule),
     )
     schedule_options: str | None = _objective(
@@ -486,6 +498,11 @@ class TrainingArguments(_Origins, _Brought):
         choices=SUBSEQUENCES,
         needs=(_no_toy, _subsequences),
     )
+    eta: float | None = _sampler_option("eta")
+    gamma: str | None = _sampler_option("gamma")
+    clip_sample: bool | None = _sampler_option("clip_sample")
+    inner_steps: int | None = _sampler_option("inner_steps")
+    snr: float | None = _sampler_option("snr")
     ddpm_num_inference_steps: int = _evaluation(
         1000, "Sampling steps of previews and of measured samples.", at_least=1, at_most=100_000, short=True
     )

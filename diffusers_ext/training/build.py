@@ -30,9 +30,15 @@ from ..objectives.learned_variance import LearnedVarianceObjective
 from ..objectives.timestep_sampling import ImportanceSampler, TimestepSampler
 from ..objectives.weighting import Weighting
 from ..pipelines import GenerationPipeline
-from ..schedulers import AncestralDDPMScheduler, FlowMatchScheduler, MixScheduler, SubsequenceDDIMScheduler
-from ..schedulers.registry import build_sampler
-from ..schedulers.schedules import RECTIFIED_FLOW
+from ..schedulers import (
+    AncestralDDPMScheduler,
+    FlowMatchScheduler,
+    MixScheduler,
+    ScoreSDEScheduler,
+    SubsequenceDDIMScheduler,
+)
+from ..schedulers.registry import OPTIONS, build_sampler
+from ..schedulers.schedules import PATHS_WITHOUT_BETAS, RECTIFIED_FLOW
 from .arguments import LEARNED_RANGE, TrainingArguments, json_option
 from .muon import Muon
 from .named_objects import is_name_of_object, load_object
@@ -224,10 +230,10 @@ def weighting_name(arguments: TrainingArguments) -> str:
     """The weighting of losses.
 
     Without a `loss_weighting`, `sample`, `score` and `mean` are weighted by `snr`, which is 1 on epsilon: unweighted, a
-    score is learned near the data only, and a mean hardly at all. On a rectified flow, whose snr is unbounded near the
-    data, `sample` is weighted by `min_snr`. Other predictions are not weighted.
+    score is learned near the data only, and a mean hardly at all. In continuous time, where snr is unbounded near
+    the data, `sample` is weighted by `min_snr`. Other predictions are not weighted.
     """
-    of_sample = "min_snr" if noise_schedule(arguments) == RECTIFIED_FLOW else "snr"
+    of_sample = "min_snr" if noise_schedule(arguments) in PATHS_WITHOUT_BETAS else "snr"
     defaults = {"sample": of_sample, "score": "snr", "mean": "snr"}
     return arguments.loss_weighting or defaults.get(arguments.prediction_type, "none")
 
@@ -284,9 +290,12 @@ def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
     if isinstance(model, ToyUNet2DModel):
         return MixScheduler()
     scheduler = _path_scheduler(arguments)
-    if arguments.sampler in ("ddpm", "ddim"):
+    # The path's scheduler has the variance already.
+    options = {name: getattr(arguments, name) for name in OPTIONS if name != "variance_type"}
+    options["subsequence"] = None if arguments.subsequence == "uniform" else arguments.subsequence
+    if arguments.sampler in ("ddpm", "ddim") and set(options.values()) == {None}:
         return scheduler
-    return build_sampler(arguments.sampler, scheduler.config, arguments.subsequence)
+    return build_sampler(arguments.sampler, scheduler.config, **options)
 
 
 def check_sampling(scheduler: Any, arguments: TrainingArguments) -> None:
@@ -326,10 +335,10 @@ def _path_scheduler(arguments: TrainingArguments) -> Any:
     """A scheduler of this package on the noise path that the settings describe."""
     schedule = noise_schedule(arguments)
     options = json_option("schedule_options", arguments.schedule_options) or None
-    if schedule == RECTIFIED_FLOW:
+    if schedule in PATHS_WITHOUT_BETAS:
         if options is not None or arguments.rescale_betas_zero_snr:
             raise ValueError(f"schedule '{schedule}' takes no schedule_options and no rescale_betas_zero_snr.")
-        return _make_flow_scheduler(arguments)
+        return _make_continuous_scheduler(arguments, schedule)
     scheduler_class: Any = partial(AncestralDDPMScheduler, variance_type=arguments.variance_type)
     if arguments.sampler != "ddpm":
         # Of the other samplers, only DDIM itself visits a subsequence.
@@ -352,16 +361,30 @@ def _path_scheduler(arguments: TrainingArguments) -> Any:
         )
 
 
-def _make_flow_scheduler(arguments: TrainingArguments) -> FlowMatchScheduler:
-    """On the rectified flow, `ddim` is Euler's method on the velocity, and `ddpm` draws from the posterior."""
+def _make_continuous_scheduler(arguments: TrainingArguments, schedule: str) -> FlowMatchScheduler | ScoreSDEScheduler:
+    """In continuous time, `ddim` is Euler's method on the probability flow, and `ddpm` draws from the posterior.
+
+    The network's time is t * ddpm_num_steps.
+    """
     if arguments.subsequence != "uniform":
-        raise ValueError(f"On a rectified flow the subsequence must be uniform, got '{arguments.subsequence}'.")
-    deterministic = arguments.sampler != "ddpm"
-    return FlowMatchScheduler(
-        num_train_timesteps=arguments.ddpm_num_steps,
-        prediction_type=arguments.prediction_type,
-        clip_sample=not deterministic,
-        predictor="ode_euler" if deterministic else "ancestral",
+        raise ValueError(f"On schedule '{schedule}' the subsequence must be uniform, got '{arguments.subsequence}'.")
+    deterministic, steps = arguments.sampler != "ddpm", arguments.ddpm_num_steps
+    shared: dict[str, Any] = {
+        "num_train_timesteps": steps,
+        "prediction_type": arguments.prediction_type,
+        "clip_sample": not deterministic,
+        "predictor": "ode_euler" if deterministic else "ancestral",
+    }
+    if schedule == RECTIFIED_FLOW:
+        return FlowMatchScheduler(**shared)
+    return ScoreSDEScheduler(
+        sde=schedule,
+        continuous=True,
+        timestep_scale=steps,
+        sampling_eps=1 / steps,
+        # Noise of standard deviation up to 50 would drown the time embedding of an ordinary U-Net.
+        scale_input=schedule == "ve",
+        **shared,
     )
 
 
@@ -379,7 +402,7 @@ def make_optimizer(arguments: TrainingArguments, network: torch.nn.Module, fused
     return torch.optim.AdamW(network.parameters(), **options)
 
 
-def _is_diffusers_walk(scheduler: Any) -> bool:
+def _diffusers_can_sample(scheduler: Any) -> bool:
     """Whether DDPMPipeline or DDIMPipeline, or Euler's method on a flow, does what the scheduler does."""
     config = scheduler.config
     if isinstance(scheduler, FlowMatchScheduler):
@@ -398,9 +421,9 @@ def make_pipeline(model: Any, scheduler: Any) -> DiffusionPipeline:
     """
     if not isinstance(model, UNet2DModel):
         return GenerationPipeline(model, scheduler)
-    if not _is_diffusers_walk(scheduler):
+    if not _diffusers_can_sample(scheduler):
         raise ValueError(
-            "diffusers' own pipelines walk by ddpm or ddim at uniform times; with a UNet2DModel choose one of these."
+            "diffusers' own pipelines sample by ddpm or ddim at uniform times; with a UNet2DModel choose one of these."
         )
     is_flow = scheduler.config.beta_schedule == RECTIFIED_FLOW
     able = ("flow",) if is_flow else DIFFUSERS_PREDICTION_TYPES
