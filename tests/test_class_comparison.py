@@ -5,9 +5,9 @@ import csv
 import corners
 import pytest
 import torch
-from diffusers_ext.commands import compare as compare_command
 from PIL import Image
 
+from diffusers_ext.cli import compare as compare_command
 from diffusers_ext.cli import main
 from diffusers_ext.evaluation.class_comparison import compare_classes
 from diffusers_ext.evaluation.comparison import timed_samples

@@ -6,10 +6,10 @@ import json
 import corners
 import pytest
 import torch
-from diffusers_ext.commands import evaluate as evaluate_command
 from PIL import Image
 
 from diffusers_ext import ImageClassifier
+from diffusers_ext.cli import evaluate as evaluate_command
 from diffusers_ext.cli import main
 from diffusers_ext.evaluation.features import FeatureSet, compare_sets, evenly_spread, extract
 from diffusers_ext.hub.averages import Reconstruction, weights_of
