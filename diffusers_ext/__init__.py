@@ -19,6 +19,7 @@ _CLASSES = {
         "AnnotatedUNet2DModel",
         "AttentionUNet2DModel",
         "GuidedUNet2DModel",
+        "SignalUNet1DModel",
         "SimpleUNet2DModel",
         "ToyUNet2DModel",
     ],

@@ -1,6 +1,7 @@
-"""U-Nets of the systems this project covers, one architecture a file, and their named configurations."""
+"""U-Nets for images and signals, one architecture per file, and their named configurations."""
 
 from .presets import PRESETS, Preset, build_model
+from .unet_1d import SignalUNet1DModel
 from .unet_adm import ADMUNet2DModel
 from .unet_annotated import AnnotatedUNet2DModel
 from .unet_attention import AttentionUNet2DModel
@@ -15,6 +16,7 @@ __all__ = [
     "AttentionUNet2DModel",
     "GuidedUNet2DModel",
     "Preset",
+    "SignalUNet1DModel",
     "SimpleUNet2DModel",
     "ToyUNet2DModel",
     "build_model",

@@ -217,14 +217,33 @@ class FilmResidualBlock(nn.Module):
         return torch.addcmul(shift.to(h.dtype), self.norm1(h), (scale + 1).to(h.dtype))
 
 
-class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour and a 3x3 convolution, or one transposed 2x2 convolution."""
+def convolution(dims: int) -> Any:
+    """The convolution over 1 (length) or 2 (height, width) dimensions."""
+    return {1: nn.Conv1d, 2: nn.Conv2d}[dims]
 
-    def __init__(self, in_channels: int, out_channels: int, kind: str = "nearest"):
+
+def to_patches(x: Tensor, side: int) -> Tensor:
+    """Move patches of `side` positions along each dimension into channels: (batch, c * side^dims, *size / side)."""
+    if x.ndim == 4:
+        return F.pixel_unshuffle(x, side)
+    return x.unflatten(2, (-1, side)).movedim(3, 2).flatten(1, 2)
+
+
+def from_patches(x: Tensor, side: int) -> Tensor:
+    """The inverse of `to_patches`."""
+    if x.ndim == 4:
+        return F.pixel_shuffle(x, side)
+    return x.unflatten(1, (-1, side)).movedim(2, 3).flatten(2)
+
+
+class Upsample(nn.Module):
+    """Doubles every size: nearest neighbour and a convolution of width 3, or one transposed 2x2 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, kind: str = "nearest", dims: int = 2):
         super().__init__()
         self.nearest = kind == "nearest"
         if self.nearest:
-            self.conv: nn.Module = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+            self.conv: nn.Module = convolution(dims)(in_channels, out_channels, 3, padding=1)
         else:
             self.conv = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
 
@@ -500,6 +519,8 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
 
     _supports_gradient_checkpointing = True
 
+    dims: int = 2  # of a sample: 2 for images, 1 for signals
+
     # diffusers types its configuration as a bare dict, and this function as None
     config: Any
     _gradient_checkpointing_func: Any
@@ -508,7 +529,7 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
 
     @property
     def downsample_factor(self) -> int:
-        """What height and width must be a multiple of."""
+        """What height and width, or the length, must be a multiple of."""
         return self.config.get("patch_size", 1) * 2 ** (len(self.config.channel_multipliers) - 1)
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
@@ -553,12 +574,13 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
     def _check_sample(self, sample: Tensor) -> None:
         self._check_channels(sample)
         factor = self.downsample_factor
-        if sample.shape[2] % factor or sample.shape[3] % factor:
-            raise ValueError(
-                f"sample is {sample.shape[2]}x{sample.shape[3]}; height and width must be multiples of {factor}."
-            )
+        if any(size % factor for size in sample.shape[2:]):
+            found = "x".join(str(size) for size in sample.shape[2:])
+            wanted = "height and width must be multiples" if self.dims == 2 else "its length must be a multiple"
+            raise ValueError(f"sample is {found}; {wanted} of {factor}.")
 
     def _check_channels(self, sample: Tensor) -> None:
         channels = self.config.in_channels
-        if sample.ndim != 4 or sample.shape[1] != channels:
-            raise ValueError(f"sample has shape {tuple(sample.shape)}; it takes (batch, {channels}, height, width).")
+        if sample.ndim != 2 + self.dims or sample.shape[1] != channels:
+            size = "height, width" if self.dims == 2 else "length"
+            raise ValueError(f"sample has shape {tuple(sample.shape)}; it takes (batch, {channels}, {size}).")

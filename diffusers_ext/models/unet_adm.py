@@ -19,28 +19,35 @@ from .layers import (
     Upsample,
     VectorEmbedding,
     batched_timesteps,
+    convolution,
+    from_patches,
     joined_with_image,
     over_positions,
     sinusoidal_embedding,
     text_context,
+    to_patches,
 )
 
 
 class ADMResidualBlock(nn.Module):
     """norm, SiLU, conv, + time, norm, SiLU, dropout, conv, plus the input through a 1x1 conv where widths differ.
 
-    `forward(x, temb, skip=None)`: x is (batch, c, height, width), temb (batch, time_channels); `skip` is joined to x.
+    `forward(x, temb, skip=None)`: x is (batch, c, *size), temb (batch, time_channels); `skip` is joined to x. `dims` is
+    the number of sizes.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, time_channels: int, groups: int, dropout: float):
+    def __init__(
+        self, in_channels: int, out_channels: int, time_channels: int, groups: int, dropout: float, dims: int = 2
+    ):
         super().__init__()
+        conv = convolution(dims)
         self.norm1 = GroupNorm32(groups, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = conv(in_channels, out_channels, 3, padding=1)
         self.time_proj = nn.Linear(time_channels, out_channels)
         self.norm2 = GroupNorm32(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1)
+        self.shortcut = conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, temb: Tensor, skip: Tensor | None = None) -> Tensor:
         if skip is not None:
@@ -59,15 +66,15 @@ class ADMStage(nn.Module):
         self.block, self.attention, self.cross_attention = block, attention, cross_attention
 
 
-class ADMUNet2DModel(DenoisingNetwork):
-    """Predicts from a noisy image, its timestep and, where built for them, a class, a text and an image.
+class ADMNetwork(DenoisingNetwork):
+    """Predicts from a noisy sample of `dims` sizes, its timestep and, where built for them, conditions.
 
     Args:
-        sample_size: height (and width) the model is trained at; any size the down-sampling divides is accepted.
-        in_channels: channels of the noisy image.
+        sample_size: size the model is trained at; any size the down-sampling divides is accepted.
+        in_channels: channels of the noisy sample.
         out_channels: channels predicted; None for `in_channels`, twice that for a learned variance.
         base_channels: width of the first level; level i is `base_channels * channel_multipliers[i]` wide.
-        channel_multipliers: one entry a level; each level but the last halves height and width.
+        channel_multipliers: one entry a level; each level but the last halves every size.
         layers_per_level: residual blocks of a level on the way down; there is one more on the way up.
         attention_resolutions: down-sampling factors (1, 2, 4, ...) at which attention follows every block.
         attention_heads: heads of every attention.
@@ -81,7 +88,7 @@ class ADMUNet2DModel(DenoisingNetwork):
         vector_mean, vector_std: what the numbers are normalised with, one of each per number; None for 0 and 1.
         cross_attention_dim: channels of `encoder_hidden_states`, None for no cross-attention.
         condition_channels: channels of `image_condition`, 0 for none.
-        patch_size: the network sees patches of so many pixels a side as channels (space-to-depth), 1 for pixels.
+        patch_size: the network sees patches of so many positions a side as channels, 1 for none.
         input_skip: add to the output the channels of the input, mixed pixel by pixel with gains that the time gives; so
             what the input shows already (the noise, the condition) need not pass through the network. A learned form of
             the skip of Karras et al. 2022, arXiv:2206.00364, eq. 7; it starts at zero.
@@ -143,7 +150,8 @@ class ADMUNet2DModel(DenoisingNetwork):
             self.input_gains = nn.Linear(time_channels, out_channels * (in_channels + condition_channels))
             nn.init.zeros_(self.input_gains.weight)
             nn.init.zeros_(self.input_gains.bias)
-        self.conv_in = nn.Conv2d((in_channels + condition_channels) * patch_size**2, base_channels, 3, padding=1)
+        conv, patch_area = convolution(self.dims), patch_size**self.dims
+        self.conv_in = conv((in_channels + condition_channels) * patch_area, base_channels, 3, padding=1)
 
         widths = [base_channels * m for m in channel_multipliers]
         width, skips = base_channels, [base_channels]
@@ -156,7 +164,7 @@ class ADMUNet2DModel(DenoisingNetwork):
                 skips.append(width)
             self.down_stages.append(stages)
             if factor != factors[-1]:
-                self.downsamples.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                self.downsamples.append(conv(width, width, 3, stride=2, padding=1))
                 skips.append(width)
         self.mid_stage = self._stage(width, width, attend=True)
         self.mid_block = self._block(width, width)
@@ -168,14 +176,15 @@ class ADMUNet2DModel(DenoisingNetwork):
                 width = level_width
             self.up_stages.append(stages)
             if factor != 1:
-                self.upsamples.append(Upsample(width, width))
+                self.upsamples.append(Upsample(width, width, dims=self.dims))
         self.norm_out = GroupNorm32(norm_num_groups, width)
-        self.conv_out = nn.Conv2d(width, out_channels * patch_size**2, 3, padding=1)
+        self.conv_out = conv(width, out_channels * patch_area, 3, padding=1)
         self.gradient_checkpointing = False
 
     def _block(self, in_channels: int, out_channels: int) -> ADMResidualBlock:
         c = self.config
-        return ADMResidualBlock(in_channels, out_channels, 4 * c.base_channels, c.norm_num_groups, c.dropout)
+        options = (4 * c.base_channels, c.norm_num_groups, c.dropout, self.dims)
+        return ADMResidualBlock(in_channels, out_channels, *options)
 
     def _stage(self, in_channels: int, out_channels: int, attend: bool) -> ADMStage:
         cross = attend and self.config.cross_attention_dim is not None
@@ -205,13 +214,13 @@ class ADMUNet2DModel(DenoisingNetwork):
         vector: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
+        """Predicts (batch, out_channels, *size) from `sample` (batch, in_channels, *size).
 
         `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
         in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
         `encoder_hidden_states` is (batch, tokens, cross_attention_dim), with `encoder_attention_mask` (batch, tokens),
-        nonzero at tokens to attend to.  `image_condition` is (batch, condition_channels, height,
-        width); None stands for zeros.
+        nonzero at tokens to attend to.  `image_condition` is (batch, condition_channels, *size); None
+        stands for zeros.
 
         Raises ValueError for a sample of other channels or of a size the down-sampling does not divide, for a timestep
         or a condition of another shape, for labels out of range (found without a device synchronisation: on a CPU
@@ -222,7 +231,7 @@ class ADMUNet2DModel(DenoisingNetwork):
         context, mask = text_context(sample, encoder_hidden_states, encoder_attention_mask, c.cross_attention_dim)
         temb = self._embed(sample, timestep, class_labels, vector)
         given = joined_with_image(sample, image_condition, c.condition_channels)
-        x = self.conv_in(F.pixel_unshuffle(given, c.patch_size))
+        x = self.conv_in(to_patches(given, c.patch_size))
         skips = [x]
         for i, stages in enumerate(self.down_stages):
             for stage in stages:
@@ -238,7 +247,7 @@ class ADMUNet2DModel(DenoisingNetwork):
                 x = self._run_stage(stage, x, temb, skips.pop(), context, mask)
             if i < len(self.upsamples):
                 x = self.upsamples[i](x)
-        x = F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), c.patch_size)
+        x = from_patches(self.conv_out(F.silu(self.norm_out(x))), c.patch_size)
         if self.input_gains is not None:
             gains = self.input_gains(temb).to(x.dtype).unflatten(1, (c.out_channels, given.shape[1]))
             x = x + (gains @ given.to(x.dtype).flatten(2)).unflatten(2, given.shape[2:])
@@ -262,3 +271,10 @@ class ADMUNet2DModel(DenoisingNetwork):
         waves = sinusoidal_embedding(timesteps, self.config.base_channels, cosine_first=True, reach_lowest=False)
         embedding = self._with_class(self.time_embedding(waves.to(sample.dtype)), class_labels)
         return F.silu(self._with_vector(embedding, vector))
+
+
+class ADMUNet2DModel(ADMNetwork):
+    """Predicts from a noisy image, its timestep and, where built for them, a class, numbers, a text and an image.
+
+    `sample` is (batch, channels, height, width); see `ADMNetwork` for the arguments.
+    """
