@@ -13,7 +13,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusers_ext import GenerationPipeline, NoisePath, SubsequenceDDIMScheduler, build_model
-from diffusers_ext.data.images import BatchSchedule, load_image_data
+from diffusers_ext.data.images import load_image_data
+from diffusers_ext.data.schedule import BatchSchedule
 from diffusers_ext.figures import image_grid
 from diffusers_ext.objectives.diffusion import DiffusionObjective
 from diffusers_ext.objectives.network import ConditionedNetwork

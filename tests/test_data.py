@@ -21,8 +21,9 @@ from PIL import Image
 from diffusers_ext.data.examples import decode
 from diffusers_ext.data.files import ZipReader
 from diffusers_ext.data.images import ImageData, load_image_data
+from diffusers_ext.data.loading import load_batches
 from diffusers_ext.data.randomness import permutation, uniforms
-from diffusers_ext.data.schedule import BatchSchedule, identity
+from diffusers_ext.data.schedule import BatchSchedule
 from diffusers_ext.data.tables import EMBEDDED_FOLDER
 from diffusers_ext.data.transforms import random_boxes
 
@@ -530,7 +531,7 @@ def test_workers_give_the_batches_of_the_main_process(split_folder, tmp_path, ki
 
     def first_batches(workers: int) -> list[dict[str, torch.Tensor]]:
         schedule = BatchSchedule(len(data), batch_size=2, seed=3)
-        loader = torch.utils.data.DataLoader(data, batch_sampler=schedule, collate_fn=identity, num_workers=workers)
+        loader = load_batches(data, schedule, workers)
         return [batch for batch, _ in zip(loader, range(8))]
 
     for one, other in zip(first_batches(0), first_batches(2)):

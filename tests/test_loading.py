@@ -64,7 +64,7 @@ def test_an_error_that_cannot_travel_arrives_as_text():
 
 
 def test_a_killed_worker_is_an_error_of_its_own():
-    with pytest.raises(LostWorkerError, match="a process that loads data was killed, most often for lack") as caught:
+    with pytest.raises(LostWorkerError, match="A process that loads data was killed, most often for lack") as caught:
         list(batches(killed, 1))
     assert is_lost_worker(caught.value)
     assert is_lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))

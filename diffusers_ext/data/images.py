@@ -19,8 +19,6 @@ import torch
 from .base import Batch, ImageSource, Key, Stream
 from .decoding import ImageDecoder, parse_background
 from .examples import Examples, UnreadableImageError, read_images
-from .randomness import permutation  # noqa: F401
-from .schedule import BatchSchedule, identity  # noqa: F401
 from .transforms import Images, Preparation, Transform, different_sizes, size_text
 
 

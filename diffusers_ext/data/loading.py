@@ -85,7 +85,7 @@ def load_batches(
             if num_workers == 0:
                 raise
             raise LostWorkerError(
-                f"a process that loads data was killed, most often for lack of memory; use fewer than {num_workers} of "
+                f"A process that loads data was killed, most often for lack of memory; use fewer than {num_workers} of "
                 "them (dataloader_num_workers)"
             ) from error
         if batch is None:

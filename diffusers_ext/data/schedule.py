@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .base import Batch
 from .randomness import permutation
 
 MAX_REPEATS = 1000  # of an example within a batch: more is a slip of the pen
@@ -82,8 +81,3 @@ class BatchSchedule:
         if self._permutation[0] != epoch:
             self._permutation = (epoch, permutation(self.seed, epoch, self.num_examples))
         return self._permutation[1]
-
-
-def identity(batch: Batch) -> Batch:
-    """The `collate_fn` for a DataLoader over ImageData, whose batches are made whole already."""
-    return batch

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..data.base import Batch, TrainingData
-from ..data.schedule import BatchSchedule, identity
+from ..data.loading import LostWorkerError, load_batches
+from ..data.schedule import BatchSchedule
 from ..data.streaming import START
 
 logger = logging.getLogger(__name__)
@@ -69,27 +69,16 @@ class Batches:
                         self._position = tuple(batch.pop("position").tolist())
                     yield number, self.on_device(batch)
                     number += 1
-            except RuntimeError as error:
-                if self._num_workers == 0 or "DataLoader worker" not in str(error):
-                    raise
+            except LostWorkerError as error:
                 self._num_workers = 0
-                logger.warning(
-                    "A process that prepared batches was killed (%s). Training goes on without such processes; use a "
-                    "smaller dataloader_num_workers if memory is short.",
-                    " ".join(str(error).split()),
-                )
+                logger.warning("%s. Training goes on without such processes.", error)
 
     def _loader(self, first: int) -> Iterator[Batch]:
-        source: dict[str, Any] = {
-            "dataset": self.data,
-            "batch_sampler": self._schedule(first) if self.data.stream is None else None,
-            "collate_fn": identity,
-        }
-        if self.data.stream is not None:
-            dataset = self.data.stream.batches(self.batch_size, *self._share, self._position)
-            source = {"dataset": dataset, "batch_size": None}
         pinned = self._accelerator.device.type == "cuda"
-        return iter(torch.utils.data.DataLoader(**source, num_workers=self._num_workers, pin_memory=pinned))
+        if self.data.stream is not None:
+            batches = self.data.stream.batches(self.batch_size, *self._share, self._position)
+            return load_batches(batches, None, self._num_workers, pinned)
+        return load_batches(self.data, self._schedule(first), self._num_workers, pinned)
 
     def first(self, count: int) -> Batch:
         """A batch of the first `count` examples, on the device; of fewer, repeated."""
