@@ -21,7 +21,14 @@ _LONGEST = 1000  # characters of a message
 # Errors that the package raises, or a library about what the user gave: their message is the sentence.
 _FORESEEN = (ValueError, OSError, ImportError)
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad alloc")
-_NO_SPACE = ("No space left on device", "os error 28", "code: 28", "Disk quota exceeded", "PytorchStreamWriter failed")
+_NO_SPACE = (
+    "No space left on device",
+    "File too large",
+    "os error 28",
+    "code: 28",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+)
 _LESS_MEMORY = "Use smaller batches, fewer images at a time, a lower resolution or a smaller network."
 
 
@@ -66,7 +73,7 @@ def explained(error: BaseException) -> tuple[str, int]:
     if _is_no_space(error, message):
         return f"The disk is full ({_one_line(message, 300)}). Make room, then run the same command again.", 1
     if isinstance(error, OSError) and error.errno is not None and error.strerror and error.filename is not None:
-        return f"{error.strerror}: '{error.filename}'.", 1
+        return f"{error.strerror}: '{_one_line(str(error.filename), 200)}'.", 1
     if isinstance(error, _FORESEEN) or _is_foreseen_by_us(error):
         return message or f"{type(error).__name__}.", 1
     return f"Unexpected {type(error).__name__}{_place(error)}: {message or 'no message'} (--debug shows more)", 1
@@ -79,7 +86,7 @@ def _is_no_memory(error: BaseException, message: str) -> bool:
 
 
 def _is_no_space(error: BaseException, message: str) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     return any(words in message for words in _NO_SPACE)
 

@@ -59,7 +59,7 @@ COMMANDS = {
     "schedules": Command("schedules", "schedules", "ScheduleArguments", "Draw noise schedules.", draws=True),
     "ema": Command("ema", "ema", "EmaArguments", "Average the weights of a run over any length."),
     "convert": Command(
-        "program", "convert", "ConvertArguments", "Turn a checkpoint of another project into a pipeline."
+        "convert", "convert", "ConvertArguments", "Turn a checkpoint of another project into a pipeline."
     ),
     "export": Command("hub", "export", "ExportArguments", "Write a folder that loads with and without this package."),
     "card": Command("hub", "card", "CardArguments", "Write the model card of a run or an export."),

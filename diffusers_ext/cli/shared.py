@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,8 +59,20 @@ def check_folder(what: str, name: str, file: str, maker: str) -> None:
     if path.is_dir():
         if not (path / file).is_file():
             raise ValueError(f"'{name}' holds no {what}: {file} is missing; {maker}.")
+        _check_json_files(path)
         return
     if path.exists():
         raise ValueError(f"'{name}' is a file; a {what} is a folder, or a name on the Hub.")
     if not _HUB_NAME.fullmatch(name) or Path(path.parts[0]).is_dir() or path.parts[0] == "outputs":
         raise ValueError(f"There is no {what} '{name}'; {maker}.")
+
+
+def _check_json_files(folder: Path) -> None:
+    """Raise ValueError for a configuration that is no JSON object, of which libraries raise what they happen to."""
+    for path in [*folder.glob("*.json"), *folder.glob("*/*config.json")]:
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"'{path}' is damaged: it holds no JSON object.")

@@ -78,7 +78,6 @@ class Setting:
         optional: None is a value.
         many: the value is a list.
         choices: the values there are; a callable gives them when they are first asked for.
-        extensible: a `module:Class` or `file.py:Class` may stand in the place of a choice.
         at_least, above, at_most, below: bounds of a number.
         json: a text that holds a JSON object; a dictionary is taken too.
         secret: a token, which is left out of messages and of the object's `repr`.
@@ -99,7 +98,6 @@ class Setting:
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
-    extensible: bool = False
     json: bool = False
     secret: bool = False
     writes: str | None = None
@@ -144,7 +142,7 @@ class Setting:
     def _checked_one(self, value: Any) -> Any:
         value = self._converted(value)
         allowed = self.allowed()
-        if allowed is not None and value not in allowed and not (self.extensible and ":" in value):
+        if allowed is not None and value not in allowed:
             raise SettingsError(f"{self.name} must be one of {', '.join(allowed)}, got '{value}'.")
         if self.kind is str:
             return self._checked_text(value)

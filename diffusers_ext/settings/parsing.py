@@ -52,7 +52,7 @@ def parse(
         name, equals, text = word.lstrip("-").partition("=")
         setting = known.get(name.replace("-", "_")) if word.startswith("--") else None
         if setting is None:
-            raise SettingsError(_unknown(word.partition("=")[0], [f"--{each}" for each in known], "flag"))
+            raise SettingsError(_unknown_flag(word.partition("=")[0], list(known)))
         values[setting.name] = _value(setting, [text] if equals else None, queue)
     return values, others
 
@@ -71,9 +71,9 @@ def closest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def _unknown(word: str, known: Sequence[str], what: str) -> str:
-    near = closest(word.replace("-", "_").replace("__", "--", 1), known)
-    return f"Unknown {what} {word}{near or '; --help-all lists all of them.'}"
+def _unknown_flag(flag: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), known, 1, 0.6)
+    return f"Unknown flag {flag}{f'; did you mean --{near[0]}?' if near else '; --help-all lists all of them.'}"
 
 
 def _value(setting: Setting, given: list[str] | None, queue: list[str]) -> Any:

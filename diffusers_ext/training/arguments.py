@@ -488,7 +488,6 @@ class TrainingArguments(_Origins, _Brought):
         "ddpm",
         f"Scheduler of previews, of measured samples and of the saved pipeline: {', '.join(SAMPLERS)}.",
         choices=tuple(SAMPLERS),
-        extensible=True,
         needs=_no_toy_sampler,
         short=True,
     )

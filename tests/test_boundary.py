@@ -1,0 +1,155 @@
+"""Whatever goes wrong in a program ends in one sentence and an exit status."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+from diffusers_ext import __version__
+from diffusers_ext.cli import main
+from diffusers_ext.cli.boundary import guarded
+from diffusers_ext.training import TrainingInterrupted
+
+
+def raising(error):
+    def body():
+        raise error
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (ValueError("a\n  b"), 1, "error: a b"),
+        (KeyboardInterrupt(), 130, "Stopped by Ctrl-C."),
+        (TrainingInterrupted("Saved.", signal.SIGTERM), 143, "Saved."),
+        (OSError(errno.ENOSPC, "No space left on device", "a.png"), 1, "error: The disk is full ("),
+        (RuntimeError("PytorchStreamWriter failed writing file"), 1, "error: The disk is full ("),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 1, "error: Out of memory (CUDA out of memory. Tried)."),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, "error: Out of memory ("),
+        (MemoryError(), 1, "error: Out of memory (MemoryError)."),
+        (FileNotFoundError(2, "No such file or directory", "x"), 1, "error: No such file or directory: 'x'."),
+        (KeyError("x"), 1, "error: Unexpected KeyError in test_boundary.py, line "),
+    ],
+)
+def test_an_error_is_one_sentence(capsys, error, status, sentence):
+    assert guarded(raising(error)) == status
+    shown = capsys.readouterr().err
+    assert shown.startswith(sentence)
+    assert shown.count("\n") == 1
+
+
+def test_debug_shows_the_traceback_too(capsys):
+    assert guarded(raising(ValueError("wrong")), debug=True) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith("error: wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["smaple"], "Unknown command 'smaple'; did you mean sample?"),
+        (["frobnicate"], "Unknown command 'frobnicate'; diffusers-ext --help lists them."),
+        (["sample", "--foo", "1"], "Unknown flag --foo; --help-all lists all of them."),
+        (["sample", "--modle", "x"], "Unknown flag --modle; did you mean --model?"),
+        (["sample"], "--model must be given."),
+        (["sample", "--model", "x", "y"], "'y' belongs to no flag"),
+        (["sample", "--model", "outputs/mnist"], "There is no pipeline 'outputs/mnist'; `diffusers-ext train` makes"),
+        (["sample", "--model", "outputs/mnist/checkpoint-3"], "There is no pipeline 'outputs/mnist/checkpoint-3'"),
+        (["sample", "--model", "x", "--output", "a.doc"], "output must end in .png or .jpg"),
+        (["compare", "--model", "mixture", "--output_dir", __file__], "output_dir must be a folder, and"),
+        (["compare", "--model", "mixture", "--lengths", "many"], "lengths must be a whole number, got 'many'."),
+        (["train", "mnits"], "There is no recipe 'mnits'; did you mean mnist?"),
+        (["train", "--dataset_name", ""], "dataset_name must not be empty"),
+        (["train", "--learning_rate"], "learning_rate needs a value: NUMBER."),
+        (["recipes", "all"], "'all' belongs to no flag"),
+    ],
+)
+def test_wrong_words_are_one_sentence(capsys, monkeypatch, tmp_path, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {sentence}")
+    assert shown.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_device_that_is_not_there_is_named(capsys, tmp_path):
+    assert main(["compare", "--model", "mixture", "--device", "cuda", "--output_dir", str(tmp_path)]) in (0, 1)
+    from diffusers_ext.cli.shared import best_device
+
+    with pytest.raises(ValueError, match="device 'cuda' is not available here; the best there is: "):
+        best_device("cuda")
+
+
+def test_what_draws_asks_for_matplotlib_before_it_computes(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    assert main(["compare", "--model", "mixture", "--output_dir", str(tmp_path / "out")]) == 1
+    assert "compare draws with matplotlib, which is not installed: pip install" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_version_and_recipes(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(("diffusers_ext", "python"))
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert "mnist-classes" in shown
+    assert "5 minutes on 2 CPU cores; data: embedded digits" in shown
+    assert __version__
+
+
+TINY = """--train_split train[:16] --train_batch_size 8 --max_train_steps 1 --validation_size 2 --eval_batch_size 1
+--ddpm_num_inference_steps 1 --logger none --mixed_precision no --model_options {"base_channels":8,"norm_num_groups":4}"""
+
+
+@pytest.mark.parametrize("command", [["train", "mnist-classes"], ["SCRIPT", "--recipe", "mnist-classes"]])
+def test_a_recipe_with_a_condition_trains_by_name(environment, tmp_path, command):
+    start = ["-m", "diffusers_ext.cli", *command]
+    if command[0] == "SCRIPT":
+        start = [str(ROOT / "train" / "train_unconditional.py"), *command[1:]]
+    words = [*start, *TINY.split(), "--output_dir", "out", "--num_epochs", "1"]
+    ran = subprocess.run([sys.executable, *words], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "out" / "model_index.json").is_file()
+    assert "condition: class" in (tmp_path / "out" / "recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_flags_beside_a_script_are_not_read(environment, tmp_path):
+    """A file `mytrain.args` beside a script named mytrain.py is no command line."""
+    (tmp_path / "mytrain.args").write_text("--seed 7", encoding="utf-8")
+    code = "from diffusers_ext import TrainingArguments; print(TrainingArguments.from_recipe('mnist').seed)"
+    (tmp_path / "mytrain.py").write_text(code, encoding="utf-8")
+    ran = subprocess.run([sys.executable, "mytrain.py"], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout.strip() == "0", ran.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["classifier train --max_train_seconds 60", "compare --model mixture --lengths 999"]
+)
+def test_ctrl_c_in_a_command_is_one_sentence(environment, tmp_path, command):
+    words = [sys.executable, "-m", "diffusers_ext.cli", *command.split(), "--output_dir", "out"]
+    process = subprocess.Popen(words, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    time.sleep(9)  # imports, then work
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert b"Traceback" not in error
+    assert process.returncode == 130, error
+    assert error.decode().rstrip().endswith("Stopped by Ctrl-C.")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_one_sentence(capsys, tmp_path):
+    os.symlink("/dev/full", tmp_path / "schedules.png")
+    assert main(["schedules", "--schedules", "linear", "--output", str(tmp_path / "schedules.png")]) == 1
+    assert capsys.readouterr().err.startswith("error: The disk is full (")
