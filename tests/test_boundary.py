@@ -8,12 +8,13 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 from diffusers_ext import __version__
 from diffusers_ext.cli import main
 from diffusers_ext.cli.boundary import guarded
 from diffusers_ext.cli.shared import best_device
-from diffusers_ext.training import TrainingInterrupted
+from diffusers_ext.training import TrainingInterrupted, train
 
 
 def raising(error):
@@ -158,3 +159,32 @@ def test_a_full_disk_is_one_sentence(environment, tmp_path):
     assert ran.returncode == 1, ran.stderr
     assert ran.stderr.splitlines()[-1].startswith("error: The disk is full (")
     assert "Traceback" not in ran.stderr
+
+
+def test_a_batch_that_fills_the_memory_is_refused_at_once(capsys, tmp_path):
+    words = ["train", *TINY.split(), "--train_batch_size", "10000000", "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert "error: train_batch_size 10,000,000 is too large: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("split", "sentence"), [("train[999999:]", "train[999999:]"), ("train[", "train[")])
+def test_a_split_without_images_is_named(capsys, tmp_path, split, sentence):
+    words = ["train", *TINY.split(), "--train_split", split, "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 1
+    shown = capsys.readouterr().err.rstrip().splitlines()[-1]
+    assert shown.startswith("error: ")
+    assert sentence in shown
+
+
+@pytest.mark.parametrize(
+    ("sizes", "trained_at"),
+    [([(20, 20)] * 4, 20), ([(20, 20), (20, 22)], 64), ([(20, 30)] * 4, 64), ([(100, 100)] * 4, 64)],
+)
+def test_the_resolution_is_that_of_small_images_of_one_size(tiny_run, tmp_path, caplog, sizes, trained_at):
+    (tmp_path / "images").mkdir()
+    for number, size in enumerate(sizes):
+        Image.new("L", size, number).save(tmp_path / "images" / f"{number}.png")
+    settings = {"train_data_dir": str(tmp_path / "images"), "train_split": "train", "train_batch_size": 2}
+    pipeline = train(tiny_run(**settings, max_train_steps=1, ddpm_num_inference_steps=1))
+    assert pipeline.unet.config.sample_size == trained_at
+    assert ("resolution is 20, the size of the images" in caplog.text) == (trained_at == 20)

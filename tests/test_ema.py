@@ -212,7 +212,7 @@ def test_averages_reach_a_text_encoder_that_was_trained_along_and_no_other_netwo
 
 
 def test_what_cannot_be_reconstructed_is_a_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="has no snapshots; train it with --ema_snapshots"):
+    with pytest.raises(FileNotFoundError, match="has no snapshots; train it with ema_snapshots"):
         reconstruct(tmp_path, 0.1)
     (tmp_path / "ema-snapshots").mkdir()
     (tmp_path / "ema-snapshots" / "step-00000002.safetensors").write_bytes(b"half a file")

@@ -233,7 +233,7 @@ def test_a_signal_saves_first(tiny_run, environment, number):
     process.send_signal(number)
     _, error = process.communicate(timeout=300)
     assert process.returncode == 128 + number, error
-    assert "go on with --resume_from_checkpoint latest" in error
+    assert "go on with resume_from_checkpoint latest" in error
     assert "Traceback" not in error
     assert len(list_checkpoints(ROOT.joinpath(arguments.output_dir))) == 1
 
@@ -786,7 +786,7 @@ def test_a_preview_without_memory_loses_no_step(tiny_run, tmp_path, monkeypatch,
             train(arguments)
     assert str(stop.value) == (
         f"The preview failed ({error}); everything is in '{tmp_path / 'run' / 'checkpoint-3'}', go on with "
-        "--resume_from_checkpoint latest."
+        "resume_from_checkpoint latest."
     )
     arguments.resume_from_checkpoint = "latest"
     train(arguments)

@@ -232,7 +232,7 @@ class TrainingArguments(_Origins, _Brought):
     image_column: str | None = _data(None, "Column with the images; found by its type when not given.")
     resolution: int | None = _data(
         None,
-        "Image side in pixels; 64 as in diffusers' example, 28 for `embedded`.",
+        "Image side in pixels; default: 64, or the side that all images share when it is smaller.",
         at_least=1,
         at_most=16_384,
         short=True,

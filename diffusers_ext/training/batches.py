@@ -105,7 +105,7 @@ class Batches:
         if self.data.stream is None:
             return
         if "positions" not in state:
-            raise ValueError("it is not of a run with --streaming")
+            raise ValueError("it is not of a run with streaming")
         saved, now = len(state["positions"]), self._accelerator.num_processes
         if saved != now:
             raise ValueError(

@@ -157,7 +157,7 @@ def _read_config(name: str) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"model '{name}' is neither a preset ({', '.join(PRESETS)}), 'unet2d', nor a configuration.")
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
         raise ValueError(f"model configuration '{file}' is not valid JSON.") from None
 
@@ -201,7 +201,7 @@ def _check_shape(model: Any, channels: int, outputs: int, resolution: int) -> No
         if resolution % factor:
             raise ValueError(
                 f"This UNet2DModel halves the image {len(config.block_out_channels) - 1} times and needs a resolution "
-                f"divisible by {factor}, got {resolution}; choose another --resolution, or fewer levels."
+                f"divisible by {factor}, got {resolution}; choose another resolution, or fewer levels."
             )
 
 

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -88,10 +89,17 @@ from .weights import AverageState, OptimizerState, Weights, uncompiled
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_RESOLUTION = 64  # as in diffusers' example
+EMBEDDED_RESOLUTION = 28
+MOST_REPEATS = 1000  # of a sample within one batch
+SIZES_COMPARED = 32  # images whose sizes decide on the resolution
 STREAM_EXAMPLES = 64  # samples of a stream that are at hand before the first step: for its channels, and for previews
 
 # Settings whose values the weights depend on: a resumed run with others is refused.
-MEANING = "variance_type vector_columns ddpm_num_steps prediction_type condition optimizer ema_kind image_condition text_encoder"
+MEANING = (
+    "variance_type vector_columns ddpm_num_steps prediction_type condition optimizer ema_kind image_condition "
+    "text_encoder"
+)
 # Of the noise path; another name of the same path is no other path.
 PATH = "schedule_options beta_start beta_end rescale_betas_zero_snr"
 # Settings that change how a run goes on: a resumed run with others says so.
@@ -238,7 +246,7 @@ def make_accelerator(args: TrainingArguments, accumulation: int, mixed_precision
     AcceleratorState._reset_state()
     log_with = None if args.logger == "none" else args.logger
     if log_with is not None:
-        _require(log_with, f"--logger {log_with}", "diffusers_ext[train]" if log_with == "tensorboard" else log_with)
+        _require(log_with, f"logger {log_with}", "diffusers_ext[train]" if log_with == "tensorboard" else log_with)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise ValueError("Training under DeepSpeed is not supported; FSDP shards as its ZeRO stage 3 does.")
     places = ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / args.logging_dir))
@@ -266,7 +274,7 @@ def _leaves_some_unused(args: TrainingArguments) -> bool:
 
 def _require(module: str, flag: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise ImportError(f"{flag} needs the package {module}: install '{package}', or pass --logger none.")
+        raise ImportError(f"{flag} needs the package {module}: install '{package}', or set logger to none.")
 
 
 # --- data and network -------------------------------------------------------------------------------------------------
@@ -277,17 +285,33 @@ def load_data(
 ) -> tuple[TrainingData, TrainingData | None]:
     """The data to train on, and held-out data where there are any."""
     with accelerator.local_main_process_first():
-        data = _load_split(args, args.train_split) if train_dataset is None else _own(args, train_dataset, True)
+        resolution = _resolution(args) if train_dataset is None else DEFAULT_RESOLUTION
+        data = (
+            _own(args, train_dataset, True)
+            if train_dataset is not None
+            else _load_split(args, args.train_split, resolution)
+        )
         held_out = None
         if eval_dataset is not None:
             held_out = _own(args, eval_dataset, False)
         elif train_dataset is None and args.held_out_split:
-            held_out = _load_split(args, args.held_out_split)
+            held_out = _load_split(args, args.held_out_split, resolution)
+    _check_batch_size(args.train_batch_size, data)
     if held_out is not None and held_out.channels != data.channels:
         raise ValueError(
-            f"The validation data have {held_out.channels} channels, the training data {data.channels}; set --channels."
+            f"The validation data have {held_out.channels} channels, the training data {data.channels}; set channels."
         )
     return data, held_out
+
+
+def _check_batch_size(batch_size: int, data: TrainingData) -> None:
+    """Raise ValueError for a batch that can't be meant: it would fill the memory, or repeat every sample endlessly."""
+    needed, memory = 4 * batch_size * data.channels * math.prod(data.size), psutil.virtual_memory().total
+    if needed > memory / 8 or batch_size > MOST_REPEATS * len(data):
+        raise ValueError(
+            f"train_batch_size {batch_size:,} is too large: one batch of samples takes {needed / 2**30:.1f} GiB, this "
+            f"machine has {memory / 2**30:.1f} GiB, and there are {len(data):,} samples."
+        )
 
 
 def _own(args: TrainingArguments, dataset: Any, training: bool) -> TrainingData:
@@ -296,33 +320,54 @@ def _own(args: TrainingArguments, dataset: Any, training: bool) -> TrainingData:
 
 
 def _resolution(args: TrainingArguments) -> int:
-    return args.resolution or (28 if args.uses_embedded_data else 64)
+    """The side of the images: as set, or the one that all of them have when it is below the default of 64."""
+    if args.resolution is not None or args.uses_embedded_data:
+        return args.resolution or EMBEDDED_RESOLUTION
+    cropped = args.center_crop or args.random_resized_crop is not None or args.resize_scale != 1
+    if args.streaming or cropped:
+        return DEFAULT_RESOLUTION
+    own = _common_side(_load_images(args, args.train_split, None, image_column=args.image_column, max_memory_bytes=0))
+    if own is None or own >= DEFAULT_RESOLUTION:
+        return DEFAULT_RESOLUTION
+    logger.warning("resolution is %d, the size of the images; set it to train at another one.", own)
+    return own
 
 
-def _load_split(args: TrainingArguments, split: str) -> TrainingData:
+def _common_side(data: Any) -> int | None:
+    """The side that images spread over the data have in common; None when they are not square or differ."""
+    if len(data.size) != 2 or data.size[0] != data.size[1]:
+        return None
+    count = min(len(data), SIZES_COMPARED)
+    try:
+        for number in range(count):
+            data[number * len(data) // count]
+    except ValueError:  # it is of another size
+        return None
+    return data.size[0]
+
+
+def _load_split(args: TrainingArguments, split: str, resolution: int) -> TrainingData:
     condition = make_condition(args)
     columns = {} if condition is None else condition.column_arguments()
-    data = _load_images(args, split, image_column=args.image_column, **columns)
+    data = _load_images(args, split, resolution, image_column=args.image_column, **columns)
     if condition is not None and args.condition_image_column is not None:
-        data.accompany(_load_images(args, split, image_column=args.condition_image_column))
+        data.accompany(_load_images(args, split, resolution, image_column=args.condition_image_column))
     return data
 
 
-def _load_images(args: TrainingArguments, split: str, **columns: Any) -> Any:
+def _load_images(args: TrainingArguments, split: str, resolution: int | None, **more: Any) -> Any:
     training = split == args.train_split
     held = STREAM_EXAMPLES if training else max(args.validation_size, 2 * args.evaluation_size)
-    return load_image_data(
-        args.dataset_name,
-        args.dataset_config_name,
-        args.train_data_dir if args.dataset_name is None else None,
-        split,
-        **columns,
-        cache_dir=args.cache_dir,
-        token=args.hub_token,
-        streamed_examples=held if args.streaming else None,
-        shuffle_buffer_size=args.shuffle_buffer_size,
-        **_image_options(args, _resolution(args), training),
-    )
+    options = {
+        "cache_dir": args.cache_dir,
+        "token": args.hub_token,
+        "streamed_examples": held if args.streaming else None,
+        "shuffle_buffer_size": args.shuffle_buffer_size,
+        **_image_options(args, resolution, training),
+        **more,
+    }
+    folder = args.train_data_dir if args.dataset_name is None else None
+    return load_image_data(args.dataset_name, args.dataset_config_name, folder, split, **options)
 
 
 def _image_options(args: TrainingArguments, resolution: int | None, training: bool) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def own_checkpoints(output_dir: Path) -> list[Path]:
     """Those that the run would go on from, oldest first: none of a branch that it has left, if not yet replaced."""
     found = list_checkpoints(output_dir)
     try:
-        branch = json.loads((output_dir / BRANCH).read_text())
+        branch = json.loads((output_dir / BRANCH).read_text(encoding="utf-8"))
         path, step = output_dir / branch["path"], int(branch["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return found
@@ -186,7 +186,7 @@ def verify(path: Path) -> None:
         CheckpointError: naming the first file that is missing or damaged.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name, entry in manifest.items():
             file = path / name
             if not file.is_file():
@@ -201,7 +201,7 @@ def verify(path: Path) -> None:
 def read_state(path: Path) -> dict[str, dict[str, Any]] | None:
     """What a checkpoint holds of its parts besides tensors, unverified; None when it can't be read."""
     try:
-        return dict(json.loads((path / STATE).read_text()))
+        return dict(json.loads((path / STATE).read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, TypeError, ValueError):
         return None
 

@@ -193,7 +193,7 @@ def reconstruct(run: Path, sigma_rel: float, step: int | None = None) -> tuple[d
     """
     profiles = {path: _profile(path) for path in list_snapshots(run)}
     if not profiles:
-        raise FileNotFoundError(f"run '{run}' has no snapshots; train it with --ema_snapshots.")
+        raise FileNotFoundError(f"run '{run}' has no snapshots; train it with ema_snapshots.")
     steps = [profile["step"] for profile in profiles.values()]
     step = max(steps) if step is None else step
     if step not in steps:

@@ -60,7 +60,7 @@ class LossReader:
             return
         rate = self._learning_rate
         if self._accelerator.mixed_precision == "fp16":
-            cause = "fp16 overflowed; try --mixed_precision bf16 or no"
+            cause = "fp16 overflowed; try mixed_precision bf16 or no"
         elif step <= max(self._warmup_steps, 1):
             cause = f"learning_rate {rate:g} is too large for the start; try a tenth, or more lr_warmup_steps"
         else:

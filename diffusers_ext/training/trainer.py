@@ -254,7 +254,7 @@ class Trainer:
         self.run.checkpoints.save_what_is_new()
         path = checkpoint.checkpoint_path(self.output_dir, self.state.global_step)
         if path.is_dir():
-            return f"everything is in '{path}', go on with --resume_from_checkpoint latest"
+            return f"everything is in '{path}', go on with resume_from_checkpoint latest"
         return f"its checkpoint could not be saved; {self._last_checkpoint()}"
 
     def _last_checkpoint(self) -> str:
