@@ -115,9 +115,9 @@ def evaluation(run, corners_data, corners_classifier):
             num_processes=num_processes, process_index=process_index, device=torch.device("cpu")
         )
         data = load_image_data(train_data_dir=corners_data, split="test")
-        settings = {"classifier": corners_classifier, "num_inference_steps": 20, **overrides}
+        settings = {"classifier": corners_classifier, "num_inference_steps": 20, "size": 60, **overrides}
         options = {"guidance_scale": 1.0} if by_class else {}
-        return SampleEvaluation(accelerator, data, "test", by_class, options, size=60, **settings)
+        return SampleEvaluation(accelerator, data, "test", by_class, options, **settings)
 
     return make
 
@@ -164,7 +164,7 @@ def test_images_of_diffusers_pipelines_old_and_new(channels_last):
 
 
 def test_the_size_is_bound_by_the_held_out_images(evaluation):
-    assert evaluation(evaluation_size=1000)(corners.perfect_pipeline())["evaluation_samples"] == 80
+    assert evaluation(size=1000)(corners.perfect_pipeline())["evaluation_samples"] == 80
 
 
 @pytest.mark.parametrize(

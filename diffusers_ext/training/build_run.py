@@ -97,8 +97,8 @@ STREAM_EXAMPLES = 64  # samples of a stream that are at hand before the first st
 
 # Settings whose values the weights depend on: a resumed run with others is refused.
 MEANING = (
-    "variance_type vector_columns ddpm_num_steps prediction_type condition optimizer ema_kind image_condition "
-    "text_encoder"
+    "ddpm_num_steps prediction_type variance_type optimizer ema_kind condition image_condition text_encoder "
+    "vector_columns"
 )
 # Of the noise path; another name of the same path is no other path.
 PATH = "schedule_options beta_start beta_end rescale_betas_zero_snr"
@@ -179,13 +179,14 @@ def build_run(
         conditioning.adopt(held_out)
     unet = _network(args, model, data, conditioning)
     own_objective = objective is not None
+    model_class = _class_name(unet)  # before FSDP gives it another
     objective = objective if objective is not None else make_objective(args, unet)
     network = conditioning.wrap(unet)
     pipeline_of = partial(make_pipeline_of, args, conditioning, data)
     check_sampling(pipeline_of(network).scheduler, args)  # fails now rather than after the training
     run = _begin(args, accelerator, accumulation, folder, data, held_out, conditioning, network, objective, pipeline_of)
     _prepare(run, args)
-    description = describe_run(args, run, own_objective)
+    description = describe_run(args, run, own_objective, model_class)
     _add_callbacks(run, args, description, [*_named_callbacks(args), *(callbacks or [])])
     return run
 
@@ -833,7 +834,7 @@ def _loss_of_one(run: Run) -> torch.Tensor:
         return losses_of(run, run.binding.bind(run.network, batch, 0), batch, 0).mean()
 
 
-def describe_run(args: TrainingArguments, run: Run, own_objective: bool) -> RunDescription:
+def describe_run(args: TrainingArguments, run: Run, own_objective: bool, model_class: str) -> RunDescription:
     """What a checkpoint remembers of the settings and the data."""
     own = {name: getattr(args, name, None) for name in MEANING.split()}
     schedule = noise_schedule(args)
@@ -843,7 +844,7 @@ def describe_run(args: TrainingArguments, run: Run, own_objective: bool) -> RunD
         "schedule": schedule,
         **{name: getattr(args, name) for name in PATH.split()},
         "objective": _class_name(run.objective) if own_objective else "that of the settings",
-        "model": _class_name(run.conditioning.unet(run.network)),
+        "model": model_class,
         "classes": getattr(run.train_dataset, "label_names", None) if args.condition == "class" else None,
     }
     named = {name: getattr(args, name, None) for name in NAMED.split()}

@@ -15,6 +15,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import save_file
 
 from ..hub.averages import RECIPE, RECONSTRUCTION
+from ..hub.bundle import BundlingError
 from ..hub.export import export
 from ..hub.model_card import write_card
 from ..hub.push import files_to_push, push_to_hub
@@ -43,7 +44,14 @@ def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, recipe: str, re
         _save_plain(pipeline, output_dir)
         atomic_write(output_dir / RECIPE, recipe)
         return
-    export(pipeline, output_dir)
+    try:
+        export(pipeline, output_dir)
+    except BundlingError as error:  # the weights and the configuration can be saved all the same
+        pipeline.save_pretrained(output_dir)
+        logger.warning(
+            "The pipeline was saved without the source of its classes (%s); it loads where they can be imported.",
+            " ".join(str(error).split()).rstrip("."),
+        )
     (output_dir / RECONSTRUCTION).unlink(missing_ok=True)
     atomic_write(output_dir / RECIPE, recipe)
     describe(output_dir, repo_id)
