@@ -245,6 +245,21 @@ def test_a_registered_condition_trains_with_dropped_rows(strength):
     torch.testing.assert_close(inputs, {"strength": torch.tensor([[0.1], [-1.0]])})
 
 
+def test_a_condition_given_to_the_trainer_is_read_from_its_column_and_known_to_the_pipeline(tiny_run):
+    rows = [{"samples": torch.zeros(1, 4, 4), "strength": 0.1 * number} for number in range(8)]
+    arguments = TrainingArguments(**{**vars(tiny_run()), "model_options": None})
+    try:
+        trainer = Trainer(arguments, model=OwnNetwork(), train_dataset=rows, condition=Strength())
+        batch = trainer.train_dataset.__getitems__([3, 5])
+        kept = torch.zeros(2, dtype=torch.bool)
+        inputs = trainer.conditioning.inputs(batch, trainer.train_dataset, kept, 0, slice(0, 2))
+        torch.testing.assert_close(inputs, {"strength": torch.tensor([[0.3], [0.5]])})
+        pipeline = trainer.train()
+        assert not torch.equal(generated(pipeline, strength=0.1), generated(pipeline, strength=0.9))
+    finally:
+        CONDITIONS.pop("strength", None)
+
+
 def test_conditions_that_share_a_name_or_an_argument_are_refused():
     with pytest.raises(ValueError, match="has no name"):
         register(type("Nameless", (Condition,), {}))

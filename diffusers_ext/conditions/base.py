@@ -328,8 +328,10 @@ def config_entry(network: Any, entry: str) -> Any:
 
 
 def has_argument(network: Any, argument: str) -> bool:
-    """Whether a network's `forward` has an argument of this name."""
-    return argument in inspect.signature(getattr(network, "forward", network)).parameters
+    """Whether a network's `forward` has an argument of this name, or that of the `network` that it wraps."""
+    wrapped = getattr(network, "network", None)
+    parameters = inspect.signature(getattr(network, "forward", network)).parameters
+    return argument in parameters or (wrapped is not None and has_argument(wrapped, argument))
 
 
 def _numbers(argument: str, text: str) -> Sequence[float]:

@@ -32,6 +32,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.optimization import get_scheduler
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from ..conditions import Condition
 from ..data.base import TrainingData
 from ..data.images import load_image_data
 from ..data.own import as_training_data
@@ -160,6 +161,7 @@ def build_run(
     eval_dataset: Any = None,
     objective: Any = None,
     callbacks: Sequence[Any] | None = None,
+    condition: Condition | None = None,
 ) -> Run:
     """All parts of a run, from the settings where the user brings none.
 
@@ -173,8 +175,8 @@ def build_run(
         _check_repo_id(args.hub_model_id)
     folder = OutputFolder(args.output_dir, args.resume_from_checkpoint is not None, args.overwrite_output_dir)
     accelerator.wait_for_everyone()
-    data, held_out = load_data(args, accelerator, train_dataset, eval_dataset)
-    conditioning = make_conditioning(args, data)
+    data, held_out = load_data(args, accelerator, train_dataset, eval_dataset, condition)
+    conditioning = make_conditioning(args, data, condition)
     if held_out is not None:
         conditioning.adopt(held_out)
     unet = _network(args, model, data, conditioning)
@@ -282,21 +284,26 @@ def _require(module: str, flag: str, package: str) -> None:
 
 
 def load_data(
-    args: TrainingArguments, accelerator: Accelerator, train_dataset: Any = None, eval_dataset: Any = None
+    args: TrainingArguments,
+    accelerator: Accelerator,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    condition: Condition | None = None,
 ) -> tuple[TrainingData, TrainingData | None]:
     """The data to train on, and held-out data where there are any."""
     with accelerator.local_main_process_first():
+        condition = make_condition(args) if condition is None else condition
         resolution = _resolution(args) if train_dataset is None else DEFAULT_RESOLUTION
         data = (
             _own(args, train_dataset, True)
             if train_dataset is not None
-            else _load_split(args, args.train_split, resolution)
+            else _load_split(args, args.train_split, resolution, condition)
         )
         held_out = None
         if eval_dataset is not None:
             held_out = _own(args, eval_dataset, False)
         elif train_dataset is None and args.held_out_split:
-            held_out = _load_split(args, args.held_out_split, resolution)
+            held_out = _load_split(args, args.held_out_split, resolution, condition)
     _check_batch_size(args.train_batch_size, data)
     if held_out is not None and held_out.channels != data.channels:
         raise ValueError(
@@ -347,8 +354,7 @@ def _common_side(data: Any) -> int | None:
     return data.size[0]
 
 
-def _load_split(args: TrainingArguments, split: str, resolution: int) -> TrainingData:
-    condition = make_condition(args)
+def _load_split(args: TrainingArguments, split: str, resolution: int, condition: Condition | None) -> TrainingData:
     columns = {} if condition is None else condition.column_arguments()
     data = _load_images(args, split, resolution, image_column=args.image_column, **columns)
     if condition is not None and args.condition_image_column is not None:
@@ -723,7 +729,7 @@ def _sample_evaluation(run: Run, args: TrainingArguments) -> SampleEvaluation:
         run.eval_dataset,
         args.held_out_split or "eval_dataset",
         name == "class",
-        {} if args.condition is None else {"guidance_scale": args.guidance_scale},
+        {} if run.conditioning.name is None else {"guidance_scale": args.guidance_scale},
         classifier=args.classifier,
         features=args.features,
         size=args.evaluation_size,

@@ -32,10 +32,11 @@ def train(
     eval_dataset: Any = None,
     objective: Any = None,
     callbacks: Sequence[Any] | None = None,
+    condition: Any = None,
 ) -> DiffusionPipeline:
     """Train, save into `args.output_dir`, and give the trained pipeline; arguments and errors as those of `Trainer`."""
     try:
-        return Trainer(args, model, train_dataset, eval_dataset, objective, callbacks).train()
+        return Trainer(args, model, train_dataset, eval_dataset, objective, callbacks, condition).train()
     except KeyboardInterrupt:  # before the first step, after the last, or for the second time
         kept = checkpoint.own_checkpoints(Path(args.output_dir))
         state = f"the newest checkpoint is '{kept[-1]}'" if kept else "no checkpoint had been saved yet"
@@ -58,6 +59,7 @@ class Trainer:
         eval_dataset: held-out data of the same kind, for the validation loss and for evaluation.
         objective: a callable `(net, batch, generator) -> loss per sample`; see `diffusers_ext.objectives`.
         callbacks: more of them, see `TrainerCallback`; they act before the checkpoint of a step is saved.
+        condition: a `diffusers_ext.conditions.Condition` of your own, in place of the setting `condition`.
 
     Attributes:
         state: counters of the run, see `TrainerState`.
@@ -76,9 +78,10 @@ class Trainer:
         eval_dataset: Any = None,
         objective: Any = None,
         callbacks: Sequence[Any] | None = None,
+        condition: Any = None,
     ):
         self.args = args
-        self.run = run = build_run(args, model, train_dataset, eval_dataset, objective, callbacks)
+        self.run = run = build_run(args, model, train_dataset, eval_dataset, objective, callbacks, condition)
         self.state: TrainerState = run.state
         self.network, self.objective, self.conditioning = run.network, run.objective, run.conditioning
         self.train_dataset, self.eval_dataset = run.train_dataset, run.eval_dataset
