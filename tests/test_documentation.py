@@ -1,4 +1,4 @@
-"""Commands and snippets in README, docs and docstrings: their flags, names and settings exist; short ones run as printed.
+"""Commands and snippets in README, docs and docstrings name what exists; those of the scripts run as printed.
 
 Every fenced block of the Markdown files, and every indented command line of the scripts' docstrings, is read. A command
 is checked by the program's own parser; those of the training scripts are run, shortened by added flags.
