@@ -14,7 +14,7 @@ VERSION_TESTS ?= tests/test_package.py tests/test_probe.py tests/test_pipelines.
 	tests/test_schedulers_diffusers.py tests/test_hub.py
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 
-.PHONY: train test test-versions bench lint clean
+.PHONY: train test test-versions bench docs lint clean
 
 # The last packages are peers that tests and benchmarks measure against. They come without their dependencies: torchvision
 # and pytorch-fid serve their image folders, data sets and scores only, and stand-ins take their place.
@@ -39,6 +39,15 @@ lint: $(STAMP)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup
+
+# The documentation in docs/_build, tutorials executed in short form (DOCS_FAST=0 trains them as long as a reader would).
+docs: $(VENV)/.docs-installed
+	DOCS_FAST=$(or $(DOCS_FAST),1) OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "Documentation in docs/_build/html/index.html"
+
+$(VENV)/.docs-installed: $(STAMP)
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[docs]"
+	touch $@
 
 # The oldest releases that pyproject.toml allows, then the newest there are; each in an environment of its own.
 test-versions: .venv-oldest/.installed .venv-newest/.installed

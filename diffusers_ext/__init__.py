@@ -7,9 +7,44 @@ with them. Names are resolved on first use, so the import itself is cheap.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .hub.registration import BASE_NAMES, register
+
+if TYPE_CHECKING:  # at run time, names are imported on first use
+    from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+
+    from .evaluation.classifier import ImageClassifier
+    from .hub.export import export
+    from .hub.model_card import write_card
+    from .hub.push import push_to_hub
+    from .models import (
+        PRESETS,
+        ADMUNet2DModel,
+        AnnotatedUNet2DModel,
+        AttentionUNet2DModel,
+        GuidedUNet2DModel,
+        SignalUNet1DModel,
+        SimpleUNet2DModel,
+        ToyUNet2DModel,
+        build_model,
+    )
+    from .objectives.diffusion import DiffusionObjective
+    from .pipelines import GenerationPipeline
+    from .schedulers import (
+        PREDICTION_TYPES,
+        SCHEDULES,
+        AncestralDDPMScheduler,
+        FlowMatchScheduler,
+        GuidedLangevinScheduler,
+        MixScheduler,
+        NoisePath,
+        Prediction,
+        ScoreSDEScheduler,
+        SubsequenceDDIMScheduler,
+    )
+    from .schedulers.registry import build_sampler
+    from .training import Trainer, TrainerCallback, TrainingArguments, train
 
 __version__ = "0.1.0"
 
@@ -38,6 +73,7 @@ _OTHERS = {
     "models": ["PRESETS", "build_model"],
     "schedulers": ["NoisePath", "PREDICTION_TYPES", "Prediction", "SCHEDULES"],
     "schedulers.registry": ["build_sampler"],
+    "objectives.diffusion": ["DiffusionObjective"],
     "training": ["Trainer", "TrainerCallback", "TrainingArguments", "train"],
     "hub.export": ["export"],
     "hub.push": ["push_to_hub"],
