@@ -20,8 +20,8 @@ BLOCK = 1024  # rows of a matrix of pairs held at a time
 def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     """Frechet distance of the Gaussians with the sets' means and covariances, at least 0.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)): Dowson and Landau 1982; as a measure of image generators Heusel et al.
-    2017 (arXiv:1706.08500), eq. 6. Covariances are the unbiased ones. The value is biased upwards by
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``: Dowson and Landau 1982; as a measure of image generators
+    Heusel et al. 2017 (arXiv:1706.08500), eq. 6. Covariances are the unbiased ones. The value is biased upwards by
     about as much as two sets of real images of these sizes are apart.
 
     Raises ValueError for sets of other shapes than (number, dimensions), of fewer than two, or not finite.

@@ -36,8 +36,8 @@ class ScoreSDEScheduler(PredictorCorrectorScheduler):
         predictor: one of `PREDICTORS`.
         corrector_steps: Langevin steps before each predictor step, at least 0.
         snr: signal-to-noise ratio of the corrector, above 0.
-        measured_norms: take |z| / |score| from the batch, as the paper does, instead of its expected value sigma_t; a
-            sample then depends on the batch it is drawn in.
+        measured_norms: take the ratio of the norms of z and of the score from the batch, as the paper does, instead of
+            its expected value sigma_t; a sample then depends on the batch it is drawn in.
         timestep_type: the network's time in `self.timesteps`: `time`, multiplied by `timestep_scale`, or `sigma`.
         timestep_scale: 1, or 999 for networks trained on continuous vp with times 0 ... 999.
         scale_input: with continuous ve, divide the network's input by sqrt(1 + sigma^2).
