@@ -77,6 +77,8 @@ def _laplace(steps: int, mean: float = 0.0, scale: float = 0.5, clip: Sequence[f
     diffusers' schedule of that name takes the square root of alphas_cumprod, and its log-SNR has another distribution.
     """
     u = np.linspace(0, 1, steps + 1, dtype=np.float64)
+    # At u = 1 log-SNR is minus infinity; a last step of that length would be nothing like the others.
+    u[-1] = 1 - 0.5 / steps
     with np.errstate(divide="ignore"):
         log_snr = mean - scale * np.sign(0.5 - u) * np.log(1 - 2 * np.abs(0.5 - u))
     return _betas_from_alphas_cumprod(1 / (1 + np.exp(-log_snr)), clip)

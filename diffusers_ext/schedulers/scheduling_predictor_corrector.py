@@ -15,6 +15,9 @@ from .scheduling_base import Generators, split_learned_variance
 from .scheduling_repeated import Move, RepeatedStepScheduler
 from .tensors import carried, combine, rounded
 
+# Steps that change alpha or sigma by a larger factor are of first order.
+LARGEST_RATIO = 5.0
+
 PREDICTORS = ("euler_maruyama", "reverse_diffusion", "ancestral", "ode_euler", "ode_heun")
 
 
@@ -100,10 +103,18 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
         if s == self.path.clean:
             return [*moves, Move("denoise", t, s, t)]
         moves.append(Move(self._predictor.replace("ode_heun", "ode_euler"), t, s, t))
-        # sigma / alpha is infinite where alpha is 0: the step from there stays a first-order one.
-        if self._predictor == "ode_heun" and self.path.alpha(t) > 0:
+        if self._predictor == "ode_heun" and self._is_small(t, s):
             moves.append(Move("ode_heun", t, s, s))
         return moves
+
+    def _is_small(self, t: float, s: float) -> bool:
+        """Whether a second-order step from t to s is better than a first-order one.
+
+        Heun's correction multiplies an error of x0 by about alpha_s / alpha_t near the noise, and by sigma_t / sigma_s
+        near the data. Where the step is long in these, it would draw noise.
+        """
+        path = self.path
+        return path.alpha(s) <= LARGEST_RATIO * path.alpha(t) and path.sigma(t) <= LARGEST_RATIO * path.sigma(s)
 
     def scale_model_input(
         self, sample: torch.Tensor, timestep: int | float | torch.Tensor | None = None

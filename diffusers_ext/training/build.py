@@ -244,6 +244,12 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
         if arguments.prediction_type != "sample" and "prediction_type" in arguments.given:
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
         return MixObjective(arguments.loss, arguments.toy_amounts)
+    if arguments.prediction_type == "mean":
+        warnings.warn(
+            "prediction_type 'mean' is hard to learn: the network must output nearly its input, to a precision of "
+            "beta. Use epsilon or v_prediction unless a source's weights need it.",
+            stacklevel=2,
+        )
     return _objective_class(arguments)(
         _path_scheduler(arguments).path,
         arguments.prediction_type,
