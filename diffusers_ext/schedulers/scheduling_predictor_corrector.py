@@ -16,7 +16,7 @@ from .scheduling_repeated import Move, RepeatedStepScheduler
 from .tensors import carried, combine, rounded
 
 # Steps that change alpha or sigma by a larger factor are of first order.
-LARGEST_RATIO = 5.0
+LARGEST_ALPHA_RATIO, LARGEST_SIGMA_RATIO = 5.0, 60.0
 
 PREDICTORS = ("euler_maruyama", "reverse_diffusion", "ancestral", "ode_euler", "ode_heun")
 
@@ -114,7 +114,8 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
         near the data. Where the step is long in these, it would draw noise.
         """
         path = self.path
-        return path.alpha(s) <= LARGEST_RATIO * path.alpha(t) and path.sigma(t) <= LARGEST_RATIO * path.sigma(s)
+        slow = path.alpha(s) <= LARGEST_ALPHA_RATIO * path.alpha(t)
+        return slow and path.sigma(t) <= LARGEST_SIGMA_RATIO * path.sigma(s)
 
     def scale_model_input(
         self, sample: torch.Tensor, timestep: int | float | torch.Tensor | None = None

@@ -21,7 +21,7 @@ _SECOND_ORDER = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2Ancest
 # The noise that these add replaces what the network got wrong.
 _STOCHASTIC = ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverSDEScheduler")
 
-_INSTEAD = "use diffusers_ext.build_sampler(name, config), whose dpmsolver++, unipc and heun start at less noise"
+_INSTEAD = "use the package's build_sampler(name, config), whose dpmsolver++, unipc and heun start at less noise"
 
 
 def check_path_is_kept(scheduler: Any) -> None:
