@@ -92,9 +92,15 @@ def test_schedule_is_its_formula(schedule, steps):
     np.testing.assert_allclose(make_betas(schedule, steps), expected, rtol=1e-9)
 
 
+def test_linear_log_snr_is_linear_between_its_ends():
+    path = NoisePath.from_schedule("linear_log_snr", 1000, options={"start": 12.0, "end": -6.0})
+    log_snr = np.log(path.alphas_cumprod / (1 - path.alphas_cumprod))
+    np.testing.assert_allclose(log_snr, np.linspace(12, -6, 1000), rtol=1e-6, atol=1e-6)
+
+
 def test_log_snr_of_laplace_has_a_laplace_distribution():
     """Half of the levels lie above the mean, and a share exp(-x / scale) / 2 lies x above it."""
-    assert set(SCHEDULES) - set(FORMULAS) == {"laplace"}
+    assert set(SCHEDULES) - set(FORMULAS) == {"laplace", "linear_log_snr"}
     path = NoisePath.from_schedule("laplace", 1000, options={"mean": 0.3, "scale": 0.4})
     log_snr = np.log(path.alphas_cumprod / (1 - path.alphas_cumprod))
     for x in (0.0, 0.2, 0.5, 1.0, 1.5):

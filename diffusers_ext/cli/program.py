@@ -56,6 +56,9 @@ COMMANDS = {
         "classifier", "classifier_train", "ClassifierTrainArguments", "Train a classifier to measure samples with."
     ),
     "prove": Command("prove", "prove", "ProveArguments", "Check a sampler against exact answers."),
+    "likelihood": Command(
+        "likelihood", "measure_likelihood", "LikelihoodArguments", "Measure bits per dimension of real images."
+    ),
     "schedules": Command("schedules", "schedules", "ScheduleArguments", "Draw noise schedules.", draws=True),
     "ema": Command("ema", "ema", "EmaArguments", "Average the weights of a run over any length."),
     "convert": Command(

@@ -20,6 +20,9 @@ from .randomness import SharedGenerator, draw_shared, rand_shared, randn_shared
 from .timestep_sampling import ImportanceSampler, TimestepSampler
 from .weighting import Weighting
 
+# Images with values 0 ... 255 are divided by this and moved to [-1, 1], so one level is 1 / 127.5 wide.
+HALF_RANGE = 127.5
+
 # Earliest time of a continuous path, in T-ths: at the data themselves there is no signal-to-noise ratio.
 _EARLIEST = 1e-3
 
@@ -58,6 +61,8 @@ class DiffusionObjective:
         loss: `l2` (Ho et al. 2020, eq. 14), `l1`, or `huber` (threshold 1).
         weighting: factor on each sample's loss, defined on squared errors: what it says of x0 holds for `l2`.
         sampler: the noise levels to train on; uniform when not given.
+        dequantize: add uniform noise of the width of one of 256 levels to the samples, for a density of 8-bit images
+            (Theis et al. 2016, arXiv:1511.01844, section 3.1).
 
     Raises:
         ValueError: for a prediction type that does not determine x0 on this path.
@@ -70,10 +75,11 @@ class DiffusionObjective:
         loss: str = "l2",
         weighting: Weighting | None = None,
         sampler: TimestepSampler | None = None,
+        dequantize: bool = False,
     ):
         path.check_prediction_type(prediction_type)
         self.path, self.prediction_type, self._loss = path, prediction_type, _LOSSES[loss]
-        self.weighting = weighting or Weighting()
+        self.weighting, self.dequantize = weighting or Weighting(), dequantize
         self.discrete = isinstance(path, DiscretePath)
         self.sampler = sampler or TimestepSampler("uniform", len(path) if isinstance(path, DiscretePath) else 1000)
 
@@ -102,6 +108,9 @@ class DiffusionObjective:
     ) -> torch.Tensor:
         """Weighted loss of every sample, shape (batch,), float32."""
         samples = batch["samples"]
+        if self.dequantize:
+            uniform = rand_shared(tuple(samples.shape), generator, samples.device)
+            samples = samples + (uniform - 0.5) / HALF_RANGE
         noise = randn_shared(tuple(samples.shape), generator, samples.device)
         times = self._timesteps_for(net, len(samples), generator, samples.device)
         earlier = self._earlier(net, samples, noise, times, generator) if net.self_condition else {}

@@ -64,7 +64,10 @@ def audit(scheduler: Any, view: NetworkView, seed: int = 0, **step_arguments: An
     """
     times = visited_timesteps(scheduler)
     generator = torch.Generator().manual_seed(seed)
-    mu, x = torch.randn(2, 4 * len(times) + 16, 1, 1, 1, dtype=torch.float64, generator=generator).unbind()
+    shape = (4 * len(times) + 16, 1, 1, 1)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator)
+    # Inside the range of data, so that a scheduler that bounds x0 by that range leaves it as it is.
+    mu = 2 * torch.rand(shape, dtype=torch.float64, generator=generator) - 1
     start = network_input(scheduler, torch.ones(1, 1, 1, 1, dtype=torch.float64), times[0]).item()
     alpha, sigma = view.level(times[0].item())
     # On the exact path from the first call on: x = (alpha * mu + sigma * epsilon) in the scheduler's own scale.

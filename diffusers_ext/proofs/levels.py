@@ -146,7 +146,7 @@ def variance_preserving_levels(alphas_cumprod: np.ndarray) -> Callable[[Any], Le
 def probed_level(scheduler: Any, t: Any) -> Level:
     """(alpha, sigma) from the scheduler's own `add_noise`, on data and noise of zeros and ones."""
     zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    times = torch.tensor([t])
+    times = torch.tensor([t], dtype=torch.float64 if isinstance(t, float) else None)
     alpha, sigma = scheduler.add_noise(one, zero, times), scheduler.add_noise(zero, one, times)
     return float(alpha), float(sigma)
 

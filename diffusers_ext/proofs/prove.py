@@ -203,8 +203,10 @@ class _Run:
 
     def _error_at_end(self, count: int, end: torch.Tensor, start: torch.Tensor, level: Any, error: float) -> float:
         """The error against the flow to where the sampler ends by its settings, if that is the lowest noise level."""
-        clean = self._audit(count).end if count <= min(AUDITED_COUNTS) else self._last_end
-        self._last_end = clean
+        if count <= min(AUDITED_COUNTS):
+            found = self.audited(count)
+            self._last_end = found.end if found is not None else (1.0, 0.0)
+        clean = self._last_end
         if not 1e-4 < clean[1] < 0.2 or abs(math.hypot(*clean) - 1) > 0.1:
             return error
         return min(error, rms(end, self.mixture.flow(start, level, clean)))

@@ -54,9 +54,8 @@ def _noise_levels(report: Report, view: NetworkView) -> list[Verdict]:
             Verdict("fault", f"Loses the signal: {where}, where alpha is {told[0]:.3g}, but its sample has alpha 0.")
         ]
     if abs(log_ratio(actual) - log_ratio(told)) <= LEVEL_TOLERANCE:
-        text = (
-            f"Scales the network's input wrongly: {where}, but its input is {_scale(actual, told):.3g} times too large."
-        )
+        scale = f"{_scale(actual, told):.3g} times as large as it should be"
+        text = f"Scales the network's input wrongly: {where}, but its input is {scale}."
         return [Verdict("fault", text)]
     real = timestep_of(view, actual, t)
     what = "Rounds timesteps" if abs(real - t) <= 1 else "Steps to another noise level than it says"

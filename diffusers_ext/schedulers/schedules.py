@@ -84,6 +84,17 @@ def _laplace(steps: int, mean: float = 0.0, scale: float = 0.5, clip: Sequence[f
     return _betas_from_alphas_cumprod(1 / (1 + np.exp(-log_snr)), clip)
 
 
+def _linear_log_snr(
+    steps: int, start: float = 13.3, end: float = -5.0, clip: Sequence[float] = (0.0, 0.999)
+) -> np.ndarray:
+    """log(alpha^2 / sigma^2) linear in t: Kingma et al. 2021 (arXiv:2107.00630), the start of its learned schedule.
+
+    With epsilon prediction, uniform timesteps and no weighting, the loss is then the variational bound.
+    """
+    log_snr = np.linspace(start, end, steps, dtype=np.float64)
+    return _betas_from_alphas_cumprod(np.concatenate([[1.0], 1 / (1 + np.exp(-log_snr))]), clip)
+
+
 # Schedules between two betas take (beta_start, beta_end); the others take the options in their signature.
 _BETA_RANGE_SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
     "linear": _linear,
@@ -98,6 +109,7 @@ _ALPHA_BAR_SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
     "squaredcos_cap_v2": _cosine,
     "sigmoid_alpha_bar": _sigmoid_alpha_bar,
     "laplace": _laplace,
+    "linear_log_snr": _linear_log_snr,
 }
 BETA_RANGE_SCHEDULES = tuple(_BETA_RANGE_SCHEDULES)
 SCHEDULES = (*BETA_RANGE_SCHEDULES, *_ALPHA_BAR_SCHEDULES)
@@ -122,7 +134,8 @@ def make_betas(
             exponential, sigmoid); the others ignore it.
         beta_end: beta_{T-1} of the same schedules.
         options: options of the alphas_cumprod schedules: `s`, `clip` (cosine); `start`, `end`, `tau`, `clip`
-            (sigmoid_alpha_bar); `mean`, `scale`, `clip` (laplace). `clip` is the range (low, high) of the betas.
+            (sigmoid_alpha_bar); `mean`, `scale`, `clip` (laplace); `start`, `end`, `clip`
+            (linear_log_snr). `clip` is the range (low, high) of the betas.
 
     Returns:
         float64 array of shape (T,), every value in [0, 1] and the first above 0.

@@ -365,6 +365,11 @@ class TrainingArguments(_Origins, _Brought):
         choices=("uniform", "normal"),
         needs=_toy,
     )
+    dequantize: bool = _objective(
+        False,
+        "Add uniform noise of the width of one of 256 levels to the images, for a model with a likelihood.",
+        needs=_no_toy,
+    )
     min_snr_gamma: float = _objective(5.0, "Bound of min_snr.", above=0, needs=(_no_toy, _min_snr))
     p2_gamma: float = _objective(1.0, "Exponent of p2.", at_least=0, needs=(_no_toy, _p2))
     p2_k: float = _objective(1.0, "What p2 adds to the signal-to-noise ratio.", above=0, needs=(_no_toy, _p2))

@@ -263,6 +263,7 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
             arguments.edm_sigma_data,
         ),
         _make_sampler(arguments, arguments.ddpm_num_steps),
+        arguments.dequantize,
     )
 
 
