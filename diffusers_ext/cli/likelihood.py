@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data.images import load_image_data, permutation
+from ..data.images import load_image_data
+from ..data.randomness import permutation
 from ..evaluation.likelihood import TRACES, VariationalBound, check_likelihood, likelihood, variational_bound
-from .shared import at_least_one, load_pipeline
+from ..settings import CheckedSettings, option
+from .shared import load_pipeline
 
 
 @dataclass
-class LikelihoodArguments:
+class LikelihoodArguments(CheckedSettings):
     """Measure bits per dimension of real images under a model, by the probability flow or the variational bound."""
 
-    model: str = field(metadata={"help": "Folder or Hub name of an unconditional pipeline of images."})
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Hub name or local folder; embedded digits if not given."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    train_data_dir: str | None = field(default=None, metadata={"help": "Folder or archive of images."})
-    image_column: str | None = field(default=None, metadata={"help": "Column with the images."})
-    split: str = field(default="test", metadata={"help": "Split to measure."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
-    num_images: int = field(default=256, metadata={"help": "Images to measure; more give a smaller standard error."})
-    batch_size: int = field(default=64, metadata={"help": "Images at a time."})
-    tolerance: float = field(default=1e-3, metadata={"help": "Error that a step of the adaptive solver may make."})
-    steps: int | None = field(
-        default=None, metadata={"help": "Fixed Runge-Kutta steps instead, four evaluations each."}
-    )
-    trace: str = field(default="hutchinson", metadata={"help": f"{' or '.join(TRACES)}, which is slow."})
-    eps: float | None = field(
-        default=None,
-        metadata={"help": "Noise level sigma / alpha where the flow ends; default: the model's lowest."},
-    )
-    bound_timesteps: int = field(
-        default=0, metadata={"help": "Also the variational bound, from this many random timesteps; 0 for none."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of dequantisation and projections."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, mps; the best there is if not given."})
+    model: str = option(text="Folder or Hub name of an unconditional pipeline of images.")
+    dataset_name: str | None = option(None, "Hub name or local folder; the digits inside the package if not given.")
+    dataset_config_name: str | None = option(None, "Configuration of the data set.")
+    train_data_dir: str | None = option(None, "Folder or archive of images.")
+    image_column: str | None = option(None, "Column with the images.")
+    split: str = option("test", "Split to measure.")
+    cache_dir: str | None = option(None, "Where downloads are kept.")
+    num_images: int = option(256, "Images to measure; more give a smaller standard error.", at_least=1)
+    batch_size: int = option(64, "Images at a time.", at_least=1)
+    tolerance: float = option(1e-3, "Error that a step of the adaptive solver may make.", above=0)
+    steps: int | None = option(None, "Fixed Runge-Kutta steps instead, of four evaluations each.", at_least=1)
+    trace: str = option("hutchinson", "hutchinson, one random projection, or exact, which is slow.", choices=TRACES)
+    eps: float | None = option(None, "Noise level sigma / alpha where the flow ends; default: the model's lowest.")
+    bound_timesteps: int = option(0, "Random timesteps for the variational bound; 0 leaves it out.", at_least=0)
+    seed: int = option(0, "Seed of dequantisation and projections.")
+    output: str | None = option(None, "JSON file to write.")
+    device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
 
 
 def measure_likelihood(arguments: LikelihoodArguments) -> None:
     """Print bits per dimension with standard error and evaluations, and write them."""
-    at_least_one(arguments, "num_images", "batch_size")
     pipeline = load_pipeline(arguments.model, arguments.device)
     check_likelihood(pipeline)
     images, description = _images(arguments, pipeline.unet.config)

@@ -59,7 +59,8 @@ def _noise_levels(report: Report, view: NetworkView) -> list[Verdict]:
         return [Verdict("fault", text)]
     real = timestep_of(view, actual, t)
     what = "Rounds timesteps" if abs(real - t) <= 1 else "Steps to another noise level than it says"
-    text = f"{what}: {where}, but the sample has the noise level of t = {real:.4g}"
+    time = f"the noise level of t = {real:.4g}" if abs(real - t) < 1e4 else "a noise level that no timestep has"
+    text = f"{what}: {where}, but the sample has {time}"
     return [Verdict("fault", f"{text} (sigma/alpha {actual[1] / actual[0]:.3g} and not {told[1] / told[0]:.3g}).")]
 
 
