@@ -16,7 +16,7 @@ from conftest import ROOT
 def test_the_whole_script_with_tiny_sizes(tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
     command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--device", "cpu", "--tiny"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "results.json").read_text())
     parts = report["parts"]
