@@ -108,7 +108,7 @@ def test_the_pipelines_own_scheduler_comes_back(perfect):
     ("words", "sentence"),
     [
         (["--samplers", "magic"], "samplers takes names among ddim, "),
-        (["--samplers", "ddim:5x2"], "samplers takes a number of inner steps for langevin, "),
+        (["--samplers", "ddim:5x2"], "samplers takes a number of inner steps for predictor-corrector, langevin, "),
         (["--inner_steps", "0"], "inner_steps must be at least 1, got 0"),
         (["--class_labels", "4"], "class_labels takes all, 0 to 3, got '4'"),
         (["--guidance_scales", "-1"], "guidance_scale"),

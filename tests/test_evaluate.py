@@ -194,8 +194,8 @@ def test_sampler_choices():
         (["--classifier", "/nowhere"], "There is no classifier '/nowhere'"),
         (["--class_labels", "7"], "class_labels takes all, 0 to 3 or a name among corner0"),
         (["--sampler", "magic"], "got 'magic'"),
-        (["--subsequence", "exp"], "subsequence 'exp' needs --sampler ddim or ddim-original."),
-        (["--sampler", "unipc", "--subsequence", "exp"], "subsequence 'exp' needs --sampler ddim or ddim-original."),
+        (["--subsequence", "exp"], "subsequence has no effect on the saved sampler; it belongs to the samplers ddim"),
+        (["--sampler", "unipc", "--subsequence", "exp"], "subsequence has no effect on sampler 'unipc'; it belongs to"),
         (["--num_images", "0"], "num_images must be at least 1, got 0"),
     ],
 )

@@ -411,9 +411,11 @@ class SamplerChoice:
         return cls(name, length, inner_steps)
 
     def with_options(self, options: Mapping[str, Any]) -> SamplerChoice:
-        """This choice with those of the options that its sampler takes."""
+        """This choice with those of the options that its sampler takes; its own K takes the place of `inner_steps`."""
         known = SAMPLERS[self.name].options if self.name in SAMPLERS else options
-        return replace(self, options=tuple((key, value) for key, value in options.items() if key in known))
+        taken = {key: value for key, value in options.items() if key in known}
+        inner_steps = self.inner_steps or taken.get("inner_steps")
+        return replace(self, inner_steps=inner_steps, options=tuple(taken.items()))
 
     @property
     def label(self) -> str:
