@@ -16,6 +16,7 @@ from ..evaluation.comparison import compare as compare_lengths
 from ..evaluation.comparison import draw, exact_flow, mixture_pipeline, write_csv
 from ..evaluation.features import FeatureSet, extract
 from ..evaluation.metrics import frechet_distance
+from ..pipelines.batched_generation import image_shape
 from ..schedulers.registry import SamplerChoice, check_options, samplers_with
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import option
@@ -89,7 +90,7 @@ def _choices(samplers: Sequence[str], options: Mapping[str, Any]) -> list[Sample
 
 
 def starting_noise(pipeline: Any, number: int, seed: int) -> torch.Tensor:
-    """Noise of variance 1 in the shape of the network's images."""
+    """Noise of variance 1 in the shape of what the network generates."""
     config = pipeline.unet.config
     height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
     generator = torch.Generator().manual_seed(seed)
@@ -176,9 +177,9 @@ def _real_features(
     """The features of real images and of others for the baseline, when both a classifier and data were named."""
     if classifier is None or (arguments.dataset_name is None and arguments.train_data_dir is None):
         return None, None
-    config = pipeline.unet.config
-    resolution = config.sample_size if isinstance(config.sample_size, int) else None
-    sets = real_and_floor(arguments, number, config.in_channels, resolution, classes, equal_counts=True)
+    channels, height, width = image_shape(pipeline)
+    resolution = height if height == width else None
+    sets = real_and_floor(arguments, number, channels, resolution, classes, equal_counts=True)
     check_classifier(classifier, pipeline, sets[0].data)
     real, floor = (extract(images.batches(), classifier, classifier, images.labels) for images in sets)
     return real, floor

@@ -18,7 +18,7 @@ from ..evaluation.features import FeatureSet, compare_sets, extract, floor_measu
 from ..hub.averages import weights_of
 from ..hub.model_card import sampler_of
 from ..hub.provenance import versions
-from ..pipelines.batched_generation import generate_images
+from ..pipelines.batched_generation import generate_images, image_shape
 from ..schedulers.registry import SamplerChoice, check_options
 from ..settings import option
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_floor
@@ -146,9 +146,9 @@ def prepare(arguments: SamplingArguments) -> Bench:
     steps = choose_sampler(pipeline, arguments)
     names = {name: number for number, name in enumerate(classifier.label_names())} if classifier is not None else {}
     classes = chosen_classes(pipeline, arguments.class_labels, names)
-    config = pipeline.unet.config
-    resolution = config.sample_size if isinstance(config.sample_size, int) else None
-    real, floor = real_and_floor(arguments, arguments.num_images, config.in_channels, resolution, classes)
+    channels, height, width = image_shape(pipeline)
+    resolution = height if height == width else None
+    real, floor = real_and_floor(arguments, arguments.num_images, channels, resolution, classes)
     if classifier is not None:
         check_classifier(classifier, pipeline, real.data)
     real_set, floor_set = (extract(s.batches(), features, classifier, s.labels) for s in (real, floor))

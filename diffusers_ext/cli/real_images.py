@@ -11,6 +11,7 @@ import torch
 from ..data.images import ImageData, load_image_data
 from ..data.randomness import permutation
 from ..evaluation.features import evenly_spread
+from ..pipelines.batched_generation import image_shape
 
 if TYPE_CHECKING:
     from ..evaluation.classifier import ImageClassifier
@@ -133,7 +134,7 @@ def check_names(first: dict[str, str] | None, second: Any, what: str) -> None:
 
 def check_classifier(classifier: ImageClassifier, pipeline: Any, data: ImageData | None = None) -> None:
     """Raises ValueError where classifier, pipeline and data do not speak of the same classes or channels."""
-    channels = pipeline.unet.config.in_channels
+    channels, _, _ = image_shape(pipeline)
     if classifier.config.in_channels != channels:
         raise ValueError(
             f"The classifier takes {classifier.config.in_channels} channels, and the pipeline makes {channels}."

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from diffusers.utils.logging import tqdm
 
+from .latent_space import LatentSpace
+
 
 def as_tensor(images: torch.Tensor | np.ndarray) -> torch.Tensor:
     """A pipeline's `pt` images (batch, channels, height, width), on the CPU.
@@ -51,3 +53,13 @@ def generate_images(
         result = pipeline(batch_size=count, generator=generator, output_type="pt", **given, **options)
         images.append(as_tensor(result.images) * 2 - 1)
     return torch.cat(images)
+
+
+def image_shape(pipeline: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that a pipeline makes when it is asked for no size."""
+    config, vae = pipeline.unet.config, getattr(pipeline, "vae", None)
+    height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+    if vae is None:
+        return config.in_channels, height, width
+    space = LatentSpace(vae)
+    return space.image_channels, height * space.factor, width * space.factor

@@ -30,6 +30,7 @@ from .call_arguments import (
     predicted_x0,
 )
 from .guidance import GuidedNetwork, check_guidance, dtype_of
+from .latent_space import LatentSpace
 
 # Memory that PyTorch allocates itself starts at multiples of this many bytes.
 ALIGNMENT = 64
@@ -49,14 +50,17 @@ class GenerationPipeline(DiffusionPipeline):
         condition: name of the image condition that the network was trained with, in `IMAGE_TRANSFORMS`; None where
             there is none, or where the condition is an image as it is.
         conditions: what further conditions need to know in sampling, by their name: texts and numbers by name.
+        vae: an autoencoder of diffusers whose latents the network generates; see `LatentSpace`. Without one, the
+            network generates pixels.
 
     Raises:
-        ValueError: for an `id2label` that is no such dictionary, or an unknown `condition`.
+        ValueError: for an `id2label` that is no such dictionary, an unknown `condition`, or a `vae` that does not fit
+            the network.
     """
 
     # weak_unet takes turns with unet; outside the sequence it stays on the device for the whole trajectory.
-    model_cpu_offload_seq = "text_encoder->unet"  # type: ignore[assignment]
-    _optional_components: Any = ["text_encoder", "tokenizer", "weak_unet"]
+    model_cpu_offload_seq = "text_encoder->unet->vae"  # type: ignore[assignment]
+    _optional_components: Any = ["text_encoder", "tokenizer", "weak_unet", "vae"]
     _callback_tensor_inputs = ["latents"]
     config: Any  # diffusers types it as a bare dict
     unet: Any
@@ -64,6 +68,7 @@ class GenerationPipeline(DiffusionPipeline):
     text_encoder: Any
     tokenizer: Any
     weak_unet: Any
+    vae: Any
 
     def __init__(
         self,
@@ -75,13 +80,20 @@ class GenerationPipeline(DiffusionPipeline):
         id2label: Mapping[Any, str] | None = None,
         condition: str | None = None,
         conditions: Mapping[str, Mapping[str, Any]] | None = None,
+        vae: Any = None,
     ):
         super().__init__()
         check_transform_name(condition)
-        for network in (unet, text_encoder, weak_unet):
+        _check_vae(vae, unet)
+        for network in (unet, text_encoder, weak_unet, vae):
             _align_weights(network)
         self.register_modules(
-            unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, weak_unet=weak_unet
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            weak_unet=weak_unet,
+            vae=vae,
         )
         self.register_to_config(
             id2label=_checked_names(id2label), condition=condition, conditions=_checked_conditions(conditions)
@@ -196,10 +208,12 @@ class GenerationPipeline(DiffusionPipeline):
             generator: source of all randomness, one or a list of one per image.
             eta: passed to schedulers whose `step` takes it (DDIM): 0 deterministic, 1 as DDPM; others ignore it.
             timesteps: strictly decreasing times to visit, for schedulers that take a list.
-            height, width: image size; the network's `sample_size` when None.
-            latents: starting noise of shape (batch_size, channels, height, width); sets batch_size and size.
+            height, width: image size in pixels; that of the network's `sample_size` when None.
+            latents: starting noise of the network's shape, (batch_size, channels, height, width); sets batch_size and
+                size. With a vae, one entry stands for several pixels.
             output_type: `pil`, `np` (float in [0, 1], (batch, height, width, channels)), `pt` (float in [0, 1],
-                (batch, channels, height, width)) or `latent` (the last sample, in float32 or wider).
+                (batch, channels, height, width)) or `latent` (the last sample, in float32 or wider; with a vae, not
+                decoded).
             return_dict: give a tuple (images,) when False.
             callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after every step. `latents` in
                 the dictionary it returns replaces the sample; `pipeline._interrupt = True` ends the call, which returns
@@ -223,7 +237,7 @@ class GenerationPipeline(DiffusionPipeline):
         check_latents(latents, self.unet.config.in_channels)
         check_guidance(guidance_scale, guidance_interval, guidance_rescale)
         self._guidance_scale, self._interrupt = guidance_scale, False
-        for network in (self.unet, self.weak_unet, self.text_encoder):
+        for network in (self.unet, self.weak_unet, self.text_encoder, self.vae):
             if network is not None:
                 network.eval()
         device = self._execution_device
@@ -252,7 +266,7 @@ class GenerationPipeline(DiffusionPipeline):
         sample = self._prepare_latents(scheduler, count * num_images_per_prompt, size, generator, latents, device)
         step_arguments = accepted(scheduler.step, generator=generator, eta=eta)
         sample = self._denoise(scheduler, network, sample, step_arguments, callback_on_step_end)
-        images = _decode(sample, output_type, getattr(scheduler, "data_range", (-1.0, 1.0)))
+        images = sample if output_type == "latent" else _as_type(self.to_images(sample, scheduler), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -283,12 +297,34 @@ class GenerationPipeline(DiffusionPipeline):
                 progress_bar.update()
         return sample
 
+    @torch.no_grad()
+    def to_images(self, sample: torch.Tensor, scheduler: Any = None) -> torch.Tensor:
+        """Images (batch, channels, height, width) in [0, 1], float32, of what the network generates.
+
+        A vae decodes a few at a time, after its scale and shift have been undone.
+
+        Args:
+            sample: shaped as the network's input.
+            scheduler: that made it; the pipeline's when None.
+        """
+        if self.vae is not None:
+            low, high = -1.0, 1.0
+            sample = LatentSpace(self.vae).decode(sample.to(self.vae.device))
+        else:
+            low, high = getattr(scheduler or self.scheduler, "data_range", (-1.0, 1.0))
+        return ((sample.float() - low) / (high - low)).clamp(0, 1)
+
     def _size(self, height: int | None, width: int | None, latents: torch.Tensor | None) -> Size:
-        """(height, width) of the images."""
+        """(height, width) of the network's sample."""
         if latents is not None:
             return latents.shape[2], latents.shape[3]
         size = self.unet.config.sample_size
         default_height, default_width = (size, size) if isinstance(size, int) else size
+        if self.vae is not None:
+            space = LatentSpace(self.vae)
+            factor = space.factor
+            given = (height or default_height * factor, width or default_width * factor)
+            return space.size_of(given)  # type: ignore[return-value]
         return default_height if height is None else height, default_width if width is None else width
 
     def _network_arguments(
@@ -349,15 +385,20 @@ def _set_timesteps(
     scheduler.set_timesteps(timesteps=checked_list(timesteps), device=device)
 
 
-def _decode(sample: torch.Tensor, output_type: str, data_range: tuple[float, float]) -> Any:
-    if output_type == "latent":
-        return sample
-    low, high = data_range
-    images = ((sample.float() - low) / (high - low)).clamp(0, 1)
+def _as_type(images: torch.Tensor, output_type: str) -> Any:
     if output_type == "pt":
         return images
     array = VaeImageProcessor.pt_to_numpy(images)
     return array if output_type == "np" else VaeImageProcessor.numpy_to_pil(array)
+
+
+def _check_vae(vae: Any, unet: Any) -> None:
+    """Raise ValueError for an autoencoder that can't decode what the network generates."""
+    if vae is None:
+        return
+    channels, known = LatentSpace(vae).channels, getattr(unet.config, "in_channels", None)
+    if known is not None and known != channels:
+        raise ValueError(f"The latents of the vae have {channels} channels, but the network takes {known}.")
 
 
 def _align_weights(network: Any) -> None:

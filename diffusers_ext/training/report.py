@@ -123,11 +123,9 @@ def _write_reverse(
     pipeline: Any, path: Path, steps: int, generator: torch.Generator, request: Mapping[str, Any]
 ) -> None:
     frames: list[torch.Tensor] = []
-    low, high = getattr(pipeline.scheduler, "data_range", (-1.0, 1.0))
 
     def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        shares = (tensors["latents"].float().nan_to_num(low) - low) / (high - low)
-        frames.append((shares * 2 - 1).clamp(-1, 1).cpu())
+        frames.append((pipeline.to_images(tensors["latents"]).nan_to_num(0.0) * 2 - 1).cpu())
         return {}
 
     sample(pipeline, steps, generator, callback_on_step_end=keep, **request)
