@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..conditions import CONDITIONS, Condition
 from ..conditions.base import PythonCode
+from ..pipelines.latent_space import down_sampling
 from .averages import Reconstruction
 from .markdown import Markdown, code, environment, escaped, markdown, plain, python
 from .provenance import PROVENANCE
@@ -71,6 +72,7 @@ class CardFacts:
     parameters: int = 0
     dtypes: list[str] = field(default_factory=list)
     variant: str = ""
+    vae: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: str | os.PathLike) -> CardFacts:
@@ -83,9 +85,10 @@ class CardFacts:
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(f"There is no pipeline in '{folder}': model_index.json is missing.")
+        index = _json(folder / "model_index.json")
         facts = cls(
             folder,
-            _json(folder / "model_index.json"),
+            index,
             _json(folder / "unet" / "config.json"),
             _json(folder / "scheduler" / "scheduler_config.json"),
             read_recipe(folder / RECIPE),
@@ -93,6 +96,7 @@ class CardFacts:
             _json(folder / EVALUATION),
             _json(folder / PROVENANCE).get("versions") or {},
             Reconstruction.of(folder),
+            vae=_json(folder / "vae" / "config.json") if "vae" in index else {},
         )
         parts = ("measures", "samples", "real_images", "floor")
         if facts.evaluation and not all(isinstance(facts.evaluation.get(part), dict) for part in parts):
@@ -369,7 +373,9 @@ def _description(facts: CardFacts) -> str:
 def _images(facts: CardFacts) -> str:
     height, width = _size(facts)
     channels = int(facts.network.get("out_channels") or facts.network.get("in_channels") or 0)
-    if str(facts.scheduler.get("variance_type")).startswith("learned"):
+    if facts.vae:
+        channels = int(facts.vae.get("out_channels") or facts.vae.get("in_channels") or 3)
+    elif str(facts.scheduler.get("variance_type")).startswith("learned"):
         channels //= 2  # the other half is the variance
     kind = {1: "greyscale", 3: "colour"}.get(channels, f"{channels}-channel")
     return f"{kind} images of {height}x{width} pixels"
@@ -396,8 +402,11 @@ def _guidance(facts: CardFacts) -> Iterator[str]:
 
 
 def _size(facts: CardFacts) -> tuple[int, int]:
+    """(height, width) of an image."""
     size = facts.network.get("sample_size")
-    return (int(size[0]), int(size[1])) if isinstance(size, list) else (int(size or 0), int(size or 0))
+    factor = down_sampling(facts.vae) if facts.vae else 1
+    height, width = (int(size[0]), int(size[1])) if isinstance(size, list) else (int(size or 0), int(size or 0))
+    return height * factor, width * factor
 
 
 def _swaps(facts: CardFacts) -> bool:
@@ -415,6 +424,11 @@ def _facts(facts: CardFacts) -> Iterator[tuple[str, str]]:
     name, dtypes = code(facts.network.get("_class_name")), ", ".join(facts.dtypes)
     yield "network", markdown(network, name=name, parameters=facts.parameters, dtypes=dtypes)
     yield "images", _images(facts)
+    if facts.vae:
+        factor, channels = down_sampling(facts.vae), int(facts.vae.get("latent_channels") or 0)
+        shape = f"{channels}x{_size(facts)[0] // factor}x{_size(facts)[1] // factor}"
+        name = code(facts.vae.get("_class_name"))
+        yield "autoencoder", markdown("{name}, latents of {shape}", name=name, shape=shape)
     if facts.condition_class is not None:
         yield from facts.condition_class.card_facts(facts.network, facts.index)
     yield "scheduler", code(scheduler.get("_class_name"))
