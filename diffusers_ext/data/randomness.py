@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-FLIP, CROP, ORDER, SHARDS, OWN_CODE = range(5)  # purposes
+FLIP, CROP, ORDER, SHARDS, OWN_CODE, LATENT = range(6)  # purposes
 
 
 def counter_hash(*words: Any) -> np.ndarray:

@@ -1,0 +1,297 @@
+"""Latents in the place of images: encoded once, kept on disk, sampled anew in every epoch.
+
+The cache is a folder named by a hash of the autoencoder and of all pixels that were encoded, so latents of another
+autoencoder, of other images or of images that were prepared otherwise are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from .base import Batch, Key, Stream, TrainingData
+from .randomness import CROP, FLIP, LATENT, counter_hash, uniforms
+
+BATCH_SIZE = 32  # images that are encoded at a time
+DESCRIPTION = "latents.json"
+FORMAT = 1  # of the files; another number makes all older caches stale
+Encoder = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+@dataclass(frozen=True)
+class LatentOptions:
+    """How latents are encoded and kept.
+
+    Args:
+        folder: of all caches.
+        crops: how many random preparations of each image are encoded; an image prepared at random then has so many
+            versions instead of a new one in each epoch.
+        mirror: encode each image mirrored too, and draw one of both.
+        max_memory_bytes: latents that take more than this are read from the disk when they are needed.
+        seed: of what is drawn in training.
+    """
+
+    folder: Path
+    crops: int = 1
+    mirror: bool = False
+    max_memory_bytes: int = 2 * 1024**3
+    seed: int = 0
+
+    @property
+    def views(self) -> int:
+        """Versions of an image that are encoded."""
+        return self.crops * (2 if self.mirror else 1)
+
+
+class LatentData(torch.utils.data.Dataset):
+    """The latents of `TrainingData`, as `TrainingData` with the same labels, captions and columns.
+
+    A latent is drawn from the encoder's distribution, with numbers that are a function of (seed, epoch, index).
+
+    Args:
+        images: that were encoded; neither mirrored nor streamed.
+        arrays: of the cache, see `LatentCache.arrays`.
+        options: how they were encoded.
+        key: of the cache.
+        autoencoder: that encoded them, with the name by which the description calls it.
+
+    Attributes:
+        images: the same.
+        vae: the autoencoder.
+    """
+
+    def __init__(
+        self,
+        images: TrainingData,
+        arrays: dict[str, np.ndarray],
+        options: LatentOptions,
+        key: str,
+        autoencoder: tuple[Any, str],
+    ):
+        self.images, self._options, self._key = images, options, key
+        self.vae, name = autoencoder
+        self._mean, self._std, self._rows = arrays["mean"], arrays.get("std"), arrays["rows"]
+        self.channels, *size = self._mean.shape[2:]
+        self.size: tuple[int, ...] = tuple(size)
+        where = "read from disk" if isinstance(self._mean, np.memmap) else "in memory"
+        shape = "x".join(map(str, self._mean.shape[2:]))
+        self.description = f"{images.description}; encoded by '{name}' to latents of {shape}, {where}"
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        """Class numbers of the images, or None."""
+        return self.images.labels
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """A name for every class number, or None."""
+        return self.images.label_names
+
+    @property
+    def captions(self) -> list[str] | None:
+        """A text for each image, or None."""
+        return self.images.captions
+
+    @property
+    def columns(self) -> dict[str, torch.Tensor]:
+        """Further numbers of each image."""
+        return self.images.columns
+
+    @property
+    def companion(self) -> None:
+        """Latents have no second image."""
+        return None
+
+    @property
+    def stream(self) -> Stream | None:
+        """Latents are never streamed."""
+        return None
+
+    @property
+    def skipped(self) -> int:
+        """How many images could not be read."""
+        return self.images.skipped
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> Batch:
+        """One example by its key, without the batch dimension."""
+        return {name: values[0] for name, values in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """A batch by its keys; see `TrainingData`. The samples are latents."""
+        pairs = np.asarray(keys, dtype=np.int64).reshape(len(keys), -1)
+        indices, epochs = pairs[:, 0], pairs[:, 1] if pairs.shape[1] > 1 else np.zeros(len(pairs), dtype=np.int64)
+        views = self._views(epochs, indices)
+        samples = torch.from_numpy(np.ascontiguousarray(self._mean[views, indices]))
+        if self._std is not None:
+            std = torch.from_numpy(np.ascontiguousarray(self._std[views, indices]))
+            samples = samples + std * self._noise(epochs, indices, samples.shape[1:])
+        rows = torch.from_numpy(self._rows[views, indices].astype(np.int64))
+        batch = {"samples": samples, "index": rows, **{name: values[rows] for name, values in self.columns.items()}}
+        if self.labels is not None:
+            batch["labels"] = self.labels[rows]
+        return batch
+
+    def _views(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Which version of each image is drawn, int64 (B,)."""
+        options = self._options
+        views = (uniforms(options.seed, CROP, epochs, indices, 1)[:, 0] * options.crops).astype(np.int64)
+        if options.mirror:
+            views = 2 * views + (uniforms(options.seed, FLIP, epochs, indices, 1)[:, 0] < 0.5)
+        return views
+
+    def _noise(self, epochs: np.ndarray, indices: np.ndarray, shape: Sequence[int]) -> torch.Tensor:
+        """Standard normal numbers (B, *shape), a function of (seed, epoch, index) for each sample."""
+        seeds = counter_hash(self._options.seed, LATENT, epochs, indices) >> np.uint64(1)
+        generator = torch.Generator()
+        return torch.stack([torch.randn(*shape, generator=generator.manual_seed(int(seed))) for seed in seeds])
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Give each class the number that its name has in `names`."""
+        self.images.number_classes_as(names)
+
+    def fingerprint(self) -> str:
+        """The hash of the autoencoder and of the pixels that it encoded."""
+        return hashlib.sha256(f"{self._key} {self.images.fingerprint()}".encode()).hexdigest()[:16]
+
+    def spread(self) -> float:
+        """Standard deviation of the latents: 1 when the autoencoder's scale fits these images."""
+        total = np.zeros(2)
+        for views in range(len(self._mean)):
+            for start in range(0, len(self), 1024):
+                part = self._mean[views, start : start + 1024].astype(np.float64)
+                square = np.square(part).mean()
+                if self._std is not None:
+                    square += np.square(self._std[views, start : start + 1024].astype(np.float64)).mean()
+                total += np.array([part.mean(), square]) * len(part)
+        mean, square = total / (len(self._mean) * len(self))
+        return float(np.sqrt(max(square - mean**2, 0.0)))
+
+
+class LatentCache:
+    """The latents of some images on disk.
+
+    Args:
+        images: to encode.
+        autoencoder_hash: changes when the weights or the configuration of the autoencoder change.
+        options: how they are encoded and kept.
+
+    Attributes:
+        key: hash of the autoencoder, the options and all pixels.
+        path: of the folder.
+
+    Raises:
+        ValueError: for a stream, which has no end that could be encoded.
+    """
+
+    def __init__(self, images: TrainingData, autoencoder_hash: str, options: LatentOptions):
+        if images.stream is not None:
+            raise ValueError(
+                "vae encodes all images before the first step, and a stream has no end; leave streaming out."
+            )
+        self.images, self.options = images, options
+        digest = hashlib.sha256(f"{FORMAT} {autoencoder_hash} {options.crops} {options.mirror}".encode())
+        for _, batch in self._batches("Reading images", crops=options.crops):
+            digest.update(batch["samples"].numpy().tobytes() + batch["index"].numpy().tobytes())
+        self.key = digest.hexdigest()[:32]
+        self.path = options.folder / self.key
+
+    def _batches(self, title: str, crops: int) -> Iterator[tuple[tuple[int, slice], Batch]]:
+        """((crop, where), images) of all images in order, with a progress bar."""
+        count = len(self.images)
+        with tqdm(total=count * crops, desc=title, unit="img", leave=False, mininterval=1) as bar:
+            for crop in range(crops):
+                for start in range(0, count, BATCH_SIZE):
+                    where = slice(start, min(start + BATCH_SIZE, count))
+                    yield (crop, where), self.images.__getitems__([(i, crop) for i in range(where.start, where.stop)])
+                    bar.update(where.stop - where.start)
+
+    def arrays(self, encode: Encoder, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        """`mean` and `std` (views, images, channels, *size), and `rows` (views, images), the images that were read.
+
+        Args:
+            encode: images -> (mean, standard deviation or None), on any device.
+            shape: of one latent.
+
+        Raises:
+            ValueError: when there is no room for them on the disk.
+        """
+        found = self._read()
+        if found is None:
+            self._write(encode, shape)
+            found = self._read()
+        if found is None:
+            raise ValueError(f"The latents in '{self.path}' could not be read back; remove that folder.")
+        return found
+
+    def _read(self) -> dict[str, np.ndarray] | None:
+        """The arrays; None where there are none, or not those that the description tells of."""
+        try:
+            described = json.loads((self.path / DESCRIPTION).read_text(encoding="utf-8"))
+            if described["key"] != self.key:
+                return None
+            size = sum((self.path / f"{name}.npy").stat().st_size for name in described["arrays"])
+            mode = "r" if size > self.options.max_memory_bytes else None
+            arrays = {name: np.load(self.path / f"{name}.npy", mmap_mode=mode) for name in described["arrays"]}
+            whole = all(list(arrays[name].shape) == shape for name, shape in described["arrays"].items())
+            return arrays if whole else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def _write(self, encode: Encoder, shape: tuple[int, ...]) -> None:
+        """Encode everything into a folder beside the cache, and rename that: a killed run leaves no half of one."""
+        views, count = self.options.views, len(self.images)
+        self._check_room(2 * views * count * int(np.prod(shape)) * 4)
+        partial = self.path.with_name(f".{self.key}-{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            arrays = self._encode(encode, partial, (views, count, *shape))
+            shapes = {name: list(array.shape) for name, array in arrays.items()}
+            for array in arrays.values():
+                array.flush()
+            text = json.dumps({"key": self.key, "arrays": shapes, "images": self.images.description}, indent=2)
+            (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.replace(partial, self.path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _encode(self, encode: Encoder, folder: Path, shape: tuple[int, ...]) -> dict[str, np.memmap]:
+        def new(name: str, shape: tuple[int, ...], dtype: Any) -> np.memmap:
+            return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+
+        arrays = {"mean": new("mean", shape, np.float32), "rows": new("rows", shape[:2], np.int64)}
+        mirrored = (False, True) if self.options.mirror else (False,)
+        for (crop, where), batch in self._batches("Encoding images", self.options.crops):
+            for number, mirror in enumerate(mirrored):
+                view = crop * len(mirrored) + number
+                mean, std = encode(batch["samples"].flip(-1) if mirror else batch["samples"])
+                arrays["mean"][view, where], arrays["rows"][view, where] = mean.cpu().numpy(), batch["index"].numpy()
+                if std is not None:
+                    if "std" not in arrays:
+                        arrays["std"] = new("std", shape, np.float32)
+                    arrays["std"][view, where] = std.cpu().numpy()
+        return arrays
+
+    def _check_room(self, needed: int) -> None:
+        folder = self.options.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise ValueError(
+                f"The latents take up to {needed / 1e9:.1f} GB, and '{folder}' has {free / 1e9:.1f} GB free; name "
+                "another latent_cache_dir, or encode fewer latent_crops."
+            )
