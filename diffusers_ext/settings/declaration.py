@@ -56,14 +56,23 @@ class Need:
 
 @dataclass(frozen=True)
 class Group:
-    """Settings that `--help` shows together: `group(default, help, ...)` declares one."""
+    """Settings that `--help` shows together: `group(default, help, ...)` declares one.
+
+    Args:
+        name, title: as `--help` calls it.
+        needs: what all of its settings need to have an effect, before their own needs.
+    """
 
     name: str
     title: str
+    needs: tuple[Need, ...] = ()
     order: int = field(default_factory=itertools.count().__next__)
 
     def __call__(self, default: Any, text: str, **more: Any) -> Any:
-        return option(default, text, group=self, **more)
+        own = more.pop("needs", ())
+        return option(
+            default, text, group=self, needs=(*self.needs, *(own if isinstance(own, tuple) else (own,))), **more
+        )
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ from ..settings.effect import FLAG, RECIPE
 from ..settings.recipes import as_values
 from .ema import EMA_KINDS, LONGEST_SIGMA_REL
 
+TASKS = ("generation", "autoencoder")
 LOSSES = ("l2", "l1", "huber")
 LEARNED_RANGE = "learned_range"
 OPTIMIZERS = ("adamw", "muon")
@@ -57,10 +58,13 @@ LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "cons
 MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
 LOGGERS = ("tensorboard", "wandb", "none")
 
+_generation = Need(lambda a: a.task == "generation", "an autoencoder is trained", ("task",))
 _data = Group("data", "Data")
 _model = Group("model", "Network")
-_condition = Group("condition", "Condition")
-_objective = Group("objective", "Noise path and objective")
+_latent = Group("latent", "Autoencoder and latents")
+_condition = Group("condition", "Condition", (_generation,))
+_objective = Group("objective", "Noise path and objective", (_generation,))
+_loss = dataclasses.replace(_objective, needs=())
 _optimisation = Group("optimisation", "Optimisation")
 _average = Group("ema", "Average of the weights (EMA)")
 _evaluation = Group("evaluation", "Validation, previews and evaluation")
@@ -170,6 +174,11 @@ _fresh = Need(
 _conditional = Need(lambda a: a.condition is not None, "there is no condition", ("condition",))
 
 
+_latents = Need(lambda a: a.vae is not None, "there is no vae", ("vae",))
+_autoencoder = Need(lambda a: a.task == "autoencoder", "task is not autoencoder", ("task",))
+_reconstructs = Need(lambda a: a.task == "autoencoder" or a.vae is not None, "there is no autoencoder", ("task", "vae"))
+
+
 def _brought_by(setting: str, registry: Mapping[str, type]) -> dict[str, dict[str, Any]]:
     """The settings that the classes of a registry bring; each needs `setting` to have its class's name."""
     declared: dict[str, dict[str, Any]] = {}
@@ -203,7 +212,9 @@ def _sampler_option(name: str) -> Any:
         ("sampler",),
         contradiction=True,
     )
-    return _evaluation(None, f"{declared.help} For {', '.join(samplers)}.", needs=(_no_toy, need), **declared.declared)
+    return _evaluation(
+        None, f"{declared.help} For {', '.join(samplers)}.", needs=(_generation, _no_toy, need), **declared.declared
+    )
 
 
 @dataclass
@@ -280,6 +291,36 @@ class TrainingArguments(_Origins, _Brought):
         "Keep images and weights in channels-last memory format; measured under --mixed_precision auto if not given.",
     )
 
+    # autoencoder and latents
+    task: str = _latent(
+        "generation",
+        "`generation` trains a diffusion model; `autoencoder` trains the autoencoder for one that works on latents.",
+        choices=TASKS,
+    )
+    vae: str | None = _latent(
+        None,
+        "Autoencoder of diffusers, a folder or a name on the Hub: images are encoded once, the network is trained on "
+        "their latents, and the pipeline decodes them.",
+        needs=_generation,
+        short=True,
+    )
+    latent_crops: int = _latent(
+        1,
+        "Versions of each image that are encoded where images are cropped at random.",
+        at_least=1,
+        at_most=1024,
+        needs=(_generation, _latents),
+    )
+    latent_cache_dir: str | None = _latent(
+        None, "Where latents are kept; beside the Hub's files when not given.", needs=(_generation, _latents)
+    )
+    kl_weight: float = _latent(
+        1e-6, "Weight of the autoencoder's KL term beside its reconstruction loss.", at_least=0, needs=_autoencoder
+    )
+    min_psnr: float = _latent(
+        20.0, "Reconstructions with a lower PSNR, in decibels, are warned about.", at_least=0, needs=_reconstructs
+    )
+
     # condition
     condition: str | None = _condition(
         None,
@@ -344,7 +385,7 @@ class TrainingArguments(_Origins, _Brought):
         choices=PREDICTION_TYPES,
         short=True,
     )
-    loss: str = _objective("l2", "l2, l1 or huber.", choices=LOSSES)
+    loss: str = _loss("l2", "l2, l1 or huber.", choices=LOSSES)
     variance_type: str = _objective(
         "fixed_small",
         "Variance of the ddpm sampler's steps: fixed_small (beta_tilde), fixed_large (beta), or learned_range, which "
@@ -493,14 +534,14 @@ class TrainingArguments(_Origins, _Brought):
         "ddpm",
         f"Scheduler of previews, of measured samples and of the saved pipeline: {', '.join(SAMPLERS)}.",
         choices=tuple(SAMPLERS),
-        needs=_no_toy_sampler,
+        needs=(_generation, _no_toy_sampler),
         short=True,
     )
     subsequence: str = _evaluation(
         "uniform",
         f"Times that ddim visits: {', '.join(SUBSEQUENCES)}.",
         choices=SUBSEQUENCES,
-        needs=(_no_toy, _subsequences),
+        needs=(_generation, _no_toy, _subsequences),
     )
     eta: float | None = _sampler_option("eta")
     gamma: str | None = _sampler_option("gamma")
@@ -508,7 +549,12 @@ class TrainingArguments(_Origins, _Brought):
     inner_steps: int | None = _sampler_option("inner_steps")
     snr: float | None = _sampler_option("snr")
     ddpm_num_inference_steps: int = _evaluation(
-        1000, "Sampling steps of previews and of measured samples.", at_least=1, at_most=100_000, short=True
+        1000,
+        "Sampling steps of previews and of measured samples.",
+        at_least=1,
+        at_most=100_000,
+        short=True,
+        needs=_generation,
     )
     save_images_epochs: int = _evaluation(
         10,
@@ -549,6 +595,7 @@ class TrainingArguments(_Origins, _Brought):
         self._check_noise_path()
         self._check_average()
         self._check_evaluation()
+        self._check_latents()
         if self.streaming:
             self._check_streaming()
         if self.condition is not None:
@@ -579,6 +626,23 @@ class TrainingArguments(_Origins, _Brought):
             raise ValueError("evaluation_steps needs a classifier to measure samples with, or features.")
         if measuring is not None and self.held_out_split is None:
             raise ValueError(f"{measuring} needs a validation_split of real images to compare samples with.")
+
+    def _check_latents(self) -> None:
+        for name in ("condition", "vae"):
+            if self.task == "autoencoder" and getattr(self, name) is not None:
+                raise ValueError(f"An autoencoder is trained on images alone; leave {name} out, or task.")
+        if self.task == "autoencoder" and self.push_to_hub:
+            raise ValueError(
+                "An autoencoder is pushed by diffusers: leave push_to_hub out, and call "
+                "AutoencoderKL.from_pretrained(output_dir).push_to_hub(name) after the run."
+            )
+        if self.vae is not None and self.streaming:
+            raise ValueError("vae encodes all images before the first step, and a stream has no end; leave one out.")
+        if self.vae is not None and self.condition == "image":
+            raise ValueError(
+                "A condition image can't be used with vae yet; train on pixels, or choose a condition "
+                f"of {', '.join(name for name in CONDITIONS if name != 'image')}."
+            )
 
     def _check_condition(self, condition: Any) -> None:
         if self.label_free_epochs >= self.num_epochs:

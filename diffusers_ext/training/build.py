@@ -211,9 +211,9 @@ def makes_toy(arguments: TrainingArguments) -> bool:
     Raises:
         ValueError: when there is no such model.
     """
-    if arguments.model_config_name_or_path is not None or arguments.model == "unet2d":
+    if arguments.task != "generation" or arguments.model_config_name_or_path is not None:
         return False
-    if is_name_of_object(arguments.model):
+    if arguments.model == "unet2d" or is_name_of_object(arguments.model):
         return False
     if arguments.model in PRESETS:
         return PRESETS[arguments.model].model_class is ToyUNet2DModel
@@ -362,7 +362,8 @@ def _path_scheduler(arguments: TrainingArguments) -> Any:
             rescale_betas_zero_snr=arguments.rescale_betas_zero_snr,
             prediction_type=arguments.prediction_type,
             # A clamped x0 beside an unclamped epsilon leaves the probability flow, so that more steps change the image.
-            clip_sample=arguments.sampler == "ddpm",
+            # Latents have no bounds.
+            clip_sample=arguments.sampler == "ddpm" and arguments.vae is None,
             # The walk has to begin where the path ends, at T-1: fewer steps than T would otherwise start too low.
             timestep_spacing="trailing",
         )
@@ -379,7 +380,7 @@ def _make_continuous_scheduler(arguments: TrainingArguments, schedule: str) -> F
     shared: dict[str, Any] = {
         "num_train_timesteps": steps,
         "prediction_type": arguments.prediction_type,
-        "clip_sample": not deterministic,
+        "clip_sample": not deterministic and arguments.vae is None,
         "predictor": "ode_euler" if deterministic else "ancestral",
     }
     if schedule == RECTIFIED_FLOW:
@@ -419,15 +420,17 @@ def _diffusers_can_sample(scheduler: Any) -> bool:
     return isinstance(scheduler, AncestralDDPMScheduler)
 
 
-def make_pipeline(model: Any, scheduler: Any) -> DiffusionPipeline:
+def make_pipeline(model: Any, scheduler: Any, vae: Any = None) -> DiffusionPipeline:
     """A pipeline around the network: diffusers' own, without a trace of this package, when the network is diffusers'.
+
+    With a vae it is a `GenerationPipeline`: of diffusers' own latent pipelines, none applies an autoencoder's shift.
 
     Raises:
         ValueError: when diffusers has no pipeline for the sampler, or no scheduler for the prediction type, of a
             diffusers network.
     """
-    if not isinstance(model, UNet2DModel):
-        return GenerationPipeline(model, scheduler)
+    if not isinstance(model, UNet2DModel) or vae is not None:
+        return GenerationPipeline(model, scheduler, vae=vae)
     if not _diffusers_can_sample(scheduler):
         raise ValueError(
             "diffusers' own pipelines sample by ddpm or ddim at uniform times; with a UNet2DModel choose one of these."

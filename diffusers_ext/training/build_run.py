@@ -36,10 +36,12 @@ from ..conditions import Condition
 from ..data.base import TrainingData
 from ..data.images import load_image_data
 from ..data.own import as_training_data
+from ..data.transforms import size_text
 from ..settings import without_effect
 from . import checkpoint
 from .agreement import Processes
 from .arguments import TrainingArguments
+from .autoencoding import AutoencoderTask, ReconstructionCallback, TrainableAutoencoder, set_scale
 from .batches import Batches
 from .binding import ConditionBinding
 from .build import (
@@ -72,6 +74,7 @@ from .diagnostics import Diagnostics
 from .efficiency import StepClock
 from .ema import ExponentialMovingAverage, PowerFunctionAverage, WeightAverage
 from .folder import OutputFolder
+from .latents import LatentEncoder, pixels, vae_of
 from .losses import LossReader
 from .named_objects import load_object
 from .plain import PlainNetwork
@@ -80,7 +83,7 @@ from .probe import ModeProbe, unchanged
 from .recording import Recorder
 from .report import GIF_IMAGES, Figures
 from .resume import RunDescription
-from .sample_evaluation import SampleEvaluation
+from .sample_evaluation import SampleEvaluation, evaluation_network
 from .saving import HubPusher
 from .sharding import WholeCopy, own_parameters, uses_fsdp
 from .state import Stateful, TrainerControl, TrainerState
@@ -98,7 +101,7 @@ STREAM_EXAMPLES = 64  # samples of a stream that are at hand before the first st
 
 # Settings whose values the weights depend on: a resumed run with others is refused.
 MEANING = (
-    "ddpm_num_steps prediction_type variance_type optimizer ema_kind condition image_condition text_encoder "
+    "task ddpm_num_steps prediction_type variance_type optimizer ema_kind condition image_condition text_encoder "
     "vector_columns"
 )
 # Of the noise path; another name of the same path is no other path.
@@ -109,7 +112,7 @@ NAMED = (
     "center_crop resize_scale random_resized_crop loss min_snr_gamma p2_gamma p2_k sigmoid_bias edm_sigma_data "
     "timestep_sampling logit_normal_mean logit_normal_std adam_beta1 adam_beta2 adam_weight_decay adam_epsilon "
     "max_grad_norm use_ema ema_inv_gamma ema_power ema_max_decay ema_update_after_step condition_dropout "
-    "label_free_epochs gradient_checkpointing shuffle_buffer_size"
+    "label_free_epochs gradient_checkpointing shuffle_buffer_size kl_weight latent_crops"
 )
 
 
@@ -176,16 +179,19 @@ def build_run(
     folder = OutputFolder(args.output_dir, args.resume_from_checkpoint is not None, args.overwrite_output_dir)
     accelerator.wait_for_everyone()
     data, held_out = load_data(args, accelerator, train_dataset, eval_dataset, condition)
+    task = AutoencoderTask(args) if args.task == "autoencoder" else None
     conditioning = make_conditioning(args, data, condition)
     if held_out is not None:
         conditioning.adopt(held_out)
-    unet = _network(args, model, data, conditioning)
+    unet = _network(args, model, data, conditioning, task)
     own_objective = objective is not None
     model_class = _class_name(unet)  # before FSDP gives it another
-    objective = objective if objective is not None else make_objective(args, unet)
+    if objective is None:
+        objective = make_objective(args, unet) if task is None else task.objective()
     network = conditioning.wrap(unet)
     pipeline_of = partial(make_pipeline_of, args, conditioning, data)
-    check_sampling(pipeline_of(network).scheduler, args)  # fails now rather than after the training
+    if task is None:
+        check_sampling(pipeline_of(network).scheduler, args)  # fails now rather than after the training
     run = _begin(args, accelerator, accumulation, folder, data, held_out, conditioning, network, objective, pipeline_of)
     _prepare(run, args)
     description = describe_run(args, run, own_objective, model_class)
@@ -309,7 +315,26 @@ def load_data(
         raise ValueError(
             f"The validation data have {held_out.channels} channels, the training data {data.channels}; set channels."
         )
-    return data, held_out
+    if args.vae is None:
+        return data, held_out
+    with accelerator.local_main_process_first():
+        encode = _latent_encoder(args, accelerator)
+        return encode(data), None if held_out is None else encode(held_out, training=False)
+
+
+def _latent_encoder(args: TrainingArguments, accelerator: Accelerator) -> LatentEncoder:
+    return LatentEncoder(
+        str(args.vae),
+        accelerator.device,
+        args.latent_cache_dir,
+        crops=args.latent_crops,
+        mirror=args.random_flip,
+        max_memory_bytes=int(args.max_memory_dataset_gb * 1024**3),
+        seed=args.seed,
+        least_psnr=args.min_psnr,
+        token=args.hub_token,
+        warn=logger.warning if accelerator.is_main_process else logger.debug,
+    )
 
 
 def _check_batch_size(batch_size: int, data: TrainingData) -> None:
@@ -382,7 +407,7 @@ def _image_options(args: TrainingArguments, resolution: int | None, training: bo
         "resolution": resolution,
         "channels": args.channels,
         "center_crop": (args.center_crop or not training) and resolution is not None,
-        "random_flip": args.random_flip and training,
+        "random_flip": args.random_flip and training and args.vae is None,  # latents are mirrored as a whole
         "resize_scale": args.resize_scale,
         "random_resized_crop": (args.random_resized_crop, 1.0) if args.random_resized_crop and training else None,
         "preserve_input_precision": args.preserve_input_precision,
@@ -393,8 +418,10 @@ def _image_options(args: TrainingArguments, resolution: int | None, training: bo
     }
 
 
-def _network(args: TrainingArguments, model: Any, data: TrainingData, conditioning: Any) -> Any:
-    """The denoiser: the user's, or one by the settings."""
+def _network(args: TrainingArguments, model: Any, data: TrainingData, conditioning: Any, task: Any) -> Any:
+    """The network: the user's, or one by the settings."""
+    if task is not None:
+        return task.network(data, model)
     if model is None:
         size = data.size[0] if len(set(data.size)) == 1 else tuple(data.size)
         unet = make_model(args, data.channels, size, conditioning.model_entries)  # type: ignore[arg-type]
@@ -402,6 +429,7 @@ def _network(args: TrainingArguments, model: Any, data: TrainingData, conditioni
         unet = uncompiled(model)
     else:
         raise ValueError(f"model must be a torch module, got {type(model).__name__}.")
+    _check_size(unet, data)
     if not any(parameter.requires_grad for parameter in unet.parameters()):
         raise ValueError(f"The network {type(unet).__name__} has no parameter to train.")
     for wanted, method in (
@@ -415,19 +443,34 @@ def _network(args: TrainingArguments, model: Any, data: TrainingData, conditioni
     return unet
 
 
+def _check_size(unet: Any, data: TrainingData) -> None:
+    """Raise ValueError for samples of a size that the network does not divide."""
+    factor = getattr(unet, "downsample_factor", 1)
+    if isinstance(factor, int) and any(length % factor for length in data.size):
+        remedy = "an autoencoder that scales down less, " if vae_of(data) is not None else ""
+        raise ValueError(
+            f"{type(unet).__name__} needs sizes that are multiples of {factor}, and the samples are "
+            f"{size_text(data.size)}; take another resolution, {remedy}or fewer levels or a smaller patch_size of the "
+            "network."
+        )
+
+
 def make_pipeline_of(args: TrainingArguments, conditioning: Any, data: TrainingData, network: Any) -> Any:
-    """A pipeline around what is trained."""
-    unet = conditioning.unet(network)
+    """A pipeline around what is trained; an autoencoder itself, with the scale of its latents."""
+    if isinstance(network, TrainableAutoencoder):
+        set_scale(network.vae, data)
+        return network.vae
+    unet, vae = conditioning.unet(network), vae_of(data)
     scheduler = make_scheduler(args, unet)
     if not isinstance(unet, ModelMixin):
         plain = PlainNetwork(unet, data.channels, data.size, **conditioning.model_entries)
-        return conditioning.pipeline(plain, scheduler)
+        return conditioning.pipeline(plain, scheduler, vae)
     size = data.size[0] if len(set(data.size)) == 1 else list(data.size)
     missing = {"in_channels": data.channels, "sample_size": size, **conditioning.model_entries}
     missing = {name: value for name, value in missing.items() if getattr(unet.config, name, None) is None}
     if missing:  # a network of the user's; kept in its configuration, and so in the saved pipeline
         unet.register_to_config(**missing)
-    return conditioning.pipeline(network, scheduler)
+    return conditioning.pipeline(network, scheduler, vae)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -538,7 +581,8 @@ def _prepare(run: Run, args: TrainingArguments) -> None:
     run.weights = Weights(run.accelerator, run.model, run.network, run.ema, whole)
     warmup = 0 if args.lr_scheduler == "constant" else args.lr_warmup_steps
     run.reader = LossReader(run.accelerator, args.learning_rate, warmup)
-    run.diagnostics = Diagnostics(run.objective, run.accelerator, run.recorder.warn)
+    bounded = vae_of(run.train_dataset) is None
+    run.diagnostics = Diagnostics(run.objective, run.accelerator, run.recorder.warn, bounded)
 
 
 def _copy_before_sharding(run: Run, args: TrainingArguments) -> WholeCopy:
@@ -673,6 +717,9 @@ def _measuring(run: Run, args: TrainingArguments, is_due: Callable[..., bool], f
         callbacks.append(validation)
     elif a.early_stopping_patience is not None:
         raise ValueError("early_stopping_patience needs a validation_split or an eval_dataset to measure the loss on.")
+    if args.task == "autoencoder":
+        callbacks.append(_reconstruction(run, args, data, is_due))
+        return callbacks
     if len(data.size) == 2:
         callbacks.append(
             PreviewCallback(
@@ -696,6 +743,27 @@ def _measuring(run: Run, args: TrainingArguments, is_due: Callable[..., bool], f
             )
         )
     return callbacks
+
+
+def _reconstruction(
+    run: Run, args: TrainingArguments, data: TrainingData, is_due: Callable[..., bool]
+) -> ReconstructionCallback:
+    """What an autoencoder has in the place of previews and measured samples."""
+    split = "training data" if run.eval_dataset is None else args.held_out_split or "eval_dataset"
+    network = evaluation_network(args.classifier, args.features, data.channels, run.accelerator.device)
+    return ReconstructionCallback(
+        run.weights,
+        data,
+        split,
+        run.folder.path,
+        run.recorder,
+        run.processes,
+        args.evaluation_size,
+        network,
+        args.min_psnr,
+        args.save_figures,
+        is_due,
+    )
 
 
 def _conditions_of(binding: ConditionBinding, data: TrainingData, number: int, batch: Any) -> dict[str, Any]:
@@ -726,7 +794,7 @@ def _sample_evaluation(run: Run, args: TrainingArguments) -> SampleEvaluation:
         )
     return SampleEvaluation(
         run.accelerator,
-        run.eval_dataset,
+        pixels(run.eval_dataset),
         args.held_out_split or "eval_dataset",
         name == "class",
         {} if run.conditioning.name is None else {"guidance_scale": args.guidance_scale},
@@ -821,7 +889,7 @@ def _efficiency(run: Run) -> list[Any]:
 
 def _figures(run: Run, args: TrainingArguments) -> Figures | None:
     data = run.eval_dataset if run.eval_dataset is not None else run.train_dataset
-    if len(data.size) != 2 or not args.save_figures:
+    if len(data.size) != 2 or not args.save_figures or args.task == "autoencoder":
         return None
     request = run.conditioning.request
     return Figures(

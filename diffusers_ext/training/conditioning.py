@@ -95,11 +95,11 @@ class Conditioning:
         generator = generator_of(seed, f"{self.condition.name} condition")
         return self.condition.inputs(batch, data, dropped, generator, mine.start)
 
-    def pipeline(self, network: Any, scheduler: Any) -> Any:
-        """A pipeline around the network."""
+    def pipeline(self, network: Any, scheduler: Any, vae: Any = None) -> Any:
+        """A pipeline around the network, with the autoencoder whose latents it was trained on."""
         if self.condition is None:
-            return make_pipeline(network, scheduler)
-        return GenerationPipeline(self.unet(network), scheduler, **self.condition.pipeline_parts(network))
+            return make_pipeline(network, scheduler, vae)
+        return GenerationPipeline(self.unet(network), scheduler, vae=vae, **self.condition.pipeline_parts(network))
 
     def request(self, count: int, data: TrainingData) -> dict[str, Any]:
         """Pipeline arguments for a preview of about `count` samples, with conditions of `data`; always the same."""

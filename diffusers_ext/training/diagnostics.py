@@ -44,10 +44,13 @@ class Diagnostics:
         objective: of the run.
         accelerator: of the run.
         tell: takes a warning, the same on every process.
+        bounded: whether samples must lie in [-1, 1], as images do and latents don't.
     """
 
-    def __init__(self, objective: Objective, accelerator: Accelerator, tell: Callable[[str], None]):
-        self.objective, self._accelerator, self._tell = objective, accelerator, tell
+    def __init__(
+        self, objective: Objective, accelerator: Accelerator, tell: Callable[[str], None], bounded: bool = True
+    ):
+        self.objective, self._accelerator, self._tell, self._bounded = objective, accelerator, tell, bounded
         device = accelerator.device
         self._said: set[str] = set()
         self._edges = _edges_of(objective, device)
@@ -84,7 +87,8 @@ class Diagnostics:
         Every process has to call this.
         """
         low, high, images, sums, counts = self._seen_by_all()
-        self._check_range(low, high, images)
+        if self._bounded:
+            self._check_range(low, high, images)
         judged = [count >= LEAST_LOSSES for count in counts]
         means = {level: sums[level] / counts[level] for level in range(LEVELS) if judged[level]}
         self._check_levels(step, means)

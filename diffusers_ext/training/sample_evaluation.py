@@ -129,6 +129,15 @@ class SampleEvaluation:
         pipeline.set_progress_bar_config()
 
 
+def evaluation_network(
+    classifier: str | None, features: str | None, channels: int, device: torch.device
+) -> torch.nn.Module | None:
+    """The network whose features are compared: that of `features`, or else a classifier, or None without either."""
+    if features is not None:
+        return load_feature_network(features, device)
+    return None if classifier is None else _load(classifier, channels).to(device)
+
+
 def _load(folder: str, channels: int) -> ImageClassifier:
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(

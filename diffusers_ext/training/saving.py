@@ -21,6 +21,7 @@ from ..hub.model_card import write_card
 from ..hub.push import files_to_push, push_to_hub
 from ..hub.redaction import redacted
 from .atomic import atomic_write, partial_path
+from .autoencoding import save_autoencoder
 from .checkpoint import packed
 from .plain import PlainNetwork
 
@@ -35,11 +36,14 @@ def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, recipe: str, re
     A network that is a plain module, which no pipeline can load, is saved as its weights and its source instead.
 
     Args:
-        pipeline: of the run.
+        pipeline: of the run, or the autoencoder that it trained.
         output_dir: of the run.
         recipe: its settings, as YAML.
         repo_id: the repository on the Hub; named like the folder when None.
     """
+    if not isinstance(pipeline, DiffusionPipeline):
+        save_autoencoder(pipeline, output_dir, RECIPE, recipe)
+        return
     if isinstance(pipeline.unet, PlainNetwork):
         _save_plain(pipeline, output_dir)
         atomic_write(output_dir / RECIPE, recipe)

@@ -1,0 +1,44 @@
+"""The loss of an autoencoder: how far reconstructions are from the images, and how far latents are from a Gaussian."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .network import ConditionedNetwork
+from .randomness import randn_shared
+
+_LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
+
+
+class AutoencoderObjective:
+    """The mean error of a pixel, and `kl_weight` times the KL divergence of the latents divided by the pixels' number.
+
+    This is the loss of Rombach et al. 2022 (arXiv:2112.10752), section 3.1 and appendix G, without its perceptual and
+    adversarial parts, divided by the number of pixel values of an image; 1e-6 there is 1e-6 here.
+
+    Args:
+        loss: `l1`, `l2` or `huber` (threshold 1).
+        kl_weight: of the divergence from a standard normal distribution; has no effect on an encoder that is not
+            random.
+    """
+
+    def __init__(self, loss: str = "l1", kl_weight: float = 1e-6):
+        if kl_weight < 0:
+            raise ValueError(f"kl_weight must be at least 0, got {kl_weight:g}.")
+        self._loss, self.kl_weight = _LOSSES[loss], kl_weight
+
+    def __call__(
+        self, net: ConditionedNetwork, batch: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> torch.Tensor:
+        """Loss of every image, shape (batch,), float32.
+
+        `net.module(images, draw)` must give an object with `.sample`, the reconstructions, and `.kl` (batch,) or None;
+        `draw(shape)` gives the noise of the latents.
+        """
+        images = batch["samples"]
+        output = net.module(images, lambda shape: randn_shared(tuple(shape), generator, images.device))
+        losses = self._loss(output.sample.float(), images, reduction="none").flatten(1).mean(1)
+        if output.kl is not None and self.kl_weight:
+            losses = losses + self.kl_weight / images[0].numel() * output.kl.float()
+        return losses

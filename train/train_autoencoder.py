@@ -1,0 +1,16 @@
+"""Train an autoencoder, on whose latents a diffusion model can then be trained with --vae.
+
+    python train/train_autoencoder.py --train_data_dir photographs --model ae-4x --output_dir outputs/autoencoder
+    python train/train_unconditional.py --train_data_dir photographs --vae outputs/autoencoder
+    python train/train_autoencoder.py --help latent
+
+Takes the flags of train_unconditional.py for the data, the optimiser and the output; `diffusers-ext train --task
+autoencoder` does the same without a checkout.
+"""
+
+import sys
+
+from diffusers_ext.cli.train import run_script
+
+if __name__ == "__main__":
+    sys.exit(run_script(sys.argv[1:], task="autoencoder", loss="l1"))
