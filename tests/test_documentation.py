@@ -22,6 +22,7 @@ from diffusers_ext.training import TrainingArguments, parse_arguments
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 SCRIPTS = sorted((ROOT / "train").glob("*.py"))
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.M | re.S)
+DEFAULTS = {"train_conditional.py": {"condition": "class"}, "train_autoencoder.py": {"task": "autoencoder"}}
 SHELLS, PYTHON = ("bash", "sh", "shell", "console"), ("python", "py")
 PROGRAMS = ("python", "accelerate", "torchrun", "diffusers-ext", "make")
 
@@ -75,7 +76,7 @@ def test_a_documented_command_is_understood(where, words):
         check_command(words[1:])
     elif (found := script_and_flags(words)) is not None:
         assert (ROOT / "train" / found[0]).is_file()
-        check_training(found[1], condition="class" if found[0] == "train_conditional.py" else None)
+        check_training(found[1], **DEFAULTS.get(found[0], {}))
     elif words[0] == "python" and len(words) > 1 and not words[1].startswith("-"):
         assert (ROOT / words[1]).is_file(), f"{where}: there is no {words[1]}"
 
@@ -146,9 +147,7 @@ def test_commands_of_docstrings_run(where, words, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     name, flags = script_and_flags(words)
     shortened = flags if any(flag.startswith("--help") for flag in flags) else [*flags, *SHORT]
-    assert run_script(shortened, condition="class" if name == "train_conditional.py" else None) == 0, (
-        capsys.readouterr().err
-    )
+    assert run_script(shortened, **DEFAULTS.get(name, {})) == 0, capsys.readouterr().err
 
 
 def test_blocks_and_commands_are_found():

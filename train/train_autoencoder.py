@@ -1,10 +1,9 @@
 """Train an autoencoder, on whose latents a diffusion model can then be trained with --vae.
 
-    python train/train_autoencoder.py --train_data_dir photographs --model ae-4x --output_dir outputs/autoencoder
-    python train/train_unconditional.py --train_data_dir photographs --vae outputs/autoencoder
+    python train/train_autoencoder.py --model ae-2x --max_train_seconds 300 --output_dir outputs/autoencoder
     python train/train_autoencoder.py --help latent
 
-Takes the flags of train_unconditional.py for the data, the optimiser and the output; `diffusers-ext train --task
+The other scripts train on its latents with `--vae outputs/autoencoder`. This one takes the flags of train_unconditional.py for the data, the optimiser and the output; `diffusers-ext train --task
 autoencoder` does the same without a checkout.
 """
 
