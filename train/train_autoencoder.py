@@ -3,8 +3,9 @@
     python train/train_autoencoder.py --model ae-2x --max_train_seconds 300 --output_dir outputs/autoencoder
     python train/train_autoencoder.py --help latent
 
-The other scripts train on its latents with `--vae outputs/autoencoder`. This one takes the flags of train_unconditional.py for the data, the optimiser and the output; `diffusers-ext train --task
-autoencoder` does the same without a checkout.
+The other scripts train on its latents with `--vae outputs/autoencoder`. This one takes the flags of
+train_unconditional.py for the data, the optimiser and the output; `diffusers-ext train --task autoencoder` does the
+same without a checkout.
 """
 
 import sys
