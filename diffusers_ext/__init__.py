@@ -75,6 +75,7 @@ _OTHERS = {
     "schedulers.registry": ["build_sampler"],
     "objectives.diffusion": ["DiffusionObjective"],
     "training": ["Trainer", "TrainerCallback", "TrainingArguments", "train"],
+    "experiments": ["ExperimentManager"],
     "hub.export": ["export"],
     "hub.push": ["push_to_hub"],
     "hub.model_card": ["write_card"],

@@ -40,6 +40,7 @@ ARROWS = {
         "schedulers",
         "settings",
     },
+    "experiments": {"experiments", "evaluation", "figures", "settings", "training"},
 }
 
 

@@ -55,6 +55,16 @@ COMMANDS = {
     "classifier train": Command(
         "classifier", "classifier_train", "ClassifierTrainArguments", "Train a classifier to measure samples with."
     ),
+    "experiments run": Command(
+        "experiments", "experiments_run", "ExperimentsRunArguments", "Run many trainings by one file: one table."
+    ),
+    "experiments compare": Command(
+        "experiments",
+        "experiments_compare",
+        "ExperimentsCompareArguments",
+        "Losses and samples of a study's runs side by side.",
+        draws=True,
+    ),
     "prove": Command("prove", "prove", "ProveArguments", "Check a sampler against exact answers."),
     "likelihood": Command(
         "likelihood", "measure_likelihood", "LikelihoodArguments", "Measure bits per dimension of real images."

@@ -14,7 +14,7 @@ from .declaration import (
 )
 from .effect import without_effect
 from .parsing import HelpRequested, parse
-from .recipes import Recipe, find_recipe, read_recipe, shipped_recipes
+from .recipes import Recipe, find_recipe, read_nested, read_recipe, shipped_recipes
 
 __all__ = [
     "CheckedSettings",
@@ -30,6 +30,7 @@ __all__ = [
     "make_settings_class",
     "option",
     "parse",
+    "read_nested",
     "read_recipe",
     "settings_of",
     "shipped_recipes",

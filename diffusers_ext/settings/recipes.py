@@ -84,6 +84,31 @@ def read_recipe(name: str | Path) -> Recipe:
     return Recipe(path.stem, settings, {str(k): str(v) for k, v in about.items()})
 
 
+def read_nested(path: Path) -> dict[str, Any]:
+    """A YAML file of mappings that hold settings: scalars as texts, null as None, the settings' own mappings typed.
+
+    Raises:
+        SettingsError: one sentence on what is wrong with the file.
+    """
+    root = _root(path)
+    return {} if root is None else _nested(path, root, 0)
+
+
+def _nested(path: Path, node: yaml.Node, depth: int) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_nested(path, entry, depth) for entry in node.value]
+    if not isinstance(node, yaml.MappingNode) or depth > 1:  # a value of a setting, such as model_options
+        return _value(path, "a setting", node)
+    content: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise SettingsError(f"'{path}' must hold `name: value` lines.")
+        if key.value in content:
+            raise SettingsError(f"'{path}' sets {key.value} twice.")
+        content[key.value] = _nested(path, value, depth + 1)
+    return content
+
+
 def _folder() -> Any:
     return files("diffusers_ext") / "recipes"
 
