@@ -52,7 +52,7 @@ def experiments_run(arguments: ExperimentsRunArguments) -> None:
 def experiments_compare(arguments: ExperimentsCompareArguments) -> None:
     """Write `losses.png` and `samples.png`."""
     from ..evaluation.models_alike import draw_models
-    from ..experiments.side_by_side import draw_losses, finished_runs, short_name
+    from ..experiments.side_by_side import draw_losses, finished_runs
 
     study = Path(arguments.study_dir)
     if not study.is_dir():
@@ -61,7 +61,7 @@ def experiments_compare(arguments: ExperimentsCompareArguments) -> None:
     folder = study if arguments.output_dir is None else Path(arguments.output_dir)
     draw_losses(runs, folder / "losses.png")
     draw_models(
-        {short_name(name): _loader(run, arguments.device) for name, run in runs.items()},
+        {name: _loader(run, arguments.device) for name, run in runs.items()},
         folder / "samples.png",
         "Samples from the same starting noise",
         "run",

@@ -145,10 +145,10 @@ class ExperimentManager:
         jobs = self.jobs()
         failed = [job for job in jobs if not job.finished]
         if failed:
+            reason = failed[0].report.get("error") or "it was killed"
             raise StudyFailed(
-                f"{len(failed)} of {len(jobs)} runs did not finish, the first of them because: "
-                f"{failed[0].report.get('error') or 'it was killed'}. The table in '{self.output_dir}' names all; run the "
-                "study again to go on."
+                f"{len(failed)} of {len(jobs)} runs did not finish, the first of them because: {reason}. The table in "
+                f"'{self.output_dir}' names all; run the study again to go on."
             )
 
     def _one_by_one(self, waiting: Sequence[Job], total: int) -> None:

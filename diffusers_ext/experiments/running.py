@@ -69,7 +69,8 @@ class Job:
     def end(self, status: str, error: str = "", seconds: float = 0.0) -> None:
         """Write down how the run ended."""
         seconds += self.report.get("seconds", 0.0)
-        report = {"status": status, "error": error, "seconds": round(seconds, 2), "note": self.experiment.note}
+        label = f"{self.experiment.label()}, seed {self.seed}"
+        report = {"status": status, "error": error, "seconds": round(seconds, 2), "label": label}
         atomic_write(self._report_file, json.dumps(report, indent=2) + "\n")
 
     def arguments(self) -> Any:

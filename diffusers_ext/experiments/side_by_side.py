@@ -13,32 +13,31 @@ from .running import FINISHED
 
 
 def finished_runs(study: Path) -> dict[str, Path]:
-    """The folders of the finished runs of a study by their names, in the order of its table.
+    """The folders of the finished runs of a study by their changes and seeds, in the order of its table.
 
     Raises:
         ValueError: when it has none.
     """
-    reports = {}
+    found = {}
     for file in sorted((study / "runs").glob("*.json")):
         try:
-            reports[file.stem] = json.loads(file.read_text(encoding="utf-8")).get("status")
-        except (OSError, ValueError, AttributeError):
+            report = json.loads(file.read_text(encoding="utf-8"))
+            if report["status"] == FINISHED:
+                found[file.stem] = report["label"]
+        except (OSError, ValueError, KeyError, TypeError):
             continue
-    found = {name: study / "runs" / name for name, status in reports.items() if status == FINISHED}
     if not found:
         raise ValueError(f"'{study}' holds no finished run; `diffusers-ext experiments run STUDY.yaml` makes some.")
     order = _order(study / "results.csv")
-    return dict(sorted(found.items(), key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order)))
+    names = sorted(found, key=lambda name: order.index(name) if name in order else len(order))
+    labels = list(found.values())
+    shown = {name: found[name] if labels.count(found[name]) == 1 else name for name in names}
+    return {label: study / "runs" / name for name, label in shown.items()}
 
 
 def draw_losses(runs: dict[str, Path], path: Path) -> None:
     """The losses of runs on shared axes. Raises ValueError when none has a loss."""
-    figures.plot_experiments({short_name(name): [records_of(run / METRICS_FILE)] for name, run in runs.items()}, path)
-
-
-def short_name(name: str) -> str:
-    """The name of a run's folder without its digits."""
-    return name.rpartition("_")[0].replace("_seed-", ", seed ").replace("_", " ") or name
+    figures.plot_experiments({name: [records_of(run / METRICS_FILE)] for name, run in runs.items()}, path)
 
 
 def _order(table: Path) -> Sequence[str]:

@@ -72,6 +72,7 @@ def _draw_ends(axes: Any, experiments: Mapping[str, Any], key: str) -> None:
     axes.set_yticks(range(len(names)), [_wrapped(name) for name in names], fontsize=8 if len(names) <= _MANY else 6)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.15)
+    axes.locator_params(axis="x", nbins=5)
     several = max(len(runs) for runs in experiments.values()) > 1
     what = "validation loss" if key == "validation_loss" else "training loss"
     axes.set_xlabel(f"last {what}" + (" (mean ± standard error over seeds)" if several else ""))
