@@ -100,6 +100,8 @@ def usual_cases(name: str, scheduler_class: Any, path: dict[str, Any] | None = N
     base = {key: value for key, value in {**PATH, **(path or {})}.items() if key in known}
     # A bound on x0 makes a sampler differ from the exact one by design.
     base |= {key: False for key in ("clip_sample",) if key in known}
+    if name == "UnCLIPScheduler":  # refuses any schedule but its own
+        base.pop("beta_schedule")
     for options in [{}, *_usual_options(name, known)]:
         step_arguments = {key: options[key] for key in ("eta",) if key in options and key not in known}
         settings = {key: value for key, value in options.items() if key not in step_arguments}
@@ -151,7 +153,8 @@ def _more_options(name: str, known: Any, default: dict[str, Any]) -> Iterator[di
     }
     for key, values in choices.items():
         for value in values if key in known else ():
-            yield {key: value}
+            # The first DPM-Solver divides by the last sigma.
+            yield {key: value, **({"final_sigmas_type": "sigma_min"} if value == "dpmsolver" else {})}
     if "sde" in known:
         yield {"predictor": "ode_heun", "continuous": True}
         yield {"predictor": "ode_heun", "continuous": True, "sde": "ve", "sigma_max": 50.0}
