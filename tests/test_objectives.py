@@ -19,7 +19,7 @@ from scipy import stats
 
 from diffusers_ext.objectives.diffusion import DiffusionObjective, ImportanceSampledObjective
 from diffusers_ext.objectives.network import ConditionedNetwork
-from diffusers_ext.objectives.randomness import rand_shared, randn_shared, shared_generator_of
+from diffusers_ext.objectives.randomness import batch_generator_of, rand_shared, randn_shared, shared_of
 from diffusers_ext.objectives.timestep_sampling import HISTORY, UNIFORM_SHARE, ImportanceSampler, TimestepSampler
 from diffusers_ext.objectives.weighting import WEIGHTINGS, X0_WEIGHTINGS, Weighting
 from diffusers_ext.schedulers import PREDICTION_TYPES, NoisePath, RectifiedFlowPath
@@ -332,12 +332,21 @@ def test_an_importance_sampled_objective_learns_from_training_and_stays_unbiased
 
 def test_parts_of_a_shared_batch_are_drawn_as_the_whole():
     def drawn_for(count, **share):
-        generator = shared_generator_of("a batch", **share)
+        generator = batch_generator_of("a batch", **share)
         return randn_shared((count, 3), generator, CPU), rand_shared((count,), generator, CPU)
 
     whole = drawn_for(6)
     parts = [drawn_for(2, num_processes=3, process_index=index) for index in range(3)]
     assert all(torch.equal(torch.cat(part), all_) for part, all_ in zip(zip(*parts), whole, strict=True))
+
+
+def test_an_objective_that_draws_by_itself_gets_other_numbers_on_every_process():
+    def drawn(index, of=lambda generator: generator):
+        return torch.randn(4, generator=of(batch_generator_of("a batch", num_processes=2, process_index=index)))
+
+    assert not torch.equal(drawn(0), drawn(1))
+    assert torch.equal(drawn(1), drawn(1))
+    assert torch.equal(drawn(0, shared_of), drawn(1, shared_of))
 
 
 class TakesItsPrediction(torch.nn.Module):

@@ -16,7 +16,7 @@ from accelerate.utils import gather
 from ..schedulers.continuous_path import ContinuousPath
 from ..schedulers.noise_path import DiscretePath
 from .network import ConditionedNetwork
-from .randomness import SharedGenerator, draw_shared, rand_shared, randn_shared
+from .randomness import BatchGenerator, draw_shared, rand_shared, randn_shared, shared_of
 from .timestep_sampling import ImportanceSampler, TimestepSampler
 from .weighting import Weighting
 
@@ -43,8 +43,8 @@ class Objective(Protocol):
         Args:
             net: the network with its conditions; `net(sample, timestep)` gives a tensor.
             batch: "samples" float32 (batch, channels, *size) in [-1, 1], "index" (batch,), and the data's columns.
-            generator: seeded for this batch. The helpers in `randomness` draw from it such that several processes see
-                what one would see.
+            generator: seeded for this batch and this process: each process draws numbers of its own. With the functions
+                of `randomness`, several processes draw what one process would draw.
 
         Returns:
             Shape (batch,), differentiable.
@@ -98,7 +98,7 @@ class DiffusionObjective:
         self, count: int, generator: torch.Generator, device: torch.device, sampler: TimestepSampler | None = None
     ) -> torch.Tensor:
         """Timesteps of shape (count,) as in training: integers 0 ... T-1, or numbers up to T in continuous time."""
-        positions = draw_shared(count, generator, lambda n: (sampler or self.sampler).draw(n, generator, device))
+        positions = draw_shared(count, generator, lambda n, g: (sampler or self.sampler).draw(n, g, device))
         if self.discrete:
             return positions.long().clamp_(max=self.sampler.num_levels - 1)
         return positions.clamp_(min=_EARLIEST)
@@ -141,7 +141,7 @@ class DiffusionObjective:
         Chen et al. 2022 (arXiv:2208.04202), algorithm 1.
         """
         # One coin for the global batch: processes that share the network's backward pass must do the same.
-        if torch.rand((), generator=generator, device=x0.device).item() >= SELF_CONDITIONED:
+        if torch.rand((), generator=shared_of(generator), device=x0.device).item() >= SELF_CONDITIONED:
             return {}
         t = self._path_times(times)
         noisy = self.path.add_noise(x0, noise, t)
@@ -183,7 +183,7 @@ class ImportanceSampledObjective(DiffusionObjective):
             return losses
         factors = self.sampler.factors(times)
         # Only a batch that all processes share: a probe's steps are each process's own.
-        together = gather if isinstance(generator, SharedGenerator) else lambda tensor: tensor
+        together = gather if isinstance(generator, BatchGenerator) else lambda tensor: tensor
         self.sampler.update(together(times), together(losses.detach()))
         return losses * factors
 

@@ -9,7 +9,7 @@ import torch
 
 from ..data.base import Batch
 from ..objectives.network import ConditionedNetwork
-from ..objectives.randomness import seed_of, shared_generator_of
+from ..objectives.randomness import batch_generator_of, seed_of
 from .sharding import own_parameters, whole
 
 
@@ -71,7 +71,7 @@ def losses_of(run: Any, net: ConditionedNetwork, batch: Batch, number: int) -> t
     """
     share = run.accelerator.num_processes, run.accelerator.process_index
     torch.manual_seed(seed_of(run.seed, "dropout", number, share[1]))
-    draw = partial(shared_generator_of, run.seed, "noise", number, num_processes=share[0], process_index=share[1])
+    draw = partial(batch_generator_of, run.seed, "noise", number, num_processes=share[0], process_index=share[1])
     losses = run.objective(net, batch, draw(device=run.accelerator.device))
     if not isinstance(losses, torch.Tensor) or losses.shape != (len(batch["samples"]),):
         shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
