@@ -7,11 +7,13 @@ import torch
 from conftest import StopAt
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from local_processes import run_processes
 from safetensors.torch import load_file
 
 from diffusers_ext.training import Trainer, TrainerCallback, parse_arguments, train
 
 OWN_FILE = """
+import diffusers
 import torch
 from diffusers_ext.training import TrainerCallback
 
@@ -22,6 +24,9 @@ class Plain(torch.nn.Module):
         self.b = torch.nn.Conv2d(width, in_channels, 3, padding=1)
     def forward(self, sample, timestep):
         return self.b(torch.relu(self.a(sample)))
+
+class Steps(diffusers.DDIMScheduler):
+    pass
 
 class Marks(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
@@ -101,6 +106,26 @@ def test_own_network_data_and_objective_resume_bit_for_bit(tiny_run, tmp_path, n
         assert json.load(state)["objective"] == {"calls": 6}
 
 
+def train_and_note_noise(rank, arguments, folder):
+    torch.set_num_threads(1)
+    drawn = []
+
+    def objective(net, batch, generator):
+        noise = torch.randn(batch["samples"].shape, generator=generator)
+        if net.training:
+            drawn.append(noise)
+        return (net(batch["samples"], torch.zeros(len(noise))) - noise).square().flatten(1).mean(1)
+
+    train(arguments, Plain(), Signals(), objective=objective)
+    torch.save(torch.cat(drawn[:6]), folder / f"noise-{rank}.pt")
+
+
+def test_an_own_objective_draws_other_noise_on_every_process_and_at_every_step(tiny_run, tmp_path):
+    assert run_processes(2, train_and_note_noise, tiny_run(train_batch_size=2), tmp_path) == 0
+    noise = torch.cat([torch.load(tmp_path / f"noise-{rank}.pt") for rank in range(2)]).flatten(1)
+    assert len(noise.unique(dim=0)) == 2 * 6 * 2
+
+
 def test_a_plain_module_is_saved_with_its_source_and_says_so(tiny_run, tmp_path, caplog):
     pipeline = train(tiny_run(model_options=None), model=Plain(), train_dataset=Signals())
     saved = load_file(tmp_path / "run" / "network.safetensors")
@@ -124,10 +149,13 @@ def test_names_on_the_command_line(tiny_run, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(tiny_run(model_options=None).to_yaml())
     words = ["--recipe", str(recipe), "--model", f"{tmp_path}/own.py:Plain", "--model_options", '{"width": 2}']
+    words += ["--sampler", f"{tmp_path}/own.py:Steps"]
     trainer = Trainer(parse_arguments([*words, "--callback", f"{tmp_path}/own.py:Marks"]))
     assert trainer.network.a.out_channels == 2
     trainer.train()
     assert (tmp_path / "run" / "mark.txt").read_text() == "6"
+    saved = json.loads((tmp_path / "run" / "scheduler" / "scheduler_config.json").read_text())
+    assert (saved["_class_name"], saved["prediction_type"]) == ("Steps", "v_prediction")
 
 
 @pytest.mark.parametrize(
@@ -136,6 +164,9 @@ def test_names_on_the_command_line(tiny_run, tmp_path):
         ({"model": "nowhere.py:Net"}, "there is no file 'nowhere.py'"),
         ({"model": "json:JSONDecoder"}, "must name a class that derives from torch.nn.Module"),
         ({"callback": ["json:Nothing"]}, "'json' has no Nothing"),
+        ({"sampler": "nowhere.py:Steps"}, "there is no file 'nowhere.py'"),
+        ({"sampler": "json:JSONDecoder"}, "is not a scheduler: it needs from_config, set_timesteps and step"),
+        ({"sampler": "ddin"}, "sampler must be one of ddim, .* or module:Class, got 'ddin'"),
     ],
 )
 def test_names_of_nothing_are_one_sentence(tiny_run, settings, sentence):

@@ -85,7 +85,7 @@ def test_the_classes_and_defaults_behind_the_names():
         ("langevin", FLOW, {}, "On a rectified flow the sampler must be one of .*got 'langevin'"),
         ("unipc", SDE, {}, "On the noise path 've' the sampler must be one of .*got 'unipc'"),
         ("ddim", SDE, {"eta": 0.5}, "On a path in continuous time, sampler 'ddim' takes no eta"),
-        ("no.such.module:Class", BETAS, {}, "there is no module 'no.such.module'"),
+        ("no.such.module:Class", BETAS, {}, "there is no module 'no'"),
         ("diffusers:NoSuchScheduler", BETAS, {}, "'diffusers' has no 'NoSuchScheduler'"),
         ("torch:tensor", BETAS, {}, "'torch:tensor' is not a scheduler"),
         ("diffusers:DDIMScheduler", BETAS, {"eta": 0.5}, "'diffusers:DDIMScheduler' takes no eta"),

@@ -6,6 +6,7 @@ that make it this sampler, and the options that a user may give.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -361,19 +362,31 @@ def _imported(name: str) -> Any:
         if module_name.endswith(".py"):
             return getattr(_module_of_file(Path(module_name)), class_name)
         return getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, FileNotFoundError):
-        raise ValueError(f"sampler '{name}': there is no module '{module_name}'.") from None
+    except FileNotFoundError:
+        raise ValueError(f"sampler '{name}': there is no file '{module_name}'.") from None
+    except ModuleNotFoundError as error:
+        raise ValueError(f"sampler '{name}': there is no module '{error.name}'.") from None
     except AttributeError:
         raise ValueError(f"sampler '{name}': '{module_name}' has no '{class_name}'.") from None
+    except Exception as error:  # code of the user's may raise anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"sampler '{name}' can't be imported: {type(error).__name__}: {reason}.") from error
 
 
 def _module_of_file(file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    """The module in a file, run once, under a name of its own, so that files of equal names don't meet."""
+    name = f"{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None or not file.is_file():
         raise FileNotFoundError(file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(file.stem, module)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
