@@ -1,5 +1,6 @@
 """A training run: what it writes, what it survives, and that it is a function of its settings."""
 
+import dataclasses
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_ext.pipelines.guidance import GuidedNetwork
+from diffusers_ext.settings import option
 from diffusers_ext.training import (
     Trainer,
     TrainerCallback,
@@ -732,6 +734,27 @@ def test_a_run_of_another_meaning_is_not_resumed(tiny_run, changes, sentence):
     assert "\n" not in str(caught.value)
 
 
+@dataclasses.dataclass
+class WithMoreSettings(TrainingArguments):
+    """Settings that somebody adds."""
+
+    flavour: str = option("sweet", "Changes what the weights mean.", on_resume="refused")
+    spice: int = option(0, "Changes how training goes on.", on_resume="named")
+    colour: str = option("red", "Changes nothing.")
+
+
+def test_a_new_setting_is_refused_or_named_by_its_declaration_alone(tiny_run, caplog):
+    arguments = WithMoreSettings(**vars(tiny_run(max_train_steps=1)))
+    train(arguments)
+    arguments.resume_from_checkpoint, arguments.max_train_steps = "latest", 2
+    arguments.spice, arguments.colour = 3, "blue"
+    train(arguments)
+    assert "The run goes on with other settings: spice was 0 and is 3." in caplog.text
+    arguments.flavour = "sour"
+    with pytest.raises(CheckpointError, match="with flavour sweet, and this run has sour"):
+        train(arguments)
+
+
 def test_data_that_moved_are_the_same_data(tiny_run, tmp_path):
     settings = {"max_train_steps": 1, "train_batch_size": 2, "resolution": 28, "train_split": "train"}
     for i in range(4):
@@ -856,6 +879,20 @@ def test_files_that_no_run_wrote_are_not_replaced(tiny_run, tmp_path, name):
             Trainer(tiny_run(overwrite_output_dir=overwrite))
     assert file.read_text() == "mine"
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [name.split("/")[0]]
+
+
+def test_a_file_of_a_run_that_somebody_edited_is_not_replaced(tiny_run, tmp_path):
+    train(tiny_run(max_train_steps=1))
+    Trainer(tiny_run(resume_from_checkpoint="latest"))  # as the run left it
+    for name in ("pipeline.py", "recipe.yaml"):
+        file = tmp_path / "run" / name
+        before = file.read_text()
+        file.write_text(before + "# mine\n")
+        for again in ({"resume_from_checkpoint": "latest"}, {"overwrite_output_dir": True}):
+            with pytest.raises(FileExistsError, match=f"{name}' is not as a run wrote it, .* rename it"):
+                Trainer(tiny_run(**again))
+        assert file.read_text() == before + "# mine\n"
+        file.write_text(before)
 
 
 def test_an_output_folder_is_checked_before_anything_else(tiny_run, tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ from .bundle import BundlingError, bundle
 from .model_card import CODE_FILE
 from .provenance import write_provenance
 from .registration import LIBRARY, code_name, is_code_name
+from .stamp import stamped
 
 INDEX = "model_index.json"
 PIPELINE_FILE = "pipeline.py"
@@ -152,7 +153,8 @@ def _write_code(pipeline: DiffusionPipeline, folder: Path) -> None:
             index[name] = [_write_class(component_class, folder / name), component_class.__name__]
     if _brings_code(type(pipeline)):
         library = _write_class(type(pipeline), folder)
-        (folder / PIPELINE_FILE).write_text(_pipeline_file(library, type(pipeline).__name__), encoding="utf-8")
+        text = stamped(_pipeline_file(library, type(pipeline).__name__))
+        (folder / PIPELINE_FILE).write_text(text, encoding="utf-8")
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from ..hub.stamp import is_unedited
 from . import checkpoint
 from .atomic import atomic_write
 from .ema import SNAPSHOT_DIR, list_snapshots
@@ -34,6 +35,7 @@ WRITTEN = (
     "figures/reverse.gif",
     "samples/step-*.png",
 )
+STAMPED = ("pipeline.py", "recipe.yaml")  # those of them that people edit: their last line tells
 FOLDERS = ("figures", "samples", SNAPSHOT_DIR, "unet", "scheduler")
 REFRESHED_EVERY = 10.0  # seconds
 CLAIM = 0.05  # seconds in which another run that began at the same time may claim the folder
@@ -85,6 +87,7 @@ class OutputFolder:
                 "start afresh with overwrite_output_dir, or choose another folder."
             )
         if holds_run or (self.path / MARKER).is_file():
+            self._check_edited()
             return
         foreign = sorted(p.relative_to(self.path).as_posix() for name in WRITTEN for p in self.path.glob(name))
         if foreign:
@@ -92,6 +95,14 @@ class OutputFolder:
                 f"output_dir '{self.path}' holds {', '.join(foreign)}, which no run wrote and this one would replace; "
                 "choose another folder."
             )
+
+    def _check_edited(self) -> None:
+        """Raise FileExistsError for a text file of an earlier run that somebody has written or edited since."""
+        for file in (self.path / name for name in STAMPED):
+            if file.is_file() and not is_unedited(file):
+                raise FileExistsError(
+                    f"'{file}' is not as a run wrote it, and this run would replace it; rename it or move it elsewhere."
+                )
 
     def open(self) -> None:
         """Take the folder for this process, and make room: only what an earlier run wrote is removed.

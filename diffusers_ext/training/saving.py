@@ -20,6 +20,7 @@ from ..hub.export import export
 from ..hub.model_card import write_card
 from ..hub.push import files_to_push, push_to_hub
 from ..hub.redaction import redacted
+from ..hub.stamp import stamped
 from .atomic import atomic_write, partial_path
 from .autoencoding import save_autoencoder
 from .checkpoint import packed
@@ -46,7 +47,7 @@ def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, recipe: str, re
         return
     if isinstance(pipeline.unet, PlainNetwork):
         _save_plain(pipeline, output_dir)
-        atomic_write(output_dir / RECIPE, recipe)
+        atomic_write(output_dir / RECIPE, stamped(recipe))
         return
     try:
         export(pipeline, output_dir)
@@ -57,7 +58,7 @@ def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, recipe: str, re
             " ".join(str(error).split()).rstrip("."),
         )
     (output_dir / RECONSTRUCTION).unlink(missing_ok=True)
-    atomic_write(output_dir / RECIPE, recipe)
+    atomic_write(output_dir / RECIPE, stamped(recipe))
     describe(output_dir, repo_id)
 
 
