@@ -47,6 +47,7 @@ class ImageCondition(Condition):
         "image_condition": {
             "type": str | None,
             "default": None,
+            "on_resume": "refused",
             "text": "Make the condition from the target: super_resolution_2, _4 or _8, colorization or inpainting.",
             "choices": FROM_TARGET,
         },

@@ -52,6 +52,7 @@ class TextCondition(Condition):
         "text_encoder": {
             "type": str,
             "default": SMALL,
+            "on_resume": "refused",
             "text": "Name or folder of a transformers text encoder with its tokenizer, or `small`: a CLIP text model "
             "of two layers and a tokenizer, both trained on the data set's own captions.",
         },

@@ -34,6 +34,7 @@ class VectorCondition(Condition):
         "vector_columns": {
             "type": str | None,
             "default": None,
+            "on_resume": "refused",
             "text": "Columns of numbers that the network is conditioned on, `angle,scale` say.",
         }
     }

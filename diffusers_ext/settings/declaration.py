@@ -30,6 +30,8 @@ from typing import Any
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 LARGEST_INT64 = 2**63 - 1
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+# What a resumed run does about a setting with another value than before.
+REFUSED, NAMED, FREE = "refused", "named", "free"
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -61,11 +63,13 @@ class Group:
     Args:
         name, title: as `--help` calls it.
         needs: what all of its settings need to have an effect, before their own needs.
+        on_resume: of every setting of the group that does not declare its own.
     """
 
     name: str
     title: str
     needs: tuple[Need, ...] = ()
+    on_resume: str = FREE
     order: int = field(default_factory=itertools.count().__next__)
 
     def __call__(self, default: Any, text: str, **more: Any) -> Any:
@@ -87,6 +91,7 @@ class Setting:
         optional: None is a value.
         many: the value is a list.
         choices: the values there are; a callable gives them when they are first asked for.
+        or_class: beside the choices, a class of the user's is a value, as `module:Class` or `path/to/file.py:Class`.
         at_least, above, at_most, below: bounds of a number.
         json: a text that holds a JSON object; a dictionary is taken too.
         secret: a token, which is left out of messages and of the object's `repr`.
@@ -94,6 +99,8 @@ class Setting:
         group: where `--help` shows it.
         short: whether plain `--help` shows it.
         needs: what it needs to have an effect; the first need that is not met gives the warning.
+        on_resume: what happens when a run is resumed with another value. "refused": the weights would lose their
+            meaning; "named": a warning, for the run goes on differently; "free": nothing. The group's when not given.
     """
 
     name: str
@@ -103,6 +110,7 @@ class Setting:
     optional: bool = False
     many: bool = False
     choices: tuple[str, ...] | Callable[[], Iterable[str]] | None = None
+    or_class: bool = False
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
@@ -113,6 +121,7 @@ class Setting:
     group: Group | None = None
     short: bool = False
     needs: tuple[Need, ...] = ()
+    on_resume: str = FREE
 
     @property
     def required(self) -> bool:
@@ -151,8 +160,9 @@ class Setting:
     def _checked_one(self, value: Any) -> Any:
         value = self._converted(value)
         allowed = self.allowed()
-        if allowed is not None and value not in allowed:
-            raise SettingsError(f"{self.name} must be one of {', '.join(allowed)}, got '{value}'.")
+        if allowed is not None and value not in allowed and not (self.or_class and _names_class(value)):
+            own = " or module:Class" if self.or_class else ""
+            raise SettingsError(f"{self.name} must be one of {', '.join(allowed)}{own}, got '{value}'.")
         if self.kind is str:
             return self._checked_text(value)
         if self.kind is not bool:
@@ -210,6 +220,11 @@ class Setting:
     def _wrong_type(self, value: Any) -> SettingsError:
         got = "another type" if self.secret else _shown(value)
         return SettingsError(f"{self.name} must be {_KINDS[self.kind]}, got {got}.")
+
+
+def _names_class(text: str) -> bool:
+    source, _, name = text.rpartition(":")
+    return bool(source) and name.isidentifier()
 
 
 def option(default: Any = dataclasses.MISSING, text: str = "", **declared: Any) -> Any:
@@ -295,6 +310,9 @@ def _setting(declared: dataclasses.Field, hint: Any) -> Setting:
         default = declared.default_factory()
     options = {key: value for key, value in declared.metadata.items() if key not in ("help", "nargs", "const")}
     needs = options.pop("needs", ())
+    options.setdefault("on_resume", options["group"].on_resume if options.get("group") is not None else FREE)
+    if options["on_resume"] not in (REFUSED, NAMED, FREE):
+        raise ValueError(f"on_resume of {declared.name} must be refused, named or free, got {options['on_resume']!r}.")
     parts = (
         typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else ()
     )

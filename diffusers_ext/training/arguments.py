@@ -11,7 +11,8 @@ A condition brings its own settings and needs no edit here: its class in `diffus
 
 as keyword arguments of `diffusers_ext.settings.option` with the annotation as `type`. They become fields of
 `TrainingArguments`, flags and recipe keys, are shown by `--help condition`, and are refused when the condition is
-another one. An optional static method `check_settings(arguments)` raises ValueError for values that don't fit together.
+another one. `"on_resume": "refused"` refuses to resume a run with another value. An optional static method
+`check_settings(arguments)` raises ValueError for values that don't fit together.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from ..settings import (
     read_recipe,
     settings_of,
 )
+from ..settings.declaration import FREE, NAMED, REFUSED
 from ..settings.effect import FLAG, RECIPE
 from ..settings.recipes import as_values
 from .ema import EMA_KINDS, LONGEST_SIGMA_REL
@@ -59,14 +61,15 @@ MIXED_PRECISIONS = ("no", "fp16", "bf16", "auto")
 LOGGERS = ("tensorboard", "wandb", "none")
 
 _generation = Need(lambda a: a.task == "generation", "an autoencoder is trained", ("task",))
-_data = Group("data", "Data")
-_model = Group("model", "Network")
-_latent = Group("latent", "Autoencoder and latents")
-_condition = Group("condition", "Condition", (_generation,))
-_objective = Group("objective", "Noise path and objective", (_generation,))
+# What changes how a run learns is named when a resumed run has another value, unless a setting says otherwise.
+_data = Group("data", "Data", on_resume=NAMED)
+_model = Group("model", "Network", on_resume=NAMED)
+_latent = Group("latent", "Autoencoder and latents", on_resume=NAMED)
+_condition = Group("condition", "Condition", (_generation,), NAMED)
+_objective = Group("objective", "Noise path and objective", (_generation,), NAMED)
 _loss = dataclasses.replace(_objective, needs=())
-_optimisation = Group("optimisation", "Optimisation")
-_average = Group("ema", "Average of the weights (EMA)")
+_optimisation = Group("optimisation", "Optimisation", on_resume=NAMED)
+_average = Group("ema", "Average of the weights (EMA)", on_resume=NAMED)
 _evaluation = Group("evaluation", "Validation, previews and evaluation")
 _output = Group("output", "Output and checkpoints")
 _hub = Group("hub", "Hub")
@@ -229,26 +232,35 @@ class TrainingArguments(_Origins, _Brought):
 
     # data
     dataset_name: str | None = _data(
-        None, "Hub name, local folder in `datasets` layout, or `embedded` (real MNIST digits; the default).", short=True
+        None,
+        "Hub name, local folder in `datasets` layout, or `embedded` (real MNIST digits; the default).",
+        short=True,
+        on_resume=FREE,
     )
-    dataset_config_name: str | None = _data(None, "Configuration of the data set.", needs=_has_configurations)
+    dataset_config_name: str | None = _data(
+        None, "Configuration of the data set.", needs=_has_configurations, on_resume=FREE
+    )
     train_data_dir: str | None = _data(
         None,
         "Folder of images, or a .zip/.tar archive of one; ignored if dataset_name is given.",
         needs=_no_dataset_name,
         short=True,
+        on_resume=FREE,
     )
-    cache_dir: str | None = _data(None, "Where downloaded data sets are kept.")
-    train_split: str = _data("train", "Split to train on.")
-    image_column: str | None = _data(None, "Column with the images; found by its type when not given.")
+    cache_dir: str | None = _data(None, "Where downloaded data sets are kept.", on_resume=FREE)
+    train_split: str = _data("train", "Split to train on.", on_resume=FREE)
+    image_column: str | None = _data(None, "Column with the images; found by its type when not given.", on_resume=FREE)
     resolution: int | None = _data(
         None,
         "Image side in pixels; default: 64, or the side that all images share when it is smaller.",
         at_least=1,
         at_most=16_384,
         short=True,
+        on_resume=FREE,
     )
-    channels: int | None = _data(None, "1 or 3; the images' own number when not given.", at_least=1, at_most=1024)
+    channels: int | None = _data(
+        None, "1 or 3; the images' own number when not given.", at_least=1, at_most=1024, on_resume=FREE
+    )
     center_crop: bool = _data(False, "Crop at the centre; at random otherwise.")
     random_flip: bool = _data(False, "Flip horizontally with probability 1/2.", short=True)
     resize_scale: float = _data(
@@ -259,18 +271,26 @@ class TrainingArguments(_Origins, _Brought):
     )
     alpha_background: str = _data("white", "Colour on which transparent images are flattened.")
     on_unreadable_image: str = _data(
-        "skip", "`skip` names and counts an unreadable image, `error` stops.", choices=("skip", "error")
+        "skip", "`skip` names and counts an unreadable image, `error` stops.", choices=("skip", "error"), on_resume=FREE
     )
     preserve_input_precision: bool = _data(False, "Keep 16- and 32-bit images' precision instead of 8 bits.")
-    max_memory_dataset_gb: float = _data(2.0, "Data that decode to less than this are held in memory.", above=0)
+    max_memory_dataset_gb: float = _data(
+        2.0, "Data that decode to less than this are held in memory.", above=0, on_resume=FREE
+    )
     streaming: bool = _data(
-        False, "Read dataset_name as it comes, without downloading it; the run counts as one epoch of max_train_steps."
+        False,
+        "Read dataset_name as it comes, without downloading it; the run counts as one epoch of max_train_steps.",
+        on_resume=FREE,
     )
     shuffle_buffer_size: int = _data(
         1000, "Rows of a stream that are shuffled among one another.", at_least=1, needs=_streaming
     )
     dataloader_num_workers: int = _data(
-        0, "Processes that prepare batches; 0 prepares them in the main process.", at_least=0, at_most=256
+        0,
+        "Processes that prepare batches; 0 prepares them in the main process.",
+        at_least=0,
+        at_most=256,
+        on_resume=FREE,
     )
 
     # model
@@ -280,8 +300,11 @@ class TrainingArguments(_Origins, _Brought):
         "`path/to/file.py:Class`.",
         needs=_model_by_name,
         short=True,
+        on_resume=REFUSED,
     )
-    model_config_name_or_path: str | None = _model(None, "Configuration of a diffusers UNet2DModel to train.")
+    model_config_name_or_path: str | None = _model(
+        None, "Configuration of a diffusers UNet2DModel to train.", on_resume=FREE
+    )
     model_options: str | None = _model(
         None, 'JSON with entries of the model\'s configuration, {"dropout": 0.1}, say.', json=True
     )
@@ -296,6 +319,7 @@ class TrainingArguments(_Origins, _Brought):
         "generation",
         "`generation` trains a diffusion model; `autoencoder` trains the autoencoder for one that works on latents.",
         choices=TASKS,
+        on_resume=REFUSED,
     )
     vae: str | None = _latent(
         None,
@@ -303,6 +327,7 @@ class TrainingArguments(_Origins, _Brought):
         "their latents, and the pipeline decodes them.",
         needs=_generation,
         short=True,
+        on_resume=FREE,
     )
     latent_crops: int = _latent(
         1,
@@ -312,13 +337,20 @@ class TrainingArguments(_Origins, _Brought):
         needs=(_generation, _latents),
     )
     latent_cache_dir: str | None = _latent(
-        None, "Where latents are kept; beside the Hub's files when not given.", needs=(_generation, _latents)
+        None,
+        "Where latents are kept; beside the Hub's files when not given.",
+        needs=(_generation, _latents),
+        on_resume=FREE,
     )
     kl_weight: float = _latent(
         1e-6, "Weight of the autoencoder's KL term beside its reconstruction loss.", at_least=0, needs=_autoencoder
     )
     min_psnr: float = _latent(
-        20.0, "Reconstructions with a lower PSNR, in decibels, are warned about.", at_least=0, needs=_reconstructs
+        20.0,
+        "Reconstructions with a lower PSNR, in decibels, are warned about.",
+        at_least=0,
+        needs=_reconstructs,
+        on_resume=FREE,
     )
 
     # condition
@@ -327,6 +359,7 @@ class TrainingArguments(_Origins, _Brought):
         f"What the network is conditioned on: {', '.join(CONDITIONS)}; nothing when not given.",
         choices=tuple(CONDITIONS),
         short=True,
+        on_resume=REFUSED,
     )
     condition_dropout: float = _condition(
         0.1,
@@ -347,6 +380,7 @@ class TrainingArguments(_Origins, _Brought):
         at_least=0,
         needs=_conditional,
         short=True,
+        on_resume=FREE,
     )
 
     # noise path and objective
@@ -357,33 +391,41 @@ class TrainingArguments(_Origins, _Brought):
         choices=(*SCHEDULES, *PATHS_WITHOUT_BETAS),
         needs=_no_toy,
         short=True,
+        on_resume=REFUSED,
     )
     ddpm_beta_schedule: str = _objective(
         "linear",
         "Noise schedule by name, as diffusers' example calls the flag.",
         choices=(*SCHEDULES, *PATHS_WITHOUT_BETAS),
         needs=(_no_toy, _no_schedule),
+        on_resume=FREE,
     )
     schedule_options: str | None = _objective(
-        None, 'JSON with the schedule\'s options, {"s": 0.008}, say.', json=True, needs=_no_toy
+        None, 'JSON with the schedule\'s options, {"s": 0.008}, say.', json=True, needs=_no_toy, on_resume=REFUSED
     )
     beta_start: float = _objective(
-        1e-4, "First beta of schedules between two betas.", above=0, below=1, needs=(_no_toy, _betas)
+        1e-4, "First beta of schedules between two betas.", above=0, below=1, needs=(_no_toy, _betas), on_resume=REFUSED
     )
     beta_end: float = _objective(
-        0.02, "Last beta of schedules between two betas.", above=0, at_most=1, needs=(_no_toy, _betas)
+        0.02,
+        "Last beta of schedules between two betas.",
+        above=0,
+        at_most=1,
+        needs=(_no_toy, _betas),
+        on_resume=REFUSED,
     )
     rescale_betas_zero_snr: bool = _objective(
-        False, "End the path at exactly zero signal-to-noise ratio.", needs=_no_toy
+        False, "End the path at exactly zero signal-to-noise ratio.", needs=_no_toy, on_resume=REFUSED
     )
     ddpm_num_steps: int = _objective(
-        1000, "Number of timesteps T of the noise path.", at_least=1, at_most=100_000, needs=_no_toy
+        1000, "Number of timesteps T of the noise path.", at_least=1, at_most=100_000, needs=_no_toy, on_resume=REFUSED
     )
     prediction_type: str = _objective(
         "epsilon",
         "What the network predicts: epsilon, sample, v_prediction, score, mean, scaled_epsilon or flow.",
         choices=PREDICTION_TYPES,
         short=True,
+        on_resume=REFUSED,
     )
     loss: str = _loss("l2", "l2, l1 or huber.", choices=LOSSES)
     variance_type: str = _objective(
@@ -392,6 +434,7 @@ class TrainingArguments(_Origins, _Brought):
         "the network learns in twice the output channels (Nichol and Dhariwal 2021).",
         choices=("fixed_small", "fixed_large", LEARNED_RANGE),
         needs=(_no_toy, _variance),
+        on_resume=REFUSED,
     )
     loss_weighting: str | None = _objective(
         None,
@@ -435,13 +478,18 @@ class TrainingArguments(_Origins, _Brought):
     # optimisation
     seed: int = _optimisation(0, "Fixes initial weights, data order, noise and augmentation.", at_least=0, short=True)
     train_batch_size: int = _optimisation(16, "Images per process and step.", at_least=1, short=True)
-    num_epochs: int = _optimisation(100, "Passes through the data.", at_least=1, needs=_epochs, short=True)
-    max_train_steps: int | None = _optimisation(None, "Stop after this many optimizer steps.", at_least=1, short=True)
+    num_epochs: int = _optimisation(
+        100, "Passes through the data.", at_least=1, needs=_epochs, short=True, on_resume=FREE
+    )
+    max_train_steps: int | None = _optimisation(
+        None, "Stop after this many optimizer steps.", at_least=1, short=True, on_resume=FREE
+    )
     max_train_seconds: float | None = _optimisation(
         None,
         "Stop after this many seconds of training, resumed parts counted; the learning rate decays in time for it.",
         above=0,
         short=True,
+        on_resume=FREE,
     )
     gradient_accumulation_steps: int = _optimisation(1, "Batches per optimizer step.", at_least=1)
     optimizer: str = _optimisation(
@@ -449,6 +497,7 @@ class TrainingArguments(_Origins, _Brought):
         "adamw, or muon, which learns faster: AdamW's rates times 2 or 3 suit it.",
         choices=OPTIMIZERS,
         short=True,
+        on_resume=REFUSED,
     )
     learning_rate: float = _optimisation(1e-4, "Learning rate after warm-up.", above=0, short=True)
     lr_scheduler: str = _optimisation("cosine", f"One of {', '.join(LR_SCHEDULERS)}.", choices=LR_SCHEDULERS)
@@ -464,8 +513,8 @@ class TrainingArguments(_Origins, _Brought):
         choices=MIXED_PRECISIONS,
         short=True,
     )
-    local_rank: int = _optimisation(-1, "Set by launchers.", at_least=-1)
-    enable_xformers_memory_efficient_attention: bool = _optimisation(False, "Use xformers' attention.")
+    local_rank: int = _optimisation(-1, "Set by launchers.", at_least=-1, on_resume=FREE)
+    enable_xformers_memory_efficient_attention: bool = _optimisation(False, "Use xformers' attention.", on_resume=FREE)
 
     # exponential moving average
     use_ema: bool = _average(
@@ -476,6 +525,7 @@ class TrainingArguments(_Origins, _Brought):
         "warmup: a decay that grows to ema_max_decay; power: an average over the same share of the run at any time.",
         choices=EMA_KINDS,
         needs=_any_average,
+        on_resume=REFUSED,
     )
     ema_sigma_rel: list[float] = _average(
         [0.05, 0.1],
@@ -532,8 +582,10 @@ class TrainingArguments(_Origins, _Brought):
     eval_batch_size: int = _evaluation(16, "Images in a preview.", at_least=1)
     sampler: str = _evaluation(
         "ddpm",
-        f"Scheduler of previews, of measured samples and of the saved pipeline: {', '.join(SAMPLERS)}.",
+        f"Scheduler of previews, of measured samples and of the saved pipeline: {', '.join(SAMPLERS)}, or a class of "
+        "your own as `path/to/file.py:Class`.",
         choices=tuple(SAMPLERS),
+        or_class=True,
         needs=(_generation, _no_toy_sampler),
         short=True,
     )

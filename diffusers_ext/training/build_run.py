@@ -37,7 +37,8 @@ from ..data.base import TrainingData
 from ..data.images import load_image_data
 from ..data.own import as_training_data
 from ..data.transforms import size_text
-from ..settings import without_effect
+from ..settings import settings_of, without_effect
+from ..settings.declaration import NAMED, REFUSED
 from . import checkpoint
 from .agreement import Processes
 from .arguments import TrainingArguments
@@ -98,22 +99,6 @@ EMBEDDED_RESOLUTION = 28
 MOST_REPEATS = 1000  # of a sample within one batch
 SIZES_COMPARED = 32  # images whose sizes decide on the resolution
 STREAM_EXAMPLES = 64  # samples of a stream that are at hand before the first step: for its channels, and for previews
-
-# Settings whose values the weights depend on: a resumed run with others is refused.
-MEANING = (
-    "task ddpm_num_steps prediction_type variance_type optimizer ema_kind condition image_condition text_encoder "
-    "vector_columns"
-)
-# Of the noise path; another name of the same path is no other path.
-PATH = "schedule_options beta_start beta_end rescale_betas_zero_snr"
-# Settings that change how a run goes on: a resumed run with others says so.
-NAMED = (
-    "seed train_batch_size learning_rate lr_scheduler lr_warmup_steps mixed_precision channels_last random_flip "
-    "center_crop resize_scale random_resized_crop loss min_snr_gamma p2_gamma p2_k sigmoid_bias edm_sigma_data "
-    "timestep_sampling logit_normal_mean logit_normal_std adam_beta1 adam_beta2 adam_weight_decay adam_epsilon "
-    "max_grad_norm use_ema ema_inv_gamma ema_power ema_max_decay ema_update_after_step condition_dropout "
-    "label_free_epochs gradient_checkpointing shuffle_buffer_size kl_weight latent_crops"
-)
 
 
 @dataclass
@@ -909,29 +894,29 @@ def _loss_of_one(run: Run) -> torch.Tensor:
 
 
 def describe_run(args: TrainingArguments, run: Run, own_objective: bool, model_class: str) -> RunDescription:
-    """What a checkpoint remembers of the settings and the data."""
-    own = {name: getattr(args, name, None) for name in MEANING.split()}
-    schedule = noise_schedule(args)
+    """What a checkpoint remembers of the settings and the data; `on_resume` of each setting says what it refuses."""
+    in_use = {
+        "model": model_class,
+        "schedule": noise_schedule(args),
+        "loss_weighting": weighting_name(args),
+        "gradient_accumulation_steps": run.accumulation,
+    }
     meaning = {
         "the training data": run.train_dataset.fingerprint(),
-        **own,
-        "schedule": schedule,
-        **{name: getattr(args, name) for name in PATH.split()},
+        **_settings_in_use(args, REFUSED, in_use),
         "objective": _class_name(run.objective) if own_objective else "that of the settings",
-        "model": model_class,
         "classes": getattr(run.train_dataset, "label_names", None) if args.condition == "class" else None,
     }
-    named = {name: getattr(args, name, None) for name in NAMED.split()}
-    named["loss_weighting"] = weighting_name(args)
-    named["gradient_accumulation_steps"], named["the number of processes"] = run.accumulation, run.processes.count
-    shown = {"the training data": f"'{run.train_dataset.description}'"}
-    return RunDescription(_jsonable(meaning), _jsonable(named), shown)
+    named = {**_settings_in_use(args, NAMED, in_use), "the number of processes": run.processes.count}
+    return RunDescription(meaning, named, {"the training data": f"'{run.train_dataset.description}'"})
+
+
+def _settings_in_use(args: TrainingArguments, on_resume: str, in_use: dict[str, Any]) -> dict[str, Any]:
+    """The values of the settings of one kind; `in_use` gives those that settings only lead to."""
+    names = [name for name, setting in settings_of(type(args)).items() if setting.on_resume == on_resume]
+    return {name: in_use.get(name, getattr(args, name)) for name in names}
 
 
 def _class_name(thing: Any) -> str:
     """The name of an object's class, or of a function."""
     return getattr(thing, "__qualname__", type(thing).__qualname__)
-
-
-def _jsonable(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
