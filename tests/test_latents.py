@@ -429,6 +429,7 @@ def test_a_pipeline_refuses_a_vae_of_other_channels(vae_folder):
         ({"task": "autoencoder", "vae": "folder"}, "leave vae out"),
         ({"task": "autoencoder", "condition": "class"}, "leave condition out"),
         ({"vae": "folder", "streaming": True, "dataset_name": "x", "max_train_steps": 1}, "a stream has no end"),
+        ({"vae": "folder", "dequantize": True}, "latents have none"),
         ({"vae": "folder", "condition": "image"}, "condition image can't be used with vae"),
     ],
 )

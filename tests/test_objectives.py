@@ -375,6 +375,20 @@ def test_self_conditioning_gives_the_network_its_own_x0_in_half_of_the_batches()
     assert all(given[0] is None and given[1].abs().max() <= 1 and given[1].abs().max() > 0 for given in fed)
 
 
+def test_an_earlier_prediction_is_clamped_for_images_and_not_for_latents():
+    batch, largest = {"samples": 4 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))}, {}
+    for bounded in (True, False):
+        objective, given = DiffusionObjective(PATH, "sample"), []
+        objective.bounded = bounded
+        for seed in range(6):
+            network = TakesItsPrediction()
+            objective(ConditionedNetwork(network), batch, torch.Generator().manual_seed(seed))
+            given += network.given[1:]
+        largest[bounded] = max(earlier.abs().max().item() for earlier in given[::2])
+    assert largest[True] == 1
+    assert largest[False] > 2
+
+
 def test_importance_sampling_resumes_bit_for_bit(tiny_run, tmp_path):
     settings = {"timestep_sampling": "importance", "ddpm_num_steps": 3, "train_batch_size": 16, "max_train_steps": 6}
     train(whole := tiny_run(**settings))

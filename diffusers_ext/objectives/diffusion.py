@@ -64,9 +64,14 @@ class DiffusionObjective:
         dequantize: add uniform noise of the width of one of 256 levels to the samples, for a density of 8-bit images
             (Theis et al. 2016, arXiv:1511.01844, section 3.1).
 
+    Attributes:
+        bounded: whether samples lie in [-1, 1], as images do; set it to False for latents.
+
     Raises:
         ValueError: for a prediction type that does not determine x0 on this path.
     """
+
+    bounded = True
 
     def __init__(
         self,
@@ -148,7 +153,8 @@ class DiffusionObjective:
         with torch.no_grad():
             output = self._prediction_of(net(self.path.network_input(noisy, t), times)).float()
             predicted, _ = self.path.to_x0_epsilon(self.prediction_type, output, noisy, t)
-        return {"self_condition": predicted.nan_to_num(0.0).clamp(-1, 1)}
+        predicted = predicted.nan_to_num(0.0)
+        return {"self_condition": predicted.clamp(-1, 1) if self.bounded else predicted}
 
     def _prediction_of(self, output: torch.Tensor) -> torch.Tensor:
         """The part of the network's output that predicts."""

@@ -241,6 +241,8 @@ def weighting_name(arguments: TrainingArguments) -> str:
 def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
     """The loss that the settings ask for; the toy network without time has one of its own."""
     if isinstance(model, ToyUNet2DModel):
+        if arguments.vae is not None:
+            raise ValueError("The toy network mixes images with noise in [0, 1], where latents are not; leave vae out.")
         if arguments.prediction_type != "sample" and "prediction_type" in arguments.given:
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
         return MixObjective(arguments.loss, arguments.toy_amounts)
@@ -250,7 +252,7 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
             "beta. Use epsilon or v_prediction unless a source's weights need it.",
             stacklevel=2,
         )
-    return _objective_class(arguments)(
+    objective = _objective_class(arguments)(
         _path_scheduler(arguments).path,
         arguments.prediction_type,
         arguments.loss,
@@ -265,6 +267,8 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
         _make_sampler(arguments, arguments.ddpm_num_steps),
         arguments.dequantize,
     )
+    objective.bounded = arguments.vae is None
+    return objective
 
 
 # Objectives on a noise path, by the settings that ask for them.
