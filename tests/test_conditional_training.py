@@ -236,7 +236,7 @@ def test_image_conditions_made_from_the_target(conditional_run, captioned, name)
         ({"condition": "sound"}, "condition must be one of class, text, image, vector, got 'sound'"),
         ({"condition_dropout": 1.0}, "condition_dropout must be at least 0 and below 1"),
         ({"label_free_epochs": 200}, "label_free_epochs must be below num_epochs, got"),
-        ({"label_free_epochs": 1}, "leave max_train_seconds and max_train_steps"),
+        ({"label_free_epochs": 1, "max_train_seconds": 5.0}, "leave max_train_seconds out"),
         ({"condition": "image"}, "condition image needs either condition_image_column or image_condition"),
         ({"condition": "text"}, "condition text needs texts"),
         ({"label_column": "kind"}, "label_column='kind' is not a column"),

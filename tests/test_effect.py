@@ -186,7 +186,7 @@ def test_the_toy_takes_no_epsilon_that_was_asked_for():
 def begin(rank, arguments, folder, caplog):
     torch.set_num_threads(1)
     Trainer(arguments)
-    told = [record.getMessage() for record in caplog.records if record.name.endswith("trainer")]
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("build_run")]
     (folder / f"{rank}.json").write_text(json.dumps(told))
 
 

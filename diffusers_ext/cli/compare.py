@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,25 @@ from ..evaluation.comparison import compare as compare_lengths
 from ..evaluation.comparison import draw, exact_flow, mixture_pipeline, write_csv
 from ..evaluation.features import FeatureSet, extract
 from ..evaluation.metrics import frechet_distance
+from ..evaluation.models_alike import draw_models
 from ..pipelines.batched_generation import image_shape
 from ..schedulers.registry import SamplerChoice, check_options, samplers_with
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import option
+from ..training.checkpoint import list_checkpoints
 from .real_images import RealDataArguments, check_classifier, real_and_floor
 from .sampler_options import SamplerOptions
-from .shared import DTYPE_HELP, DTYPES, load_classifier, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, load_checkpoint, load_classifier, load_pipeline, progress_bar
 
 
 @dataclass
 class CompareArguments(SamplerOptions, RealDataArguments):
     """Samplers x lengths, or samplers x guidance scales x classes, from one starting noise: a picture and a table."""
 
-    model: str = option(text="Folder or Hub name of a pipeline, or `mixture`: a perfect network.")
+    model: str = option(text="Folder or Hub name of a pipeline, or `mixture`: a perfect network; or a run's folder.")
+    checkpoints: bool = option(
+        False, "Compare the checkpoints of the run in `model` instead: a row of samples each, from one starting noise."
+    )
     samplers: list[str] = option(
         ["ddim", "dpmsolver++", "ddpm"],
         "NAME, NAME:LENGTH or NAME:LENGTHxK, with K network calls at each step (langevin, predictor-corrector, ...).",
@@ -55,10 +61,13 @@ class CompareArguments(SamplerOptions, RealDataArguments):
 
 def compare(arguments: CompareArguments) -> None:
     """Write `comparison.png` and `comparison.csv`, and print the table."""
+    if arguments.checkpoints:
+        _by_checkpoint(arguments)
+        return
     choices = _choices(arguments.samplers, arguments.sampler_options())
     perfect = arguments.model == "mixture"
     pipeline = mixture_pipeline() if perfect else load_pipeline(arguments.model, arguments.device, arguments.dtype)
-    pipeline.set_progress_bar_config(leave=False)
+    pipeline.set_progress_bar_config(**progress_bar(leave=False))
     classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, arguments.device)
     if classifier is not None:
         check_classifier(classifier, pipeline)
@@ -71,6 +80,32 @@ def compare(arguments: CompareArguments) -> None:
     else:
         _by_length(arguments, pipeline, choices, classifier, folder, perfect)
     print(f"Picture and table in {folder}")
+
+
+def _by_checkpoint(arguments: CompareArguments) -> None:
+    """Write `checkpoints.png`: a row for each checkpoint of a run, and one for what it saved at its end."""
+    folder = Path(arguments.model)
+    found = list_checkpoints(folder)
+    if not found:
+        raise ValueError(f"'{folder}' holds no checkpoint-N folder of a run.")
+    models: dict[str, Any] = {
+        f"step {path.name.split('-')[1]}": partial(load_checkpoint, str(path), arguments.device, arguments.dtype)
+        for path in found
+    }
+    if (folder / "model_index.json").is_file():
+        models["saved"] = partial(load_pipeline, str(folder), arguments.device, arguments.dtype)
+    target = Path(arguments.output_dir) / "checkpoints.png"
+    draw_models(
+        models,
+        target,
+        "Checkpoints of a run, from the same starting noise",
+        "checkpoint",
+        number=max(arguments.num_images, 8),
+        num_inference_steps=arguments.lengths[-1],
+        seed=arguments.seed,
+        guidance_scale=arguments.guidance_scales[0],
+    )
+    print(f"{len(models)} rows in {target}")
 
 
 def _choices(samplers: Sequence[str], options: Mapping[str, Any]) -> list[SamplerChoice]:

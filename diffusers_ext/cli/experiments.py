@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..settings import CheckedSettings, option
 from .shared import load_pipeline
@@ -14,7 +14,7 @@ from .shared import load_pipeline
 class ExperimentsRunArguments(CheckedSettings):
     """Run the experiments of a study file, and write one table of their results."""
 
-    POSITIONAL = "study"
+    POSITIONAL: ClassVar[str] = "study"
 
     study: str = option(text="YAML file: recipe, settings, grid, changes, seeds, output_dir.")
     parallel: int = option(1, "Runs at a time, each in a process of its own when above 1.", at_least=1, at_most=1024)
@@ -25,7 +25,7 @@ class ExperimentsRunArguments(CheckedSettings):
 class ExperimentsCompareArguments(CheckedSettings):
     """Draw losses and samples of the finished runs of a study side by side."""
 
-    POSITIONAL = "study_dir"
+    POSITIONAL: ClassVar[str] = "study_dir"
 
     study_dir: str = option(text="Folder of a study.")
     num_images: int = option(8, "Samples of each run, from the same starting noise.", at_least=1, at_most=64)

@@ -129,6 +129,10 @@ def _run_command(name: str, command: Command, words: list[str]) -> None:
     from ..training.allocator import keep_freed_memory
 
     keep_freed_memory()
+    if not sys.stderr.isatty():
+        from diffusers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
     function(arguments)
 
 

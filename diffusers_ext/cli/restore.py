@@ -14,7 +14,7 @@ from ..conditions.image_transforms import ImageTransform, image_transform
 from ..evaluation.metrics import peak_signal_to_noise_ratio
 from ..settings import option
 from .real_images import RealDataArguments, real_and_floor
-from .shared import DTYPE_HELP, DTYPES, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, load_pipeline, progress_bar
 
 SHOWN = 8  # images in the picture
 
@@ -40,7 +40,7 @@ def restore(arguments: RestoreArguments) -> None:
     What is told is judged too: for super-resolution that is bicubic interpolation.
     """
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-    pipeline.set_progress_bar_config(leave=False)
+    pipeline.set_progress_bar_config(**progress_bar(leave=False))
     condition = _condition_of(pipeline, arguments.model)
     config = pipeline.unet.config
     real, _ = real_and_floor(arguments, arguments.num_images, config.in_channels, config.sample_size, None)

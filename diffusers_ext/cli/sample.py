@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from ..conditions import CONDITIONS
 from ..settings import CheckedSettings, make_settings_class, option
 from .sampler_options import OneSampler
-from .shared import DTYPE_HELP, DTYPES, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, load_checkpoint, load_pipeline, run_folder, settings_of_run
 
 _FLAGS = {name: flag for condition in CONDITIONS.values() for name, flag in condition.flags.items()}
 _ConditionFlags: Any = make_settings_class("_ConditionFlags", _FLAGS, __name__)
@@ -22,10 +22,28 @@ _ConditionFlags: Any = make_settings_class("_ConditionFlags", _FLAGS, __name__)
 class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
     """Sample images from a saved pipeline."""
 
-    model: str = option(text="Folder or Hub name of a pipeline.")
+    POSITIONAL: ClassVar[str] = "model"
+
+    model: str | None = option(
+        None, "Folder or Hub name of a pipeline, or the name of a recipe: what was trained by it (`sample ddpm`)."
+    )
+    checkpoint: str | None = option(
+        None,
+        "In place of a model: a `checkpoint-N` folder of a run, or a file of weights of another project "
+        "(denoising-diffusion-pytorch, ...), which is converted in memory.",
+    )
+    architecture: str | None = option(
+        None, "Preset of the network in a file of another project, where several fit its weights."
+    )
     num_images: int = option(64, "Number of images.", at_least=1, at_most=10_000_000)
-    guidance_scale: float = option(1.0, "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
-    num_inference_steps: int = option(50, "Sampling steps.", at_least=1, at_most=100_000)
+    guidance_scale: float | None = option(
+        None,
+        "0 unconditional, 1 conditional, above 1 more so; that of the run's recipe, or 1, if not given.",
+        at_least=0,
+    )
+    num_inference_steps: int | None = option(
+        None, "Sampling steps; those of the run's recipe, or 50, if not given.", at_least=1, at_most=100_000
+    )
     batch_size: int = option(64, "Images at a time.", at_least=1, at_most=10_000_000)
     seed: int = option(0, "Seed of all randomness.", at_least=0)
     output: str = option("samples.png", "The grid to write.", writes=".png .jpg .jpeg .webp .bmp .tif .tiff")
@@ -33,16 +51,18 @@ class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
         None, "Also write each image as a PNG file of its own into this folder.", writes="folder"
     )
     gif: str | None = option(None, "Also write the reverse process here.", writes=".gif")
+    fps: float = option(12.5, "Pictures a second of the GIF; viewers show 50 at most.", above=0, at_most=50)
+    frames: int | None = option(
+        None, "Pictures of the GIF, evenly over the sampling steps; one for each step if not given.", at_least=1
+    )
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
     dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
 
 
 def sample(arguments: SampleArguments) -> None:
     """Write a grid of samples, and a GIF of how they came about when asked."""
-    from .. import figures
-
     arguments.check_sampler()
-    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    pipeline = _loaded(arguments)
     arguments.put_sampler_into(pipeline)
     conditions, shared, columns = _conditions(arguments, pipeline)
     generator = torch.Generator().manual_seed(arguments.seed)
@@ -50,7 +70,7 @@ def sample(arguments: SampleArguments) -> None:
     frames: list[torch.Tensor] = []
     for start in range(0, arguments.num_images, arguments.batch_size):
         count = min(arguments.batch_size, arguments.num_images - start)
-        keep = _keep_frames(frames) if arguments.gif is not None and start == 0 else None
+        keep = frame_keeper(pipeline, frames) if arguments.gif is not None and start == 0 else None
         result = pipeline(
             batch_size=count,
             num_inference_steps=arguments.num_inference_steps,
@@ -61,17 +81,50 @@ def sample(arguments: SampleArguments) -> None:
             **shared,
         )
         images.append(result.images.cpu())
-    batch = torch.cat(images) * 2 - 1
-    scale = max(1, 64 // batch.shape[-1])
+    _write(arguments, torch.cat(images) * 2 - 1, frames, columns)
+
+
+def _loaded(arguments: SampleArguments) -> Any:
+    """The pipeline; settings that were not given become those of its run."""
+    if (arguments.model is None) == (arguments.checkpoint is None):
+        raise ValueError("Give a model, by folder, Hub name or recipe, or a --checkpoint: one of both.")
+    if arguments.checkpoint is None and arguments.architecture is not None:
+        raise ValueError("architecture has no effect without a --checkpoint.")
+    if arguments.checkpoint is not None:
+        place = arguments.checkpoint, arguments.device
+        pipeline, recipe = load_checkpoint(*place, arguments.dtype, arguments.architecture), {}
+    else:
+        folder = run_folder(arguments.model or "")
+        recipe = settings_of_run(folder)
+        pipeline = load_pipeline(folder, arguments.device, arguments.dtype)
+    steps = int(recipe.get("ddpm_num_inference_steps") or 50) if arguments.sampler is None else 50
+    longest = getattr(pipeline.scheduler.config, "num_train_timesteps", steps)
+    arguments.num_inference_steps = arguments.num_inference_steps or min(steps, longest)
+    own = not any(getattr(arguments, name) is not None for name in _FLAGS) and arguments.guidance_scale is None
+    if own and recipe.get("condition") == "class":  # a row for each class says more than the null condition
+        arguments.class_labels = [str(number) for number in range(len(pipeline.config.id2label or {}))] or None
+    if arguments.guidance_scale is None and any(getattr(arguments, name) is not None for name in _FLAGS):
+        arguments.guidance_scale = float(recipe.get("guidance_scale") or 1.0)
+    return pipeline
+
+
+def _write(
+    arguments: SampleArguments, images: torch.Tensor, frames: Sequence[torch.Tensor], columns: int | None
+) -> None:
+    """Write the grid, single files and the GIF, as asked for."""
+    from .. import figures
+
+    scale = max(1, 64 // images.shape[-1])
     Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-    figures.image_grid(batch, columns=columns, scale=scale).save(arguments.output)
-    print(f"{len(batch)} images in {arguments.output}")
+    figures.image_grid(images, columns=columns, scale=scale).save(arguments.output)
+    print(f"{len(images)} images in {arguments.output}")
     if arguments.images_dir is not None:
-        _save_each(batch, Path(arguments.images_dir))
+        _save_each(images, Path(arguments.images_dir))
         print(f"Each of them in {arguments.images_dir}")
     if arguments.gif is not None:
-        figures.save_gif(frames, arguments.gif)
-        print(f"The reverse process in {arguments.gif}")
+        chosen = figures.evenly(frames, arguments.frames)
+        figures.save_gif(chosen, arguments.gif, duration_ms=round(1000 / arguments.fps), columns=columns)
+        print(f"The reverse process in {arguments.gif}, {len(chosen)} pictures")
 
 
 def _save_each(images: torch.Tensor, folder: Path) -> None:
@@ -107,8 +160,8 @@ def _conditions(arguments: SampleArguments, pipeline: Any) -> tuple[dict[str, li
         for name, entries in rows.items()
     }
     if conditions or shared:
-        shared["guidance_scale"] = arguments.guidance_scale
-    elif arguments.guidance_scale != 1:
+        shared["guidance_scale"] = 1.0 if arguments.guidance_scale is None else arguments.guidance_scale
+    elif arguments.guidance_scale not in (None, 1):
         raise ValueError(f"guidance_scale needs a condition: {', '.join(_FLAGS)}.")
     return conditions, shared, columns
 
@@ -120,9 +173,13 @@ def _opened(argument: str, path: str) -> Any:
     return open_image_file(path, argument)
 
 
-def _keep_frames(frames: list[torch.Tensor]) -> Callable[..., dict[str, Any]]:
+def frame_keeper(pipeline: Any, frames: list[torch.Tensor]) -> Callable[..., dict[str, Any]]:
+    """A callback that appends the sample after every step, as images of [-1, 1]."""
+    low, high = getattr(pipeline.scheduler, "data_range", (-1.0, 1.0))
+
     def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        frames.append(tensors["latents"].float().cpu())
+        sample = tensors["latents"].float().cpu()
+        frames.append(((sample - low) / (high - low) * 2 - 1).clamp(-1, 1))
         return {}
 
     return keep

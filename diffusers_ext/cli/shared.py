@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..settings import SettingsError, read_recipe
+from ..settings.recipes import recipe_names
+
 if TYPE_CHECKING:
     from ..evaluation.classifier import ImageClassifier
 
@@ -38,7 +41,55 @@ def load_pipeline(model: str, device: str | None, dtype: str = "float32") -> Any
     device = best_device(device)
     # `torch_dtype` here, and not `to(dtype)`, which warns of modules to keep in float32 even when there are none.
     pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=DTYPES[dtype], trust_remote_code=False)
+    pipeline.set_progress_bar_config(**progress_bar())
     return pipeline.to(device)
+
+
+def run_folder(model: str) -> str:
+    """The output folder of a recipe that is meant by its name, or the name itself.
+
+    Raises:
+        ValueError: when nothing was trained by the recipe yet.
+    """
+    if model not in recipe_names() or Path(model).exists():
+        return model
+    folder = str(read_recipe(model).settings["output_dir"])
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(f"There is no model in '{folder}' yet; train one with: diffusers-ext train {model}.")
+    return folder
+
+
+def settings_of_run(folder: str) -> dict[str, Any]:
+    """The settings in a run's `recipe.yaml` as they are written there; none when there is no such file."""
+    file = Path(folder) / "recipe.yaml"
+    try:
+        return read_recipe(file).settings if file.is_file() else {}
+    except SettingsError:  # somebody else's file of that name
+        return {}
+
+
+def load_checkpoint(path: str, device: str | None, dtype: str = "float32", architecture: str | None = None) -> Any:
+    """The pipeline of a checkpoint: a `checkpoint-N` folder of a run, or a file of weights of another project.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence on what can't be read.
+    """
+    from ..hub.convert import convert
+    from ..training.unfinished import pipeline_of_checkpoint
+
+    found = Path(path)
+    if not found.exists():
+        raise FileNotFoundError(f"There is no checkpoint '{path}'.")
+    is_ours = found.is_dir() and not (found / "config.json").is_file() and not (found / "model_index.json").is_file()
+    pipeline = pipeline_of_checkpoint(found) if is_ours else convert(found, architecture, report=print)
+    pipeline.unet.to(DTYPES[dtype])
+    pipeline.set_progress_bar_config(**progress_bar())
+    return pipeline.to(best_device(device))
+
+
+def progress_bar(**more: Any) -> dict[str, Any]:
+    """Options of a pipeline's progress bar: none when the output is not a terminal."""
+    return {"disable": None, **more}
 
 
 def load_classifier(folder: str, device: str | None) -> ImageClassifier:

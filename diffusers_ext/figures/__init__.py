@@ -6,7 +6,7 @@ place and then renamed, so that a viewer, or a run that is killed, never leaves 
 
 from .curves import embedding_heatmap, plot_convergence, plot_guidance_sweep, plot_losses, plot_schedule
 from .files import COLORS, drawing
-from .images import comparison_grid, image_grid, save_gif, scatter_grid, strip, tensor_to_uint8
+from .images import comparison_grid, evenly, image_grid, save_gif, scatter_grid, strip, tensor_to_uint8
 from .studies import plot_experiments
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "comparison_grid",
     "drawing",
     "embedding_heatmap",
+    "evenly",
     "image_grid",
     "plot_convergence",
     "plot_experiments",

@@ -130,6 +130,13 @@ def save_gif(
     )
 
 
+def evenly(frames: Sequence[Any], count: int | None) -> list[Any]:
+    """`count` of the frames, evenly over all of them and with the last; all when there are no more, or for None."""
+    if count is None or count >= len(frames):
+        return list(frames)
+    return [frames[round((number + 1) * len(frames) / count) - 1] for number in range(count)]
+
+
 def _legible(images: torch.Tensor) -> int:
     """The whole number that brings small images to about 64 pixels."""
     return max(1, round(64 / images.shape[-2])) if isinstance(images, torch.Tensor) and images.ndim == 4 else 1

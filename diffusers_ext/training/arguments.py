@@ -370,7 +370,8 @@ class TrainingArguments(_Origins, _Brought):
     )
     label_free_epochs: int = _condition(
         0,
-        "The last so many of num_epochs are trained on the null condition alone (a source project's way).",
+        "The last so many of num_epochs are trained on the null condition alone (a source project's way); a run that "
+        "max_train_steps ends before them has none.",
         at_least=0,
         needs=_conditional,
     )
@@ -701,8 +702,8 @@ class TrainingArguments(_Origins, _Brought):
     def _check_condition(self, condition: Any) -> None:
         if self.label_free_epochs >= self.num_epochs:
             raise ValueError(f"label_free_epochs must be below num_epochs, got {self.label_free_epochs}.")
-        if self.label_free_epochs and (self.max_train_seconds or self.max_train_steps):
-            raise ValueError("label_free_epochs end the run's num_epochs; leave max_train_seconds and max_train_steps.")
+        if self.label_free_epochs and self.max_train_seconds:
+            raise ValueError("label_free_epochs are the last of num_epochs; leave max_train_seconds out.")
         if self.guidance_scale != 1 and not self.condition_dropout and not self.label_free_epochs:
             raise ValueError(
                 f"guidance_scale {self.guidance_scale:g} of previews needs a null condition that is trained; set "

@@ -89,6 +89,7 @@ from .saving import HubPusher
 from .sharding import WholeCopy, own_parameters, uses_fsdp
 from .state import Stateful, TrainerControl, TrainerState
 from .stepping import losses_of
+from .unfinished import PipelineDescription
 from .validation import EarlyStopping, validation_loss
 from .weights import AverageState, OptimizerState, Weights, uncompiled
 
@@ -803,6 +804,10 @@ def _checkpoints(run: Run, args: TrainingArguments, description: RunDescription)
     if isinstance(run.objective, Stateful):
         parts["objective"] = _Optional(run.objective)
     parts["batches"] = run.batches
+    saved = next(
+        (name for name, part in parts.items() if isinstance(part, AverageState) and part.average is run.ema), None
+    )
+    parts["pipeline"] = PipelineDescription(run.pipeline_of, run.network, saved)
     parts.update(run.callbacks.parts())
     return Checkpoints(
         run.folder.path,

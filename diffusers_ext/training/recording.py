@@ -167,7 +167,7 @@ class Recorder:
         return tqdm(
             total=self.state.max_steps,
             initial=self.state.global_step,
-            disable=not self.accelerator.is_local_main_process,
+            disable=None if self.accelerator.is_local_main_process else True,  # None: unless it is no terminal
             bar_format="{n_fmt}/{total_fmt} steps [{elapsed}{postfix}]",
         )
 

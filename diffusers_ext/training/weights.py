@@ -127,35 +127,38 @@ class AverageState:
     Args:
         average: whose values are pieces where the network is sharded.
         network: that it follows.
+
+    Attributes:
+        average: as given.
     """
 
     def __init__(self, average: WeightAverage, network: torch.nn.Module):
-        self._average, self._network = average, network
+        self.average, self._network = average, network
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, whole, and the number of updates behind them."""
-        averages = gathered(self._network, self._average.averages)
-        return {**{clean_name(name): value for name, value in averages.items()}, "updates": self._average.updates}
+        averages = gathered(self._network, self.average.averages)
+        return {**{clean_name(name): value for name, value in averages.items()}, "updates": self.average.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up saved averages. Raises ValueError when they are of another network."""
         updates = state.pop("updates")
-        names = {clean_name(name): name for name in self._average.averages}
+        names = {clean_name(name): name for name in self.average.averages}
         if names.keys() != state.keys():
             raise ValueError("its averages are of another model")
         parameters = dict(self._network.named_parameters())
         own = {clean: parameters[name] for clean, name in names.items()}
         pieces = scattered(own, state)
-        self._average.load({name: pieces[clean] for clean, name in names.items()}, updates)
+        self.average.load({name: pieces[clean] for clean, name in names.items()}, updates)
 
     def start_afresh(self) -> None:
         """Begin with the weights as they are now."""
-        if isinstance(self._average, PowerFunctionAverage):
+        if isinstance(self.average, PowerFunctionAverage):
             raise ValueError(
                 "a power-function average can't begin in the middle of a run; resume with the ema_kind, ema_sigma_rel "
                 "and ema_snapshots that it was begun with"
             )
-        self._average.load(dict(own_parameters(self._network)), 0)
+        self.average.load(dict(own_parameters(self._network)), 0)
 
 
 class OptimizerState:
