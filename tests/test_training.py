@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import signal
 import socket
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, KillAt, Killed, StopAt
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from local_processes import run_processes
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -238,6 +241,93 @@ def test_a_signal_saves_first(tiny_run, environment, number):
     assert "go on with resume_from_checkpoint latest" in error
     assert "Traceback" not in error
     assert len(list_checkpoints(ROOT.joinpath(arguments.output_dir))) == 1
+
+
+class Sends(TrainerCallback):
+    """Sends a signal to this process after step 2."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no terminals to lose")
+def test_a_lost_terminal_saves_first_and_under_nohup_costs_nothing(tiny_run, tmp_path):
+    arguments = tiny_run(checkpointing_steps=100, logging_steps=1)
+    before = signal.getsignal(signal.SIGHUP)
+    with pytest.raises(TrainingInterrupted, match=r"Stopped by signal 1 after step 3; .* go on with resume_from"):
+        train(arguments, callbacks=[Sends(signal.SIGHUP)])
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-3"]
+    assert signal.getsignal(signal.SIGHUP) == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(tiny_run(output_dir=str(tmp_path / "nohup")), callbacks=[Sends(signal.SIGHUP)])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def train_and_note_process(rank, arguments, folder):
+    torch.set_num_threads(1)
+    (folder / f"rank-{rank}.pid").write_text(str(os.getpid()))
+    with pytest.raises(TrainingInterrupted, match="Stopped by signal 15"):
+        train(arguments)
+
+
+def ended(process):
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def wait_for(condition, seconds=240):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_when_the_launcher_is_killed_its_processes_save_and_stop(tiny_run, tmp_path):
+    endless = {"max_train_steps": 100_000, "num_epochs": 100_000, "checkpointing_steps": 100_000, "logging_steps": 1}
+    fork = multiprocessing.get_context("fork")
+    launcher = fork.Process(target=run_processes, args=(2, train_and_note_process, tiny_run(**endless), tmp_path))
+    launcher.start()
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists)
+    ranks = [psutil.Process(int((tmp_path / f"rank-{rank}.pid").read_text())) for rank in range(2)]
+    try:
+        launcher.kill()
+        launcher.join()
+        wait_for(lambda: all(map(ended, ranks)))
+        assert len(list_checkpoints(tmp_path / "run")) == 1
+    finally:
+        for rank in ranks:
+            if rank.is_running():
+                rank.kill()
+
+
+def train_at_once(number, arguments, started, folder):
+    torch.set_num_threads(1)
+    trainer = Trainer(arguments)
+    started.wait(240)
+    try:
+        trainer.train()
+        outcome = "trained"
+    except FileExistsError as error:
+        outcome = str(error)
+    (folder / f"outcome-{number}.txt").write_text(outcome)
+
+
+def test_of_two_runs_that_start_in_one_folder_at_the_same_moment_one_is_refused(tiny_run, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    started = fork.Barrier(2)
+    runs = [fork.Process(target=train_at_once, args=(k, tiny_run(), started, tmp_path)) for k in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    outcomes = sorted((tmp_path / f"outcome-{k}.txt").read_text() for k in range(2))
+    assert outcomes[1] == "trained"
+    assert "is writing into" in outcomes[0] or "holds an earlier run" in outcomes[0]
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step(tiny_run):

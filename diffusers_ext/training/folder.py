@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,14 @@ from .atomic import atomic_write
 from .ema import SNAPSHOT_DIR, list_snapshots
 from .recording import METRICS_FILE
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 # Says that the folder is one of a run, and which process writes into it now.
 MARKER = ".run.json"
+LOCK = ".run.lock"  # held while a run looks for others and claims the folder
 # What a run writes under names that somebody else's file may have, and folders that must not be files.
 WRITTEN = (
     "pipeline.py",
@@ -38,7 +44,7 @@ WRITTEN = (
 STAMPED = ("pipeline.py", "recipe.yaml")  # those of them that people edit: their last line tells
 FOLDERS = ("figures", "samples", SNAPSHOT_DIR, "unet", "scheduler")
 REFRESHED_EVERY = 10.0  # seconds
-CLAIM = 0.05  # seconds in which another run that began at the same time may claim the folder
+CLAIM = 0.05  # seconds in which a run on another machine that began at the same time may claim the folder
 SILENT_AFTER = 300.0  # seconds without a sign of life, after which a run on another machine counts as ended
 
 
@@ -112,8 +118,10 @@ class OutputFolder:
             OSError: when it can't be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._refuse_other(_holder(self.path / MARKER))
-        owner = _write_marker(self.path / MARKER)
+        with _one_at_a_time(self.path / LOCK):
+            self._refuse_other(_holder(self.path / MARKER))
+            self._check_contents()  # another run may have come and gone since the first look
+            owner = _write_marker(self.path / MARKER)
         time.sleep(CLAIM)
         if _read(self.path / MARKER) != owner:  # of two runs that began together, the one that wrote last has it
             self._refuse_other(_holder(self.path / MARKER))
@@ -150,6 +158,16 @@ class OutputFolder:
             self._held = False
             with contextlib.suppress(OSError):  # a folder whose process is gone counts as free anyway
                 atomic_write(self.path / MARKER, "{}")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Context that one process at a time is in; without effect where files can't be locked."""
+    with open(lock, "a", encoding="utf-8") as file:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
 
 
 def _write_marker(marker: Path) -> dict[str, Any]:

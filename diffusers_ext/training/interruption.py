@@ -22,8 +22,9 @@ class TrainingInterrupted(Exception):
 class Interruption:
     """Context in which the first signal to stop is noted in `received`; a second one acts as it always does.
 
-    Outside the main thread, where Python allows no handlers, no signal is noted. A process that a launcher started, one
-    of several, also counts the launcher's death as a SIGTERM: nobody else would stop it.
+    A signal that was ignored stays ignored, as SIGHUP under nohup. Outside the main thread, where Python allows no
+    handlers, no signal is noted. A process that a launcher started, one of several, also counts the launcher's death as
+    a SIGTERM: nobody else would stop it.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def __exit__(self, *_: Any) -> None:
