@@ -257,11 +257,11 @@ class Sends(TrainerCallback):
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no terminals to lose")
 def test_a_lost_terminal_saves_first_and_under_nohup_costs_nothing(tiny_run, tmp_path):
     arguments = tiny_run(checkpointing_steps=100, logging_steps=1)
-    before = signal.getsignal(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with pytest.raises(TrainingInterrupted, match=r"Stopped by signal 1 after step 3; .* go on with resume_from"):
         train(arguments, callbacks=[Sends(signal.SIGHUP)])
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-3"]
-    assert signal.getsignal(signal.SIGHUP) == before
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         train(tiny_run(output_dir=str(tmp_path / "nohup")), callbacks=[Sends(signal.SIGHUP)])

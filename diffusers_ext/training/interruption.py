@@ -22,7 +22,7 @@ class TrainingInterrupted(Exception):
 class Interruption:
     """Context in which the first signal to stop is noted in `received`; a second one acts as it always does.
 
-    A signal that was ignored stays ignored, as SIGHUP under nohup. Outside the main thread, where Python allows no
+    A SIGHUP that is ignored stays ignored, as under nohup. Outside the main thread, where Python allows no
     handlers, no signal is noted. A process that a launcher started, one of several, also counts the launcher's death as
     a SIGTERM: nobody else would stop it.
     """
@@ -41,8 +41,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            heeded = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self._previous = {number: signal.signal(number, self._note) for number in heeded}
+            self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS if not _by_nohup(number)}
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -54,3 +53,8 @@ class Interruption:
         for each, handler in self._previous.items():
             signal.signal(each, handler)
         self._previous = {}
+
+
+def _by_nohup(number: int) -> bool:
+    """Whether somebody has asked that a lost terminal does not stop the run."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN
