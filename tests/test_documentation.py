@@ -5,6 +5,7 @@ is checked by the program's own parser; those of the training scripts are run, s
 """
 
 import ast
+import builtins
 import re
 import shlex
 import textwrap
@@ -21,9 +22,9 @@ from diffusers_ext.training import TrainingArguments, parse_arguments
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 SCRIPTS = sorted((ROOT / "train").glob("*.py"))
-FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.M | re.S)
+FENCE = re.compile(r"^( *)```(\{code-cell\}|\w*)[^\n]*\n(.*?)^\1```", re.M | re.S)
 DEFAULTS = {"train_conditional.py": {"condition": "class"}, "train_autoencoder.py": {"task": "autoencoder"}}
-SHELLS, PYTHON = ("bash", "sh", "shell", "console"), ("python", "py")
+SHELLS, PYTHON = ("bash", "sh", "shell", "console"), ("python", "py", "{code-cell}")
 PROGRAMS = ("python", "accelerate", "torchrun", "diffusers-ext", "make")
 
 
@@ -100,6 +101,45 @@ def check_command(words):
 def check_training(flags, **defaults):
     if not any(flag.startswith("--help") for flag in flags):
         without_effect(parse_arguments([flag for flag in flags if flag != "..."], **defaults))
+
+
+def bound(tree):
+    """Names that a snippet binds anywhere: by assignment, import, definition, or as an argument."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.alias):
+            found.add((node.asname or node.name).split(".")[0])
+    return found
+
+
+def undefined(snippets):
+    """Names that the snippets of a page use, in order, and that nothing before or inside has bound."""
+    known, missing = set(dir(builtins)), set()
+    for code in snippets:
+        tree = ast.parse(code)
+        known |= bound(tree)
+        missing |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - known
+    return missing
+
+
+def test_snippets_use_names_that_they_define():
+    pages = {}
+    for page, code in blocks(PYTHON):
+        pages.setdefault(page, []).append(code)
+    assert {page: missing for page, codes in pages.items() if (missing := undefined(codes))} == {}
+    assert undefined(["import a\na.b(c)", "d = c"]) == {"c"}
+
+
+def test_the_reference_has_every_public_name():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
+    documented = set(re.findall(r"^\.\. [\w:]+:: diffusers_ext\.(?:\w+\.)*(\w+)$", text, re.M))
+    assert set(diffusers_ext.__all__) - documented == set()
 
 
 @pytest.mark.parametrize(("page", "code"), blocks(PYTHON), ids=lambda value: value.split("\n")[0][:40])
