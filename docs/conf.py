@@ -40,6 +40,7 @@ nb_execution_mode = "force" if os.environ.get("DOCS_EXECUTE", "1") == "1" else "
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
