@@ -5,6 +5,7 @@ maintained by a large community; MyST-NB executes the notebooks of the tutorials
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -49,3 +50,32 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 suppress_warnings = ["mystnb.unknown_mime_type"]
 nitpicky = False
+
+
+# Names of the package that no page of the reference describes, such as those that were added last.
+DIRECTIVE = re.compile(r"^\.\. [\w:]+:: diffusers_ext\.(?:\w+\.)*(\w+)$", re.M)
+
+
+def described():
+    """Public names that the pages of the reference describe."""
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    return {name for page in pages for name in DIRECTIVE.findall(page.read_text(encoding="utf-8"))}
+
+
+def further_entries():
+    """Directives for the other public names, to be appended to the page of the package."""
+    entries = ""
+    for name in sorted(set(diffusers_ext.__all__) - described()):
+        value = getattr(diffusers_ext, name)
+        kind = "autoclass" if isinstance(value, type) else "autofunction" if callable(value) else "py:data"
+        entries += f".. {kind}:: diffusers_ext.{name}\n\n"
+    return f"\n```{{eval-rst}}\n{entries}```\n" if entries else ""
+
+
+def add_further_entries(app, docname, source):
+    if docname == "reference/package":
+        source[0] += further_entries()
+
+
+def setup(app):
+    app.connect("source-read", add_further_entries)
