@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from diffusers_ext.models import PRESETS
+from diffusers_ext.models.autoencoders import AUTOENCODERS
 from diffusers_ext.schedulers import PREDICTION_TYPES, NoisePath
 from diffusers_ext.settings import HelpRequested, check, make_settings_class, parse, settings_of, shipped_recipes
 from diffusers_ext.training import TrainingArguments, parse_arguments
@@ -86,6 +87,9 @@ def test_a_command_line_of_the_example_is_understood():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid_and_names_what_exists(recipe):
     arguments = TrainingArguments.from_recipe(recipe)
+    if arguments.task == "autoencoder":
+        assert arguments.model in AUTOENCODERS
+        return
     preset = PRESETS[arguments.model]
     assert set(json_option("model_options", arguments.model_options)) <= set(
         inspect.signature(preset.model_class).parameters

@@ -60,7 +60,7 @@ def test_debug_shows_the_traceback_too(capsys):
         (["frobnicate"], "Unknown command 'frobnicate'; diffusers-ext --help lists them."),
         (["sample", "--foo", "1"], "Unknown flag --foo; --help-all lists all of them."),
         (["sample", "--modle", "x"], "Unknown flag --modle; did you mean --model?"),
-        (["sample"], "--model must be given."),
+        (["sample"], "Give a model, by folder, Hub name or recipe, or a --checkpoint"),
         (["sample", "--model", "x", "y"], "'y' belongs to no flag"),
         (["sample", "--model", "outputs/mnist"], "There is no pipeline 'outputs/mnist'; `diffusers-ext train` makes"),
         (["sample", "--model", "outputs/mnist/checkpoint-3"], "There is no pipeline 'outputs/mnist/checkpoint-3'"),
@@ -133,7 +133,11 @@ def test_flags_beside_a_script_are_not_read(environment, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["classifier train --max_train_seconds 60", "compare --model mixture --lengths 999 --num_images 50"]
+    "command",
+    [
+        "classifier train --max_train_seconds 60",
+        "compare --model mixture --lengths 999 998 997 996 995 994 --num_images 50",
+    ],
 )
 def test_ctrl_c_in_a_command_is_one_sentence(environment, tmp_path, command):
     words = [sys.executable, "-m", "diffusers_ext.cli", *command.split(), "--output_dir", "out"]

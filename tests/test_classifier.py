@@ -145,8 +145,8 @@ def test_the_command_trains_saves_and_tells_its_accuracy(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--max_train_seconds", "0"], "max_train_seconds must be above 0, got 0.0"),
-        (["--mixed_precision", "int8"], "mixed_precision takes auto, no or bf16, got 'int8'"),
+        (["--max_train_seconds", "0"], "max_train_seconds must be greater than 0, got 0.0"),
+        (["--mixed_precision", "int8"], "mixed_precision must be one of auto, no, bf16, got 'int8'"),
         (["--dataset_name", "/nowhere"], "/nowhere"),
     ],
 )
