@@ -475,10 +475,7 @@ def _begin(
     pipeline_of: Callable[[Any], Any],
 ) -> Run:
     """The parts that are known before the network is prepared for the machine."""
-    of_stream = (args.max_train_steps or 1) * accumulation
-    if data.stream is not None and args.max_train_steps is None:
-        raise ValueError("A stream needs max_train_steps, for it does not say how long an epoch is.")
-    batches = Batches(data, accelerator, args.train_batch_size, args.seed, args.dataloader_num_workers, of_stream)
+    batches = _batches(args, accelerator, accumulation, data)
     share = accelerator.num_processes, accelerator.process_index
     binding = ConditionBinding(conditioning, data, args.seed, batches.batches_per_epoch, *share)
     state = TrainerState(
@@ -505,12 +502,21 @@ def _begin(
         max_seconds=args.max_train_seconds,
         resume_from=args.resume_from_checkpoint,
         pipeline_of=pipeline_of,
-        written_every=[
-            every
-            for every in (args.logging_steps, args.checkpointing_steps, args.validation_steps, args.evaluation_steps)
-            if every is not None
-        ],
+        written_every=_written_every(args),
     )
+
+
+def _batches(args: TrainingArguments, accelerator: Accelerator, accumulation: int, data: TrainingData) -> Batches:
+    if data.stream is not None and args.max_train_steps is None:
+        raise ValueError("A stream needs max_train_steps, for it does not say how long an epoch is.")
+    of_stream = (args.max_train_steps or 1) * accumulation
+    return Batches(data, accelerator, args.train_batch_size, args.seed, args.dataloader_num_workers, of_stream)
+
+
+def _written_every(args: TrainingArguments) -> list[int]:
+    """After how many steps something is written, of everything that is."""
+    every = args.logging_steps, args.checkpointing_steps, args.validation_steps, args.evaluation_steps
+    return [steps for steps in every if steps is not None]
 
 
 def _max_steps(args: TrainingArguments, batches_per_epoch: int, accumulation: int, speaks: bool) -> int:
