@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageColor
 
 from .opening import MAX_IMAGE_PIXELS, WHITE_IS_ZERO, open_header, open_image
+
+if TYPE_CHECKING:
+    from .base import ImageSource
 
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pillow turns colour into grey
@@ -31,6 +36,8 @@ class ImageDecoder:
     center_crop: int | None = None
     precise: bool = False
     background: tuple[int, int, int] = (255, 255, 255)
+
+    noun = "image"
 
     def __call__(self, data: bytes) -> np.ndarray:
         """The pixels, (channels, height, width). Raises what Pillow raises when `data` is not a whole image."""
@@ -74,6 +81,23 @@ class ImageDecoder:
             height = width = self.center_crop
         channels = self.channels or natural_channels(image, self.background)
         return height * width * channels * (4 if self.precise else 1)
+
+    def for_source(self, source: ImageSource) -> ImageDecoder:
+        """With 1 channel when every image of the source is greyscale, else 3; see `common_channels`."""
+        return replace(self, channels=common_channels(source, self.background))
+
+    def without_channels(self) -> ImageDecoder:
+        """How images are decoded apart from the number of channels."""
+        return replace(self, channels=None)
+
+
+def common_channels(source: ImageSource, background: tuple[int, int, int]) -> int:
+    """1 when every image is greyscale, else 3; reads headers up to the first image with colour."""
+    for index in range(len(source)):
+        with contextlib.suppress(Exception):
+            if natural_channels(open_header(source.read(index)), background) == 3:
+                return 3
+    return 1
 
 
 def parse_background(color: str) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Where the pixels of the images are: decoded in memory, or in their files."""
+"""Where the arrays of the examples are: decoded in memory, or in their files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import logging
 import os
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import UnidentifiedImageError
 
 from .base import ImageSource
-from .decoding import ImageDecoder, natural_channels
-from .opening import open_header
 from .transforms import Images, stack_if_alike
 
 logger = logging.getLogger(__name__)
@@ -27,31 +24,58 @@ CHUNK = 256  # images a thread decodes at a time
 
 
 class UnreadableImageError(ValueError):
-    """An image file that is empty, truncated, or no image at all; the message names it."""
+    """A file that is empty, truncated, or not of the kind that is read; the message names it."""
 
 
-def decode(source: ImageSource, decoder: ImageDecoder, index: int) -> np.ndarray:
-    """Image `index` of the source, (channels, height, width). Raises UnreadableImageError."""
+class Decoder(Protocol):
+    """Turns the bytes of one example into an array.
+
+    Attributes:
+        channels: number of channels of all arrays, or None as each has them.
+        noun: what to call an example in a message: "image", "signal".
+    """
+
+    @property
+    def channels(self) -> int | None: ...
+
+    @property
+    def noun(self) -> str: ...
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        """The array (channels, *size). Raises anything for bytes that can't be decoded."""
+
+    def decoded_bytes(self, data: bytes) -> int:
+        """How many bytes the array will take."""
+
+    def for_source(self, source: ImageSource) -> Any:
+        """The decoder with the number of channels that all examples of a source can have."""
+
+    def without_channels(self) -> Any:
+        """The decoder as a fingerprint of the data takes it."""
+
+
+def decode(source: ImageSource, decoder: Decoder, index: int) -> np.ndarray:
+    """Example `index` of the source, (channels, *size). Raises UnreadableImageError, or ImportError by the decoder."""
     try:
         data = source.read(index)
         if not data:
             raise ValueError("the file is empty")
         return decoder(data)
-    except MemoryError:
+    except (MemoryError, ImportError):
         raise
     except Exception as error:  # bytes that can be anything make decoders raise anything
         reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise UnreadableImageError(f"image {source.name(index)!r} could not be read: {reason}") from error
+        raise UnreadableImageError(f"{decoder.noun} {source.name(index)!r} could not be read: {reason}") from error
 
 
-def read_images(
-    source: ImageSource, decoder: ImageDecoder, max_memory_bytes: int, skip_unreadable: bool
+def read_examples(
+    source: ImageSource, decoder: Decoder, max_memory_bytes: int, skip_unreadable: bool
 ) -> MemoryImages | DiskImages:
-    """Decode all images now when they take at most `max_memory_bytes`, or leave them where they are."""
+    """Decode all examples now when they take at most `max_memory_bytes`, or leave them where they are."""
     if estimated_bytes(source, decoder) <= max_memory_bytes:
         return MemoryImages(source, decoder, skip_unreadable)
     if decoder.channels is None:
-        decoder = replace(decoder, channels=common_channels(source, decoder.background))
+        decoder = decoder.for_source(source)
     return DiskImages(source, decoder, skip_unreadable)
 
 
@@ -60,16 +84,16 @@ def probes(count: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, PROBES).astype(int)).tolist()
 
 
-def source_digest(source: ImageSource, decoder: ImageDecoder) -> bytes:
+def source_digest(source: ImageSource, decoder: Decoder) -> bytes:
     """A hash of the number of rows, some of the image files, and how they are decoded."""
-    digest = hashlib.sha256(f"{len(source)} {replace(decoder, channels=None)!r}".encode())
+    digest = hashlib.sha256(f"{len(source)} {decoder.without_channels()!r}".encode())
     for index in probes(len(source)):
         with contextlib.suppress(Exception):  # an unreadable image counts as an empty one
             digest.update(hashlib.sha256(source.read(index)).digest())
     return digest.digest()
 
 
-def estimated_bytes(source: ImageSource, decoder: ImageDecoder) -> int:
+def estimated_bytes(source: ImageSource, decoder: Decoder) -> int:
     """The size of all images when decoded, estimated from the headers of a few of them."""
     sizes = []
     for index in probes(len(source)):
@@ -78,21 +102,12 @@ def estimated_bytes(source: ImageSource, decoder: ImageDecoder) -> int:
     return round(len(source) * float(np.mean(sizes))) if sizes else 0
 
 
-def common_channels(source: ImageSource, background: tuple[int, int, int]) -> int:
-    """1 when every image is greyscale, else 3; reads headers up to the first image with colour."""
-    for index in range(len(source)):
-        with contextlib.suppress(Exception):
-            if natural_channels(open_header(source.read(index)), background) == 3:
-                return 3
-    return 1
-
-
 class MemoryImages:
     """All images decoded: one array (number, channels, height, width), or a list when the sizes differ."""
 
     where = "in memory"
 
-    def __init__(self, source: ImageSource, decoder: ImageDecoder, skip_unreadable: bool):
+    def __init__(self, source: ImageSource, decoder: Decoder, skip_unreadable: bool):
         arrays: list[np.ndarray] = []
         kept: list[int] = []
         problems: list[UnreadableImageError] = []
@@ -105,7 +120,7 @@ class MemoryImages:
                     problems.append(result)
                 else:
                     raise result
-        _report(problems, len(source))
+        _report(problems, len(source), decoder.noun)
         self.skipped = len(problems)
         self.positions = np.array(kept)  # where in the source the images stand
         self._images = assemble(arrays)
@@ -125,7 +140,7 @@ class MemoryImages:
         return stack_if_alike([self._images[index] for index in indices]), indices
 
 
-def _decode_all(source: ImageSource, decoder: ImageDecoder) -> Generator[np.ndarray | UnreadableImageError, None, None]:
+def _decode_all(source: ImageSource, decoder: Decoder) -> Generator[np.ndarray | UnreadableImageError, None, None]:
     def decode_some(indices: range) -> list[np.ndarray | UnreadableImageError]:
         results: list[np.ndarray | UnreadableImageError] = []
         for index in indices:
@@ -150,14 +165,14 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _report(problems: Sequence[UnreadableImageError], total: int) -> None:
-    """Name unreadable images in the log. Raises UnreadableImageError when no image is left."""
+def _report(problems: Sequence[UnreadableImageError], total: int, noun: str) -> None:
+    """Name unreadable examples in the log. Raises UnreadableImageError when none is left."""
     if len(problems) == total:
-        raise UnreadableImageError(f"none of the {total:,} images could be read; the first: {problems[0]}")
+        raise UnreadableImageError(f"none of the {total:,} {noun}s could be read; the first: {problems[0]}")
     for problem in problems[:NAMED_WARNINGS]:
         logger.warning("%s; it is skipped", problem)
     if problems:
-        logger.warning("%d of %d images could not be read and are skipped", len(problems), total)
+        logger.warning("%d of %d %ss could not be read and are skipped", len(problems), total, noun)
 
 
 def assemble(arrays: list[np.ndarray]) -> Images:
@@ -180,7 +195,7 @@ class DiskImages:
 
     where = "on disk"
 
-    def __init__(self, source: ImageSource, decoder: ImageDecoder, skip_unreadable: bool):
+    def __init__(self, source: ImageSource, decoder: Decoder, skip_unreadable: bool):
         self._source, self._decoder, self._skip_unreadable = source, decoder, skip_unreadable
         self._unreadable: set[int] = set()
         self.positions = np.arange(len(source))
@@ -216,9 +231,11 @@ class DiskImages:
             raise error
         self._unreadable.add(index)
         if len(self._unreadable) == len(self):
-            raise UnreadableImageError(f"none of the {len(self):,} images could be read; the last: {error}")
+            raise UnreadableImageError(
+                f"none of the {len(self):,} {self._decoder.noun}s could be read; the last: {error}"
+            )
         if len(self._unreadable) <= NAMED_WARNINGS:
-            logger.warning("%s; the next readable image stands in for it", error)
+            logger.warning("%s; the next readable %s stands in for it", error, self._decoder.noun)
 
 
 class Examples(Protocol):

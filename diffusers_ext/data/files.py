@@ -7,8 +7,10 @@ limits, and what is left out is counted and said.
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import hashlib
+import itertools
 import logging
 import lzma
 import os
@@ -19,8 +21,9 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from huggingface_hub import constants
 
 from .names import labels_of_folders, normalised, split_folders, take_split, without_common_folder
 from .opening import MAX_IMAGE_BYTES, advice_on_suffix, image_suffixes, read_regular_file
+from .sounds import advice_on_sound, signal_suffixes
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +45,34 @@ COPY_BYTES = 2**20
 COMPANY = {"", ".txt", ".md", ".json", ".jsonl", ".csv", ".xml", ".yaml", ".yml", ".html", ".pdf", ".py", ".ini", ".db"}
 
 
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of files that examples are read from.
+
+    Attributes:
+        noun: what one is called in messages.
+        examples: some suffixes, for messages.
+        suffixes: gives those of the files that are read, in lower case.
+        advice: what files of another suffix need in order to be read, or None.
+    """
+
+    noun: str
+    examples: str
+    suffixes: Callable[[], Collection[str]]
+    advice: Callable[[str], str | None]
+
+
+IMAGE_FILES = FileKind("image", ".png, .jpg, ...", image_suffixes, advice_on_suffix)
+SIGNAL_FILES = FileKind("signal", ".wav, .flac, .npy, ...", signal_suffixes, advice_on_sound)
+
+
 class Findings:
     """The files of a folder or archive that are read, and counts of what is left out.
 
     Args:
         where: what to call the folder or archive in a message.
         suffixes: of the files that are read, in lower case.
+        advice: what files of another suffix need in order to be read, or None.
 
     Attributes:
         files: where each file is, by its normalised name.
@@ -54,8 +80,8 @@ class Findings:
     Raises ValueError beyond the limits on number and size.
     """
 
-    def __init__(self, where: str, suffixes: Collection[str]):
-        self.where, self._suffixes = where, suffixes
+    def __init__(self, where: str, suffixes: Collection[str], advice: Callable[[str], str | None] = advice_on_suffix):
+        self.where, self._suffixes, self._advice = where, suffixes, advice
         self.files: dict[str, Any] = {}
         self.left_out: Counter[str] = Counter()  # by reason
         self._other_suffixes: Counter[str] = Counter()
@@ -123,7 +149,7 @@ class Findings:
         """What is left out, such as "8 .heic files need pillow-heif, 2 special files"; empty when nothing is."""
         parts = []
         for suffix, count in self._other_suffixes.most_common():
-            advice, kind = advice_on_suffix(suffix), f"{suffix} " if suffix else ""
+            advice, kind = self._advice(suffix), f"{suffix} " if suffix else ""
             need = f" need{'s' * (count == 1)} {advice}" if advice else ""
             parts.append(f"{count:,} {kind}file{'s' * (count > 1)}{need}" + ("" if suffix else " without a suffix"))
         parts += [f"{count:,} " + reason.replace("(s)", "s" * (count > 1)) for reason, count in self.left_out.items()]
@@ -146,30 +172,32 @@ def check_ratio(unpacked_bytes: int, archive_bytes: int, where: str) -> None:
 
 
 class FileSource:
-    """Image files below a folder or inside an archive, as an `ImageSource`.
+    """Files below a folder or inside an archive, as an `ImageSource`.
 
     Args:
         found: the files.
         reader: gives the bytes of a file, and pickles, so that data loader workers can read too.
         split: which split to take when the top folders are splits (`train/`, `test/`).
+        kind: of the files.
 
-    Raises FileNotFoundError without images, ValueError for a split that is not there.
+    Raises FileNotFoundError without files, ValueError for a split that is not there.
     """
 
     captions: list[str] | None = None
     columns: dict[str, Any] = {}
 
-    def __init__(self, found: Findings, reader: Callable[[Any], bytes], split: str):
+    def __init__(self, found: Findings, reader: Callable[[Any], bytes], split: str, kind: FileKind = IMAGE_FILES):
         files, where = found.files, found.where
         if not files:
             other = f", but {summary}" if (summary := found.summary()) else ""
             raise FileNotFoundError(
-                f"{where} holds no image files (.png, .jpg, ...){other}; parquet or arrow files go to dataset_name"
+                f"{where} holds no {kind.noun} files ({kind.examples}){other}; parquet or arrow files go to "
+                "dataset_name"
             )
         splits = split_folders(without_common_folder([(name, name) for name in sorted(files)]))
         outside = len(files) - sum(map(len, splits.values()))
         if outside:
-            found.left_out["image(s) outside of the folders of the splits"] += outside
+            found.left_out[f"{kind.noun}(s) outside of the folders of the splits"] += outside
         found.report()
         names = take_split(splits, split, where)
         self._names = [full_name for _, full_name in names]
@@ -190,37 +218,66 @@ class FileSource:
 
 
 def open_files(
-    path: str | os.PathLike, split: str, cache_dir: str | None = None, argument: str = "train_data_dir"
+    path: str | os.PathLike,
+    split: str,
+    cache_dir: str | None = None,
+    argument: str = "train_data_dir",
+    kind: FileKind = IMAGE_FILES,
 ) -> FileSource:
-    """The images of a folder, or of a .zip or .tar(.gz, .bz2, .xz) archive of one, without unpacking it.
+    """The files of a kind in a folder, or in a .zip or .tar(.gz, .bz2, .xz) archive of one, without unpacking it.
 
-    Raises FileNotFoundError when nothing is there or it holds no image, ValueError for a file that is not an archive or
-    beyond the limits.
+    Raises FileNotFoundError when nothing is there or it holds no such file, ValueError for a file that is not an
+    archive or beyond the limits.
     """
-    where = f"{argument}={str(path)!r}"
+    where, wanted = f"{argument}={str(path)!r}", f"it takes a folder of {kind.noun}s or a .zip or .tar archive of one"
     if not str(path):
-        raise ValueError(f"{argument} is empty; it takes a folder of images or a .zip or .tar archive of one")
+        raise ValueError(f"{argument} is empty; {wanted}")
     path = Path(path).expanduser()
-    found = Findings(where, image_suffixes())
+    found = Findings(where, kind.suffixes(), kind.advice)
     if path.is_dir():
         find_in_folder(path, found)
-        return FileSource(found, read_regular_file, split)
+        return FileSource(found, read_regular_file, split, kind)
     if not path.exists():
-        raise FileNotFoundError(f"{where} does not exist; it takes a folder of images or a .zip or .tar archive of one")
+        raise FileNotFoundError(f"{where} does not exist; {wanted}")
     if not path.is_file():
-        raise ValueError(f"{where} is a special file; it takes a folder of images or a .zip or .tar archive of one")
+        raise ValueError(f"{where} is a special file; {wanted}")
     try:
-        kind = archive_kind(path)
-        if kind == "zip":
+        form = archive_kind(path)
+        if form == "zip":
             find_in_zip(path, found)
-            return FileSource(found, ZipReader(path), split)
-        if kind == "tar":
+            return FileSource(found, ZipReader(path), split, kind)
+        if form == "tar":
             path = uncompressed_tar(path, cache_dir, where)
             find_in_tar(path, found)
-            return FileSource(found, TarReader(path), split)
+            return FileSource(found, TarReader(path), split, kind)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{where} is a damaged archive: {error}") from error
     raise ValueError(f"{where} is neither a folder nor a .zip or .tar(.gz, .bz2, .xz) archive")
+
+
+def first_kind(path: str | os.PathLike, kinds: Sequence[FileKind]) -> FileKind | None:
+    """The first of `kinds` that a folder or archive holds a file of, or None; nothing is raised."""
+    found: set[str] = set()
+    with contextlib.suppress(Exception):  # what is wrong with it is said when it is opened
+        for name in _names_in(Path(path).expanduser()):
+            suffix = posixpath.splitext(name)[1].lower()
+            if suffix in kinds[0].suffixes() and normalised(name) is not None:
+                return kinds[0]
+            found.add(suffix)
+    return next((kind for kind in kinds if found & set(kind.suffixes())), None)
+
+
+def _names_in(path: Path) -> Iterator[str]:
+    """The names of the files of a folder or archive; of a tar only the first 1000."""
+    if path.is_dir():
+        for folder, _, names in os.walk(path, followlinks=False):
+            yield from (posixpath.join(os.path.relpath(folder, path), name) for name in names)
+    elif path.is_file() and archive_kind(path) == "zip":
+        with zipfile.ZipFile(path) as archive:
+            yield from archive.namelist()
+    elif path.is_file() and archive_kind(path) == "tar":
+        with tarfile.open(path) as tar:
+            yield from (member.name for member in itertools.islice(tar, 1000))
 
 
 def archive_kind(path: Path) -> str | None:

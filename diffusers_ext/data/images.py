@@ -18,7 +18,7 @@ import torch
 
 from .base import Batch, ImageSource, Key, Stream
 from .decoding import ImageDecoder, parse_background
-from .examples import Examples, UnreadableImageError, read_images
+from .examples import Examples, UnreadableImageError, read_examples
 from .transforms import Images, Preparation, Transform, different_sizes, size_text
 
 
@@ -117,7 +117,7 @@ def load_image_data(
 
 def image_data(source: ImageSource, options: ImageOptions, title: str) -> ImageData:
     """The images of a source, decoded now or when they are read."""
-    images = read_images(source, options.decoder, options.max_memory_bytes, options.skip_unreadable)
+    images = read_examples(source, options.decoder, options.max_memory_bytes, options.skip_unreadable)
     return ImageData(
         images, options.transform, source.labels, source.class_names, title, source.captions, source.columns
     )
