@@ -66,7 +66,7 @@ _CLASSES = {
         "ScoreSDEScheduler",
         "SubsequenceDDIMScheduler",
     ],
-    "pipelines": ["GenerationPipeline"],
+    "pipelines": ["GenerationPipeline", "SignalPipeline"],
     "evaluation.classifier": ["ImageClassifier"],
 }
 _OTHERS = {

@@ -1,4 +1,4 @@
-"""`diffusers-ext sample`: a grid of samples, under a condition or none."""
+"""`diffusers-ext sample`: a picture of samples, and each as a file, under a condition or none."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 
 from ..conditions import CONDITIONS
+from ..pipelines import SignalPipeline
+from ..pipelines.batched_generation import samples_of
 from ..settings import CheckedSettings, make_settings_class, option
 from .sampler_options import OneSampler
 from .shared import DTYPE_HELP, DTYPES, load_checkpoint, load_pipeline, run_folder, settings_of_run
@@ -20,7 +22,7 @@ _ConditionFlags: Any = make_settings_class("_ConditionFlags", _FLAGS, __name__)
 
 @dataclass
 class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
-    """Sample images from a saved pipeline."""
+    """Sample images or signals from a saved pipeline."""
 
     POSITIONAL: ClassVar[str] = "model"
 
@@ -35,7 +37,7 @@ class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
     architecture: str | None = option(
         None, "Preset of the network in a file of another project, where several fit its weights."
     )
-    num_images: int = option(64, "Number of images.", at_least=1, at_most=10_000_000)
+    num_images: int = option(64, "Number of samples.", at_least=1, at_most=10_000_000)
     guidance_scale: float | None = option(
         None,
         "0 unconditional, 1 conditional, above 1 more so; that of the run's recipe, or 1, if not given.",
@@ -44,13 +46,13 @@ class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
     num_inference_steps: int | None = option(
         None, "Sampling steps; those of the run's recipe, or 50, if not given.", at_least=1, at_most=100_000
     )
-    batch_size: int = option(64, "Images at a time.", at_least=1, at_most=10_000_000)
+    batch_size: int = option(64, "Samples at a time.", at_least=1, at_most=10_000_000)
     seed: int = option(0, "Seed of all randomness.", at_least=0)
-    output: str = option("samples.png", "The grid to write.", writes=".png .jpg .jpeg .webp .bmp .tif .tiff")
+    output: str = option("samples.png", "The picture to write.", writes=".png .jpg .jpeg .webp .bmp .tif .tiff")
     images_dir: str | None = option(
-        None, "Also write each image as a PNG file of its own into this folder.", writes="folder"
+        None, "Also write each sample as a file of its own into this folder: .png, or .wav for sounds.", writes="folder"
     )
-    gif: str | None = option(None, "Also write the reverse process here.", writes=".gif")
+    gif: str | None = option(None, "Also write the reverse process of images here.", writes=".gif")
     fps: float = option(12.5, "Pictures a second of the GIF; viewers show 50 at most.", above=0, at_most=50)
     frames: int | None = option(
         None, "Pictures of the GIF, evenly over the sampling steps; one for each step if not given.", at_least=1
@@ -66,7 +68,9 @@ def sample(arguments: SampleArguments) -> None:
     arguments.put_sampler_into(pipeline)
     conditions, shared, columns = _conditions(arguments, pipeline)
     generator = torch.Generator().manual_seed(arguments.seed)
-    images: list[torch.Tensor] = []
+    if arguments.gif is not None and isinstance(pipeline, SignalPipeline):
+        raise ValueError("gif shows images, and this pipeline makes signals; leave it out.")
+    samples: list[torch.Tensor] = []
     frames: list[torch.Tensor] = []
     for start in range(0, arguments.num_images, arguments.batch_size):
         count = min(arguments.batch_size, arguments.num_images - start)
@@ -80,8 +84,8 @@ def sample(arguments: SampleArguments) -> None:
             **{name: values[start : start + count] for name, values in conditions.items()},
             **shared,
         )
-        images.append(result.images.cpu())
-    _write(arguments, torch.cat(images) * 2 - 1, frames, columns)
+        samples.append(samples_of(result))
+    _write(arguments, pipeline, torch.cat(samples), frames, columns)
 
 
 def _loaded(arguments: SampleArguments) -> Any:
@@ -109,31 +113,26 @@ def _loaded(arguments: SampleArguments) -> Any:
 
 
 def _write(
-    arguments: SampleArguments, images: torch.Tensor, frames: Sequence[torch.Tensor], columns: int | None
+    arguments: SampleArguments,
+    pipeline: Any,
+    samples: torch.Tensor,
+    frames: Sequence[torch.Tensor],
+    columns: int | None,
 ) -> None:
-    """Write the grid, single files and the GIF, as asked for."""
+    """Write the picture, single files and the GIF, as asked for."""
     from .. import figures
+    from ..modalities import modality_of_pipeline
 
-    scale = max(1, 64 // images.shape[-1])
-    Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-    figures.image_grid(images, columns=columns, scale=scale).save(arguments.output)
-    print(f"{len(images)} images in {arguments.output}")
+    modality = modality_of_pipeline(pipeline)
+    modality.draw(samples, Path(arguments.output), pipeline, columns)
+    print(f"{len(samples)} {modality.noun} in {arguments.output}")
     if arguments.images_dir is not None:
-        _save_each(images, Path(arguments.images_dir))
+        modality.write_each(samples, Path(arguments.images_dir), pipeline)
         print(f"Each of them in {arguments.images_dir}")
     if arguments.gif is not None:
         chosen = figures.evenly(frames, arguments.frames)
         figures.save_gif(chosen, arguments.gif, duration_ms=round(1000 / arguments.fps), columns=columns)
         print(f"The reverse process in {arguments.gif}, {len(chosen)} pictures")
-
-
-def _save_each(images: torch.Tensor, folder: Path) -> None:
-    """Write images (count, channels, height, width) in [-1, 1] as 00000.png, 00001.png, ..."""
-    from .. import figures
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(images):
-        figures.image_grid(image[None], columns=1, padding=0).save(folder / f"{number:05}.png")
 
 
 def _conditions(arguments: SampleArguments, pipeline: Any) -> tuple[dict[str, list[Any]], dict[str, Any], int | None]:

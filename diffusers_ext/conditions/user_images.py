@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-Size = tuple[int, int]
+Size = tuple[int, ...]  # (height, width) of images, (length,) of signals
 
 _PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 

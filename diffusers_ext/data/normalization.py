@@ -61,7 +61,7 @@ class Normalization:
     @property
     def bounded(self) -> bool:
         """Whether all values lie in [-1, 1], so that a sampler may clip to that range."""
-        return self.name != "standardize"
+        return self.name == "peak"
 
     def apply(self, signals: np.ndarray) -> np.ndarray:
         """Signals (..., channels, length) as the network sees them, float32."""

@@ -209,6 +209,12 @@ def npy_bytes(values: Any) -> bytes:
     return file.getvalue()
 
 
+def is_bounded(data: Any) -> bool:
+    """Whether all samples of the data lie in [-1, 1]: true unless signals are standardised."""
+    normalization = getattr(data, "normalization", None)
+    return normalization is None or normalization.bounded
+
+
 def as_signals(data: Any, samples: torch.Tensor) -> torch.Tensor:
     """Samples as the network sees them in the units of the data."""
     normalization = getattr(data, "normalization", None)

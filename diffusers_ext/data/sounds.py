@@ -51,7 +51,7 @@ class SignalDecoder:
     noun = "signal"
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """The signal, float32 (channels, frames). Raises ValueError for what is no signal, ImportError without scipy."""
+        """The signal, float32 (channels, frames). Raises ValueError, or ImportError when scipy is missing."""
         values, rate = read_signal(data)
         if values.shape[1] == 0:
             raise ValueError("it has no frames")
@@ -107,7 +107,7 @@ def resampled(values: np.ndarray, rate: int, target: int) -> np.ndarray:
 
 def read_signal(data: bytes) -> tuple[np.ndarray, int | None]:
     """(float32 (channels, frames), frames per second or None for arrays). Raises ValueError for anything else."""
-    if data.startswith(_NPY_START) or data.startswith(_ZIP_START):
+    if data.startswith((_NPY_START, _ZIP_START)):
         return _as_signal(_array(data)), None
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         values, rate = read_wav(data)
@@ -180,6 +180,8 @@ def _as_signal(array: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"it must have the shape (frames,), (channels, frames) or (frames, channels), got {array.shape}"
         )
+    if array.size == 0:
+        raise ValueError("it has no frames")
     array = array.T if array.shape[0] > array.shape[1] else array
     return np.ascontiguousarray(array, dtype=np.float32)
 
@@ -234,3 +236,12 @@ def _wav_values(body: bytes, encoding: int, bits: int) -> np.ndarray:
         whole[:, 1:] = parts
         return whole.view("<i4")[:, 0].astype(np.float32) / 2**31
     return np.frombuffer(body, dtype=f"<i{bits // 8}").astype(np.float32) / 2 ** (bits - 1)
+
+
+def wav_bytes(signal: np.ndarray, sample_rate: int) -> bytes:
+    """A signal (channels, frames) as the bytes of a WAV file of 16 bits; values outside [-1, 1] are cut off."""
+    body = np.round(np.clip(np.nan_to_num(signal), -1, 1) * 32767).astype("<i2").T.tobytes()
+    frame = 2 * len(signal)
+    header = struct.pack("<4sIHHIIHH", b"fmt ", 16, _PCM, len(signal), sample_rate, sample_rate * frame, frame, 16)
+    header += struct.pack("<4sI", b"data", len(body))
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(header) + len(body), b"WAVE") + header + body

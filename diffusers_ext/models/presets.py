@@ -11,6 +11,7 @@ from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 
+from .unet_1d import SignalUNet1DModel
 from .unet_adm import ADMUNet2DModel
 from .unet_annotated import AnnotatedUNet2DModel
 from .unet_attention import AttentionUNet2DModel
@@ -36,6 +37,16 @@ class Preset:
     num_train_timesteps: int
     prediction_type: str
     betas: tuple[float, float] | None = None
+
+    @property
+    def dims(self) -> int:
+        """Number of sizes of a sample: 2 for images, 1 for signals of `image_size` frames."""
+        return getattr(self.model_class, "dims", 2)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, *size) of a sample."""
+        return (self.config["in_channels"], *(self.image_size,) * self.dims)
 
 
 PRESETS: dict[str, Preset] = {
@@ -77,6 +88,44 @@ PRESETS: dict[str, Preset] = {
         parameter_count=2_804_428,
         source="diffusers_ext",
         image_size=32,
+        beta_schedule="cosine",
+        num_train_timesteps=1000,
+        prediction_type="v_prediction",
+    ),
+    "speech": Preset(
+        SignalUNet1DModel,
+        {
+            "sample_size": 4096,
+            "in_channels": 1,
+            "base_channels": 64,
+            "channel_multipliers": (1, 1, 2, 2, 2),
+            "layers_per_level": 1,
+            "attention_resolutions": (8, 16),
+            "patch_size": 8,
+            "norm_num_groups": 16,
+            "input_skip": True,
+        },
+        parameter_count=3_074_697,
+        source="diffusers_ext",
+        image_size=4096,
+        beta_schedule="cosine",
+        num_train_timesteps=1000,
+        prediction_type="v_prediction",
+    ),
+    "series": Preset(
+        SignalUNet1DModel,
+        {
+            "sample_size": 128,
+            "in_channels": 1,
+            "base_channels": 64,
+            "channel_multipliers": (1, 1, 2),
+            "layers_per_level": 1,
+            "attention_resolutions": (2, 4),
+            "norm_num_groups": 16,
+        },
+        parameter_count=1_605_569,
+        source="diffusers_ext",
+        image_size=128,
         beta_schedule="cosine",
         num_train_timesteps=1000,
         prediction_type="v_prediction",

@@ -3,5 +3,6 @@
 from ..conditions.image_transforms import IMAGE_TRANSFORMS, image_transform
 from ..conditions.text import encode_prompts
 from .pipeline_generation import GenerationPipeline
+from .pipeline_signal import SignalPipeline
 
-__all__ = ["IMAGE_TRANSFORMS", "GenerationPipeline", "encode_prompts", "image_transform"]
+__all__ = ["IMAGE_TRANSFORMS", "GenerationPipeline", "SignalPipeline", "encode_prompts", "image_transform"]

@@ -11,6 +11,13 @@ from diffusers.utils.logging import tqdm
 from .latent_space import LatentSpace
 
 
+def samples_of(result: Any) -> torch.Tensor:
+    """The samples of a pipeline's `pt` result, on the CPU: images in [-1, 1], signals in the units of the data."""
+    if hasattr(result, "audios"):
+        return torch.as_tensor(result.audios).cpu()
+    return as_tensor(result.images) * 2 - 1
+
+
 def as_tensor(images: torch.Tensor | np.ndarray) -> torch.Tensor:
     """A pipeline's `pt` images (batch, channels, height, width), on the CPU.
 
@@ -30,10 +37,10 @@ def generate_images(
     show_progress: bool = False,
     **options: Any,
 ) -> torch.Tensor:
-    """`number` images (number, channels, height, width) in [-1, 1], on the CPU.
+    """`number` samples (number, channels, *size), on the CPU: images in [-1, 1], signals in the units of the data.
 
     Args:
-        pipeline: a `GenerationPipeline`.
+        pipeline: a `GenerationPipeline` or a `SignalPipeline`.
         number: of images.
         labels: the class of each (number,), or None for none.
         batch_size: images at a time.
@@ -51,7 +58,7 @@ def generate_images(
         count = min(batch_size, number - start)
         given = {} if labels is None else {"class_labels": labels[start : start + count]}
         result = pipeline(batch_size=count, generator=generator, output_type="pt", **given, **options)
-        images.append(as_tensor(result.images) * 2 - 1)
+        images.append(samples_of(result))
     return torch.cat(images)
 
 

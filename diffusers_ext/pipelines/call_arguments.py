@@ -14,44 +14,52 @@ import torch
 
 Generators = torch.Generator | list[torch.Generator] | None
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULT_STEPS = 50
 
 
-def check_call(batch_size: Any, num_images_per_prompt: Any, height: Any, width: Any, eta: Any, callback: Any) -> None:
-    """Raise ValueError for a count, size or eta of the wrong type or range, or a callback that can't be called."""
+def check_call(batch_size: Any, repeats: Any, eta: Any, callback: Any) -> None:
+    """Raise ValueError for a count or eta of the wrong type or range, or a callback that can't be called."""
     if not _is_integer(batch_size):
         raise ValueError(f"batch_size must be an integer, got {batch_size!r}; conditions are given by name.")
     _check_at_least_one("batch_size", batch_size)
-    _check_at_least_one("num_images_per_prompt", num_images_per_prompt)
-    for name, value in (("height", height), ("width", width)):
-        if value is not None:
-            _check_at_least_one(name, value)
+    _check_at_least_one("num_images_per_prompt", repeats)
     if eta is not None and not (is_number(eta) and 0 <= eta <= 1):
         raise ValueError(f"eta must be a number from 0 to 1, got {eta!r}.")
     if callback is not None and not callable(callback):
         raise ValueError(f"callback_on_step_end must be a function, got {type(callback).__name__}.")
 
 
-def check_choices(output_type: Any, callback_tensors: Any, known_tensors: Sequence[str]) -> None:
-    """Raise ValueError for an unknown output type, or tensors that a callback can't receive."""
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
+def check_sizes(**sizes: Any) -> None:
+    """Raise ValueError for a size that is neither None nor an integer of at least 1."""
+    for name, value in sizes.items():
+        if value is not None:
+            _check_at_least_one(name, value)
+
+
+def check_output_type(output_type: Any, known: Sequence[str]) -> None:
+    """Raise ValueError for an unknown output type."""
+    if output_type not in known:
+        raise ValueError(f"output_type must be one of {', '.join(known)}, got {output_type!r}.")
+
+
+def check_callback_tensors(callback_tensors: Any, known_tensors: Sequence[str]) -> None:
+    """Raise ValueError for tensors that a callback can't receive."""
     if not isinstance(callback_tensors, list | tuple) or not set(callback_tensors) <= set(known_tensors):
         raise ValueError(
             f"callback_on_step_end_tensor_inputs may name {list(known_tensors)}, got {callback_tensors!r}."
         )
 
 
-def check_latents(latents: Any, channels: int) -> None:
-    """Raise ValueError unless latents are None or finite numbers (batch, channels, height, width)."""
+def check_latents(latents: Any, channels: int, sizes: Sequence[str]) -> None:
+    """Raise ValueError unless latents are None or finite numbers (batch, channels, *sizes)."""
     if latents is None:
         return
     if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
         found = latents.dtype if isinstance(latents, torch.Tensor) else type(latents).__name__
         raise ValueError(f"latents must be a tensor of floating-point numbers, got {found}.")
-    if latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape:
-        raise ValueError(f"latents must have shape (batch, {channels}, height, width), got {tuple(latents.shape)}.")
+    if latents.ndim != 2 + len(sizes) or latents.shape[1] != channels or 0 in latents.shape:
+        wanted = ", ".join(["batch", str(channels), *sizes])
+        raise ValueError(f"latents must have shape ({wanted}), got {tuple(latents.shape)}.")
     if latents.device.type != "meta" and not latents.isfinite().all():
         raise ValueError("latents must be finite numbers, got NaN or infinity.")
 

@@ -21,9 +21,11 @@ from .call_arguments import (
     Generators,
     accepted,
     check_call,
-    check_choices,
+    check_callback_tensors,
     check_generators,
     check_latents,
+    check_output_type,
+    check_sizes,
     checked_list,
     checked_steps,
     own_scheduler,
@@ -232,16 +234,8 @@ class GenerationPipeline(DiffusionPipeline):
             ValueError, TypeError: one sentence on an argument of the wrong type or range, or on arguments that do not
                 fit together.
         """
-        check_call(batch_size, num_images_per_prompt, height, width, eta, callback_on_step_end)
-        check_choices(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        check_latents(latents, self.unet.config.in_channels)
-        check_guidance(guidance_scale, guidance_interval, guidance_rescale)
-        self._guidance_scale, self._interrupt = guidance_scale, False
-        for network in (self.unet, self.weak_unet, self.text_encoder, self.vae):
-            if network is not None:
-                network.eval()
-        device = self._execution_device
-        size = self._size(height, width, latents)
+        check_sizes(height=height, width=width)
+        check_output_type(output_type, ("pil", "np", "pt", "latent"))
         values = {
             "class_labels": class_labels,
             "negative_class_labels": negative_class_labels,
@@ -251,24 +245,67 @@ class GenerationPipeline(DiffusionPipeline):
             "mask_image": mask_image,
             **conditions,
         }
-        given = given_conditions(self, values, size)
-        count = _common_count(batch_size, latents, given, num_images_per_prompt)
-        check_generators(generator, count * num_images_per_prompt)
-        arguments = self._network_arguments(given, guidance_scale, count, num_images_per_prompt, device)
-        network = GuidedNetwork(
-            self.unet, *arguments, guidance_scale, guidance_interval, guidance_rescale, self.weak_unet
+        sample, scheduler = self._generate(
+            values,
+            {"height": height, "width": width},
+            batch_size=batch_size,
+            repeats=num_images_per_prompt,
+            latents=latents,
+            guidance=(guidance_scale, guidance_interval, guidance_rescale),
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            generator=generator,
+            eta=eta,
+            callback=callback_on_step_end,
+            callback_tensors=callback_on_step_end_tensor_inputs,
         )
+        images = sample if output_type == "latent" else _as_type(self.to_images(sample, scheduler), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _generate(
+        self,
+        values: Mapping[str, Any],
+        sizes: Mapping[str, int | None],
+        *,
+        batch_size: int,
+        repeats: int,
+        latents: torch.Tensor | None,
+        guidance: tuple[float, Sequence[float], float],
+        num_inference_steps: int | None,
+        timesteps: Sequence[int] | None,
+        generator: Generators,
+        eta: float | None,
+        callback: Callable[..., dict[str, Any]] | None,
+        callback_tensors: Sequence[str],
+    ) -> tuple[torch.Tensor, Any]:
+        """(the last sample, the scheduler of this call); the arguments are those of `__call__`.
+
+        `values` are conditions by argument, and `sizes` names every size of a sample, None for the network's own.
+        """
+        check_call(batch_size, repeats, eta, callback)
+        check_callback_tensors(callback_tensors, self._callback_tensor_inputs)
+        check_latents(latents, self.unet.config.in_channels, tuple(sizes))
+        check_guidance(*guidance)
+        self._guidance_scale, self._interrupt = guidance[0], False
+        for network in (self.unet, self.weak_unet, self.text_encoder, self.vae):
+            if network is not None:
+                network.eval()
+        device = self._execution_device
+        size = self._size(sizes, latents)
+        given = given_conditions(self, values, size)
+        count = _common_count(batch_size, latents, given, repeats)
+        check_generators(generator, count * repeats)
+        arguments = self._network_arguments(given, guidance[0], count, repeats, device)
+        network = GuidedNetwork(self.unet, *arguments, *guidance, self.weak_unet)
         scheduler = own_scheduler(self.scheduler)
         check_path_is_kept(scheduler)
         _set_timesteps(scheduler, num_inference_steps, timesteps, device)
         check_start(scheduler)
         self._num_timesteps = len(scheduler.timesteps)
-        sample = self._prepare_latents(scheduler, count * num_images_per_prompt, size, generator, latents, device)
+        sample = self._prepare_latents(scheduler, count * repeats, size, generator, latents, device)
         step_arguments = accepted(scheduler.step, generator=generator, eta=eta)
-        sample = self._denoise(scheduler, network, sample, step_arguments, callback_on_step_end)
-        images = sample if output_type == "latent" else _as_type(self.to_images(sample, scheduler), output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self._denoise(scheduler, network, sample, step_arguments, callback), scheduler
 
     def _denoise(
         self,
@@ -314,18 +351,16 @@ class GenerationPipeline(DiffusionPipeline):
             low, high = getattr(scheduler or self.scheduler, "data_range", (-1.0, 1.0))
         return ((sample.float() - low) / (high - low)).clamp(0, 1)
 
-    def _size(self, height: int | None, width: int | None, latents: torch.Tensor | None) -> Size:
-        """(height, width) of the network's sample."""
+    def _size(self, sizes: Mapping[str, int | None], latents: torch.Tensor | None) -> Size:
+        """The size of the network's sample, such as (height, width): of the latents, as asked for, or its own."""
         if latents is not None:
-            return latents.shape[2], latents.shape[3]
-        size = self.unet.config.sample_size
-        default_height, default_width = (size, size) if isinstance(size, int) else size
-        if self.vae is not None:
-            space = LatentSpace(self.vae)
-            factor = space.factor
-            given = (height or default_height * factor, width or default_width * factor)
-            return space.size_of(given)  # type: ignore[return-value]
-        return default_height if height is None else height, default_width if width is None else width
+            return tuple(latents.shape[2:])
+        own = self.unet.config.sample_size
+        defaults = [own] * len(sizes) if isinstance(own, int) else own
+        if self.vae is None:
+            return tuple(default if size is None else size for size, default in zip(sizes.values(), defaults))
+        space = LatentSpace(self.vae)
+        return space.size_of(tuple(size or default * space.factor for size, default in zip(sizes.values(), defaults)))
 
     def _network_arguments(
         self, conditions: Sequence[GivenCondition], scale: float, count: int, repeats: int, device: torch.device

@@ -27,6 +27,8 @@ from typing import Any
 import yaml
 
 from ..conditions.registry import CONDITIONS
+from ..data.normalization import NORMALIZATIONS
+from ..data.sounds import MAX_RATE
 from ..hub.provenance import versions
 from ..hub.redaction import clean_token
 from ..objectives.timestep_sampling import LOGIT_NORMAL, TIMESTEP_SAMPLINGS
@@ -53,6 +55,7 @@ from ..settings.recipes import as_values
 from .ema import EMA_KINDS, LONGEST_SIGMA_REL
 
 TASKS = ("generation", "autoencoder")
+MODALITIES = ("image", "signal")
 LOSSES = ("l2", "l1", "huber")
 LEARNED_RANGE = "learned_range"
 OPTIMIZERS = ("adamw", "muon")
@@ -242,7 +245,7 @@ class TrainingArguments(_Origins, _Brought):
     )
     train_data_dir: str | None = _data(
         None,
-        "Folder of images, or a .zip/.tar archive of one; ignored if dataset_name is given.",
+        "Folder of images or sounds, or a .zip/.tar archive of one; ignored if dataset_name is given.",
         needs=_no_dataset_name,
         short=True,
         on_resume=FREE,
@@ -250,6 +253,37 @@ class TrainingArguments(_Origins, _Brought):
     cache_dir: str | None = _data(None, "Where downloaded data sets are kept.", on_resume=FREE)
     train_split: str = _data("train", "Split to train on.", on_resume=FREE)
     image_column: str | None = _data(None, "Column with the images; found by its type when not given.", on_resume=FREE)
+    modality: str | None = _data(
+        None,
+        "What the data are: image or signal; found out from files and columns.",
+        choices=MODALITIES,
+        on_resume=FREE,
+    )
+    length: int | None = _data(
+        None,
+        "Frames that signals are cropped or padded to; their own length when not given.",
+        at_least=1,
+        at_most=2**24,
+        on_resume=FREE,
+    )
+    sample_rate: int | None = _data(
+        None,
+        "Frames per second that recordings are resampled to; that of the first one when not given.",
+        at_least=1,
+        at_most=MAX_RATE,
+        on_resume=FREE,
+    )
+    normalization: str = _data(
+        "standardize",
+        "How signals are scaled: standardize (mean 0, deviation 1 for each channel), peak (into [-1, 1]) or none.",
+        choices=NORMALIZATIONS,
+        on_resume=FREE,
+    )
+    signal_columns: list[str] = _data(
+        [],
+        "Column with the signals; or columns of numbers, the channels of one long signal with a row per frame.",
+        on_resume=FREE,
+    )
     resolution: int | None = _data(
         None,
         "Image side in pixels; default: 64, or the side that all images share when it is smaller.",
@@ -261,7 +295,7 @@ class TrainingArguments(_Origins, _Brought):
     channels: int | None = _data(
         None, "1 or 3; the images' own number when not given.", at_least=1, at_most=1024, on_resume=FREE
     )
-    center_crop: bool = _data(False, "Crop at the centre; at random otherwise.")
+    center_crop: bool = _data(False, "Crop in the middle; at random otherwise.")
     random_flip: bool = _data(False, "Flip horizontally with probability 1/2.", short=True)
     resize_scale: float = _data(
         1.0, "Resize the shorter side to this multiple of the resolution before cropping.", above=0

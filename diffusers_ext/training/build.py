@@ -58,11 +58,16 @@ _UNET2D_CONFIG: dict[str, Any] = {
 
 
 def make_model(
-    arguments: TrainingArguments, channels: int, resolution: int, condition: Mapping[str, Any] | None = None
+    arguments: TrainingArguments,
+    channels: int,
+    resolution: int,
+    condition: Mapping[str, Any] | None = None,
+    dims: int = 2,
 ) -> Any:
-    """The freshly initialised network for images of `channels` at `resolution`, with or without a condition.
+    """The freshly initialised network for samples of `channels` at `resolution`, with or without a condition.
 
-    `condition` holds the entries of the network's configuration that its condition needs.
+    `condition` holds the entries of the network's configuration that its condition needs. `dims` is the number of sizes
+    of a sample: 2 for images, whose side is `resolution`, 1 for signals, whose length it is.
 
     Raises:
         ValueError, FileNotFoundError: one sentence on a name, file or option that does not fit.
@@ -80,6 +85,7 @@ def make_model(
     elif arguments.model == "unet2d":
         model = _from_config({"_class_name": "UNet2DModel", **_UNET2D_CONFIG, **shape}, options)
     elif arguments.model in PRESETS:
+        _check_dims(arguments.model, dims)
         _check_takes(PRESETS[arguments.model].model_class, condition)
         entries = {**_fitting(arguments.model, shape), **options}
         model = _checked(lambda: build_model(arguments.model, **entries))
@@ -87,6 +93,18 @@ def make_model(
         model = _from_config(_read_config(arguments.model), {"sample_size": resolution, **options})
     _check_shape(model, channels, outputs, resolution)
     return model
+
+
+def _check_dims(name: str, dims: int) -> None:
+    """Raise ValueError for the preset of a network for other samples."""
+    if PRESETS[name].dims == dims:
+        return
+    kinds = {1: "signals", 2: "images"}
+    able = [preset for preset, p in PRESETS.items() if p.dims == dims]
+    raise ValueError(
+        f"model {name} is for {kinds[PRESETS[name].dims]}, and the data are "
+        f"{kinds.get(dims, f'samples of {dims} sizes')}; choose {', '.join(able) or 'a network of your own'}."
+    )
 
 
 def output_channels(arguments: TrainingArguments, channels: int) -> int:
@@ -292,15 +310,20 @@ def _make_sampler(arguments: TrainingArguments, num_levels: int) -> TimestepSamp
     return TimestepSampler(arguments.timestep_sampling, num_levels, location, scale)
 
 
-def make_scheduler(arguments: TrainingArguments, model: Any) -> Any:
+def make_scheduler(arguments: TrainingArguments, model: Any, bounded: bool = True) -> Any:
     """The scheduler of previews, of measured samples and of the saved pipeline.
+
+    Args:
+        arguments: of the run.
+        model: the network.
+        bounded: whether all data lie in [-1, 1], so that the predicted x0 may be clipped to it.
 
     Raises:
         ValueError: for a sampler or a subsequence that there is not on a rectified flow.
     """
     if isinstance(model, ToyUNet2DModel):
         return MixScheduler()
-    scheduler = _path_scheduler(arguments)
+    scheduler = _path_scheduler(arguments, bounded)
     # The path's scheduler has the variance already.
     options = {name: getattr(arguments, name) for name in OPTIONS if name != "variance_type"}
     options["subsequence"] = None if arguments.subsequence == "uniform" else arguments.subsequence
@@ -342,14 +365,14 @@ def check_sampling(scheduler: Any, arguments: TrainingArguments) -> None:
         ) from error
 
 
-def _path_scheduler(arguments: TrainingArguments) -> Any:
+def _path_scheduler(arguments: TrainingArguments, bounded: bool = True) -> Any:
     """A scheduler of this package on the noise path that the settings describe."""
     schedule = noise_schedule(arguments)
     options = json_option("schedule_options", arguments.schedule_options) or None
     if schedule in PATHS_WITHOUT_BETAS:
         if options is not None or arguments.rescale_betas_zero_snr:
             raise ValueError(f"schedule '{schedule}' takes no schedule_options and no rescale_betas_zero_snr.")
-        return _make_continuous_scheduler(arguments, schedule)
+        return _make_continuous_scheduler(arguments, schedule, bounded)
     scheduler_class: Any = partial(AncestralDDPMScheduler, variance_type=arguments.variance_type)
     if arguments.sampler != "ddpm":
         # Of the other samplers, only DDIM itself visits a subsequence.
@@ -366,14 +389,16 @@ def _path_scheduler(arguments: TrainingArguments) -> Any:
             rescale_betas_zero_snr=arguments.rescale_betas_zero_snr,
             prediction_type=arguments.prediction_type,
             # A clamped x0 beside an unclamped epsilon leaves the probability flow, so that more steps change the image.
-            # Latents have no bounds.
-            clip_sample=arguments.sampler == "ddpm" and arguments.vae is None,
+            # Latents and standardised signals have no bounds.
+            clip_sample=bounded and arguments.sampler == "ddpm" and arguments.vae is None,
             # The walk has to begin where the path ends, at T-1: fewer steps than T would otherwise start too low.
             timestep_spacing="trailing",
         )
 
 
-def _make_continuous_scheduler(arguments: TrainingArguments, schedule: str) -> FlowMatchScheduler | ScoreSDEScheduler:
+def _make_continuous_scheduler(
+    arguments: TrainingArguments, schedule: str, bounded: bool
+) -> FlowMatchScheduler | ScoreSDEScheduler:
     """In continuous time, `ddim` is Euler's method on the probability flow, and `ddpm` draws from the posterior.
 
     The network's time is t * ddpm_num_steps.
@@ -384,7 +409,7 @@ def _make_continuous_scheduler(arguments: TrainingArguments, schedule: str) -> F
     shared: dict[str, Any] = {
         "num_train_timesteps": steps,
         "prediction_type": arguments.prediction_type,
-        "clip_sample": not deterministic and arguments.vae is None,
+        "clip_sample": bounded and not deterministic and arguments.vae is None,
         "predictor": "ode_euler" if deterministic else "ancestral",
     }
     if schedule == RECTIFIED_FLOW:

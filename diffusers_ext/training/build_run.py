@@ -36,7 +36,9 @@ from ..conditions import Condition
 from ..data.base import TrainingData
 from ..data.images import load_image_data
 from ..data.own import as_training_data
+from ..data.signals import SignalData, SignalOptions, is_bounded
 from ..data.transforms import size_text
+from ..modalities import modality_of_size
 from ..settings import settings_of, without_effect
 from ..settings.declaration import NAMED, REFUSED
 from . import checkpoint
@@ -82,7 +84,7 @@ from .plain import PlainNetwork
 from .precision import Mode, resolve_mixed_precision
 from .probe import ModeProbe, unchanged
 from .recording import Recorder
-from .report import GIF_IMAGES, Figures
+from .report import GIF_IMAGES, Figures, examples_like
 from .resume import RunDescription
 from .sample_evaluation import SampleEvaluation, evaluation_network
 from .saving import HubPusher
@@ -100,6 +102,12 @@ EMBEDDED_RESOLUTION = 28
 MOST_REPEATS = 1000  # of a sample within one batch
 SIZES_COMPARED = 32  # images whose sizes decide on the resolution
 STREAM_EXAMPLES = 64  # samples of a stream that are at hand before the first step: for its channels, and for previews
+
+# Settings that have no effect on signals.
+IMAGE_SETTINGS = (
+    "resolution image_column random_flip resize_scale random_resized_crop alpha_background preserve_input_precision "
+    "channels_last"
+)
 
 
 @dataclass
@@ -291,11 +299,13 @@ def load_data(
             if train_dataset is not None
             else _load_split(args, args.train_split, resolution, condition)
         )
+        if isinstance(data, SignalData):
+            _warn_of_image_settings(args)
         held_out = None
         if eval_dataset is not None:
             held_out = _own(args, eval_dataset, False)
         elif train_dataset is None and args.held_out_split:
-            held_out = _load_split(args, args.held_out_split, resolution, condition)
+            held_out = _load_split(args, args.held_out_split, resolution, condition, data)
     _check_batch_size(args.train_batch_size, data)
     if held_out is not None and held_out.channels != data.channels:
         raise ValueError(
@@ -323,6 +333,13 @@ def _latent_encoder(args: TrainingArguments, accelerator: Accelerator) -> Latent
     )
 
 
+def _warn_of_image_settings(args: TrainingArguments) -> None:
+    given = [name for name in IMAGE_SETTINGS.split() if name in args.given]
+    if given:
+        verb = "has" if len(given) == 1 else "have"
+        logger.warning("%s %s no effect: the data are signals.", " and ".join(given), verb)
+
+
 def _check_batch_size(batch_size: int, data: TrainingData) -> None:
     """Raise ValueError for a batch that can't be meant: it would fill the memory, or repeat every sample endlessly."""
     needed, memory = 4 * batch_size * data.channels * math.prod(data.size), psutil.virtual_memory().total
@@ -340,6 +357,8 @@ def _own(args: TrainingArguments, dataset: Any, training: bool) -> TrainingData:
 
 def _resolution(args: TrainingArguments) -> int:
     """The side of the images: as set, or the one that all of them have when it is below the default of 64."""
+    if args.modality == "signal" or args.length is not None:  # not used
+        return DEFAULT_RESOLUTION
     if args.resolution is not None or args.uses_embedded_data:
         return args.resolution or EMBEDDED_RESOLUTION
     cropped = args.center_crop or args.random_resized_crop is not None or args.resize_scale != 1
@@ -365,9 +384,20 @@ def _common_side(data: Any) -> int | None:
     return data.size[0]
 
 
-def _load_split(args: TrainingArguments, split: str, resolution: int, condition: Condition | None) -> TrainingData:
+def _load_split(
+    args: TrainingArguments,
+    split: str,
+    resolution: int,
+    condition: Condition | None,
+    train: TrainingData | None = None,
+) -> TrainingData:
+    """A split; held-out signals get the shape and the normalisation of the training data `train`."""
     columns = {} if condition is None else condition.column_arguments()
-    data = _load_images(args, split, resolution, image_column=args.image_column, **columns)
+    signals = _signal_options(args, training=train is None)
+    if isinstance(train, SignalData):
+        signals = signals.like(train)
+    columns |= {"image_column": args.image_column, "modality": args.modality, "signals": signals}
+    data = _load_images(args, split, resolution, **columns)
     if condition is not None and args.condition_image_column is not None:
         data.accompany(_load_images(args, split, resolution, image_column=args.condition_image_column))
     return data
@@ -386,6 +416,20 @@ def _load_images(args: TrainingArguments, split: str, resolution: int | None, **
     }
     folder = args.train_data_dir if args.dataset_name is None else None
     return load_image_data(args.dataset_name, args.dataset_config_name, folder, split, **options)
+
+
+def _signal_options(args: TrainingArguments, training: bool) -> SignalOptions:
+    return SignalOptions(
+        length=args.length,
+        sample_rate=args.sample_rate,
+        channels=args.channels,
+        normalization=args.normalization,
+        columns=tuple(args.signal_columns) or None,
+        center_crop=args.center_crop or not training,
+        skip_unreadable=args.on_unreadable_image == "skip",
+        max_memory_bytes=int(args.max_memory_dataset_gb * 1024**3),
+        seed=args.seed,
+    )
 
 
 def _image_options(args: TrainingArguments, resolution: int | None, training: bool) -> dict[str, Any]:
@@ -410,7 +454,7 @@ def _network(args: TrainingArguments, model: Any, data: TrainingData, conditioni
         return task.network(data, model)
     if model is None:
         size = data.size[0] if len(set(data.size)) == 1 else tuple(data.size)
-        unet = make_model(args, data.channels, size, conditioning.model_entries)  # type: ignore[arg-type]
+        unet = make_model(args, data.channels, size, conditioning.model_entries, len(data.size))  # type: ignore[arg-type]
     elif isinstance(model, torch.nn.Module):
         unet = uncompiled(model)
     else:
@@ -447,7 +491,7 @@ def make_pipeline_of(args: TrainingArguments, conditioning: Any, data: TrainingD
         set_scale(network.vae, data)
         return network.vae
     unet, vae = conditioning.unet(network), vae_of(data)
-    scheduler = make_scheduler(args, unet)
+    scheduler = make_scheduler(args, unet, is_bounded(data))
     if not isinstance(unet, ModelMixin):
         plain = PlainNetwork(unet, data.channels, data.size, **conditioning.model_entries)
         return conditioning.pipeline(plain, scheduler, vae)
@@ -573,7 +617,7 @@ def _prepare(run: Run, args: TrainingArguments) -> None:
     run.weights = Weights(run.accelerator, run.model, run.network, run.ema, whole)
     warmup = 0 if args.lr_scheduler == "constant" else args.lr_warmup_steps
     run.reader = LossReader(run.accelerator, args.learning_rate, warmup)
-    bounded = vae_of(run.train_dataset) is None
+    bounded = vae_of(run.train_dataset) is None and is_bounded(run.train_dataset)
     run.diagnostics = Diagnostics(run.objective, run.accelerator, run.recorder.warn, bounded)
 
 
@@ -712,7 +756,7 @@ def _measuring(run: Run, args: TrainingArguments, is_due: Callable[..., bool], f
     if args.task == "autoencoder":
         callbacks.append(_reconstruction(run, args, data, is_due))
         return callbacks
-    if len(data.size) == 2:
+    if modality_of_size(data.size) is not None:
         callbacks.append(
             PreviewCallback(
                 run.weights,
@@ -885,16 +929,19 @@ def _efficiency(run: Run) -> list[Any]:
 
 def _figures(run: Run, args: TrainingArguments) -> Figures | None:
     data = run.eval_dataset if run.eval_dataset is not None else run.train_dataset
-    if len(data.size) != 2 or not args.save_figures or args.task == "autoencoder":
+    modality = modality_of_size(data.size)
+    if modality is None or not args.save_figures or args.task == "autoencoder":
         return None
     request = run.conditioning.request
+    samples = request(run.conditioning.figure_images, data)
     return Figures(
-        request(run.conditioning.figure_images, data),
+        samples,
         request(GIF_IMAGES, data),
         args.ddpm_num_inference_steps,
         args.seed,
         getattr(run.objective, "path", None),
         noise_schedule(args),
+        partial(modality.real, data, examples_like(samples, data)),
     )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from ..conditions import Condition, condition_class, register
 from ..data.base import Batch, TrainingData
+from ..modalities import MODALITIES, modality_of_size
 from ..objectives.randomness import generator_of, seed_of
 from ..pipelines import GenerationPipeline
 from .arguments import TrainingArguments
@@ -97,9 +98,12 @@ class Conditioning:
 
     def pipeline(self, network: Any, scheduler: Any, vae: Any = None) -> Any:
         """A pipeline around the network, with the autoencoder whose latents it was trained on."""
-        if self.condition is None:
+        modality = modality_of_size(self.data.size) or MODALITIES["image"]
+        if self.condition is None and modality.pipeline_class is GenerationPipeline:
             return make_pipeline(network, scheduler, vae)
-        return GenerationPipeline(self.unet(network), scheduler, vae=vae, **self.condition.pipeline_parts(network))
+        parts = {} if self.condition is None else self.condition.pipeline_parts(network)
+        parts |= {} if vae is None else {"vae": vae}
+        return modality.pipeline_class(self.unet(network), scheduler, **parts, **modality.pipeline_parts(self.data))
 
     def request(self, count: int, data: TrainingData) -> dict[str, Any]:
         """Pipeline arguments for a preview of about `count` samples, with conditions of `data`; always the same."""

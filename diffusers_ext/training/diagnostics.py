@@ -44,7 +44,7 @@ class Diagnostics:
         objective: of the run.
         accelerator: of the run.
         tell: takes a warning, the same on every process.
-        bounded: whether samples must lie in [-1, 1], as images do and latents don't.
+        bounded: whether samples must lie in [-1, 1], as images do; latents and standardised signals don't.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Diagnostics:
         """Take note of a batch without waiting for the device.
 
         Args:
-            images: in [-1, 1], (batch, channels, height, width).
+            images: samples (batch, channels, *size).
             times: (batch,).
             losses: (batch,).
         """
@@ -103,7 +103,7 @@ class Diagnostics:
         return low, high, images, losses[:LEVELS], losses[LEVELS:]
 
     def _check_range(self, low: float, high: float, images: float) -> None:
-        told = f"The training images reach from {low:.3g} to {high:.3g}"
+        told = f"The training samples reach from {low:.3g} to {high:.3g}"
         if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):
             self._warn("range", f"{told}, outside [-1, 1], which the noise is scaled for; rescale them.")
         elif images >= LEAST_IMAGES and high - low <= SMALL_RANGE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from .. import figures
+from ..conditions.base import spread
+from ..modalities import modality_of_pipeline
 from ..objectives.randomness import seed_of
 from ..pipelines import GenerationPipeline
 from ..schedulers import NoisePath
@@ -24,50 +26,61 @@ GIF_STEPS = 50
 GIF_IMAGES = 16
 
 
-def preview_grid(
+def preview(
     pipeline: DiffusionPipeline, steps: int, generator: torch.Generator, path: Path, **request: Any
 ) -> np.ndarray:
-    """Sample what is asked for, write the grid to `path`, and give the grid as uint8 (1, height, width, 3)."""
-    images = sample(pipeline, steps, generator, **request)
+    """Sample what is asked for, draw it into `path`, and give the picture as uint8 (1, height, width, 3)."""
+    samples = sample(pipeline, steps, generator, **request)
+    return draw(samples, path, pipeline, request)
+
+
+def draw(samples: torch.Tensor, path: Path, pipeline: Any, request: Mapping[str, Any]) -> np.ndarray:
+    """Draw samples that were asked for by `request`; the picture as uint8 (1, height, width, 3)."""
     columns = _columns(request.get("class_labels"))
-    grid = figures.image_grid(
-        torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1, columns=columns, scale=_scale(images)
-    )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
+        return modality_of_pipeline(pipeline).draw(samples, path, pipeline, columns)
     except OSError as error:  # a full disk must not cost the run
-        logger.warning("The grid '%s' could not be saved (%s).", path, error)
-    return np.asarray(grid.convert("RGB"))[None]
+        logger.warning("The picture '%s' could not be saved (%s).", path, error)
+        return np.zeros((1, 1, 1, 3), dtype=np.uint8)
 
 
 def _columns(class_labels: list[int] | None) -> int | None:
-    """A row a class when all classes have equally many images."""
+    """A row a class when all classes have equally many samples."""
     counts = set(Counter(class_labels or []).values())
     return counts.pop() if len(counts) == 1 and counts != {1} else None
 
 
-def sample(pipeline: Any, steps: int, generator: torch.Generator, **request: Any) -> np.ndarray:
-    """Images as floats in [0, 1], shape (count, height, width, channels), without a progress bar.
+def sample(pipeline: Any, steps: int, generator: torch.Generator, **request: Any) -> torch.Tensor:
+    """Samples (count, channels, *size) as their `Modality` draws them, without a progress bar.
 
-    Pixels that are no numbers are black, and warned about: a picture must not cost the run.
+    Values that are no numbers become 0, and are warned about: a picture must not cost the run.
     """
     pipeline.set_progress_bar_config(disable=True)
     steps = min(steps, pipeline.scheduler.config.num_train_timesteps)
     try:
-        images = pipeline(num_inference_steps=steps, generator=generator, output_type="np", **request).images
+        result = pipeline(num_inference_steps=steps, generator=generator, output_type="pt", **request)
     finally:
         pipeline.set_progress_bar_config()
-    broken = np.isnan(images).any(axis=(1, 2, 3)).sum()
+    modality = modality_of_pipeline(pipeline)
+    samples = modality.samples(result).float()
+    broken = int((~samples.isfinite()).flatten(1).any(1).sum())
     if broken:
         logger.warning(
-            "%d of %d sampled images hold pixels that are no numbers; they are drawn black.", broken, len(images)
+            "%d of %d sampled %s hold values that are no numbers; they are drawn as 0.",
+            broken,
+            len(samples),
+            modality.noun,
         )
-    return np.nan_to_num(images)
+    return samples.nan_to_num(0, 0, 0)
 
 
-def _scale(images: np.ndarray) -> int:
-    return max(1, 64 // images.shape[1])
+def examples_like(request: Mapping[str, Any], data: Any) -> list[int]:
+    """Examples of the data for comparison with samples: as many, and of the same classes."""
+    classes = request.get("class_labels")
+    if classes is None or data.labels is None:
+        return spread(len(data), min(len(data), int(request.get("batch_size", 16))))
+    places = {label: (data.labels == label).nonzero()[:, 0].tolist() for label in set(classes)}
+    return [places[label].pop(0) for label in classes if places[label]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,7 @@ class Figures:
         seed: of the noise.
         path: the noise path of the training, or None.
         schedule: its name.
+        real: gives real examples to compare the samples with.
     """
 
     samples: Mapping[str, Any]
@@ -88,6 +102,7 @@ class Figures:
     seed: int
     path: Any = None
     schedule: str = ""
+    real: Callable[[], torch.Tensor] | None = None
 
 
 def write_figures(pipeline: Any, output_dir: Path, wanted: Figures) -> None:
@@ -106,7 +121,10 @@ def write_figures(pipeline: Any, output_dir: Path, wanted: Figures) -> None:
 def _write_figures(pipeline: Any, output_dir: Path, folder: Path, wanted: Figures) -> None:
     generator = torch.Generator().manual_seed(seed_of(wanted.seed, "figures"))
     steps = min(wanted.num_inference_steps, 100)
-    preview_grid(pipeline, steps, generator, folder / "samples.png", **wanted.samples)
+    samples, modality = sample(pipeline, steps, generator, **wanted.samples), modality_of_pipeline(pipeline)
+    draw(samples, folder / "samples.png", pipeline, wanted.samples)
+    if wanted.real is not None:
+        modality.draw_beside_real(samples, wanted.real(), folder, pipeline)
     path = wanted.path
     if isinstance(path, NoisePath):
         figures.plot_schedule(
@@ -115,18 +133,18 @@ def _write_figures(pipeline: Any, output_dir: Path, folder: Path, wanted: Figure
     if isinstance(pipeline, GenerationPipeline):
         generator = torch.Generator().manual_seed(seed_of(wanted.seed, "reverse"))
         steps = min(wanted.num_inference_steps, GIF_STEPS)
-        _write_reverse(pipeline, folder / "reverse.gif", steps, generator, wanted.reverse)
+        _write_reverse(pipeline, folder, steps, generator, wanted.reverse)
     figures.plot_losses(output_dir / "metrics.jsonl", folder / "losses.png")
 
 
 def _write_reverse(
-    pipeline: Any, path: Path, steps: int, generator: torch.Generator, request: Mapping[str, Any]
+    pipeline: Any, folder: Path, steps: int, generator: torch.Generator, request: Mapping[str, Any]
 ) -> None:
     frames: list[torch.Tensor] = []
 
     def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        frames.append((pipeline.to_images(tensors["latents"]).nan_to_num(0.0) * 2 - 1).cpu())
+        frames.append(modality_of_pipeline(pipeline).frame(pipeline, tensors["latents"]))
         return {}
 
     sample(pipeline, steps, generator, callback_on_step_end=keep, **request)
-    figures.save_gif(frames, path, hold_last_ms=1500)
+    modality_of_pipeline(pipeline).draw_process(frames, folder)

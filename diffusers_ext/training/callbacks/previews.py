@@ -1,4 +1,4 @@
-"""Draws a grid of samples, from noise that is the same at every preview."""
+"""Draws some samples, from noise that is the same at every preview."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from ...objectives.randomness import seed_of
 from ..agreement import Processes
 from ..recording import Recorder
-from ..report import preview_grid
+from ..report import preview
 from ..weights import Weights
 from .base import TrainerCallback
 
 
 class PreviewCallback(TrainerCallback):
-    """A grid into `samples/` and the trackers when it is due, and of the saved pipeline at the end.
+    """A picture of samples into `samples/` and the trackers when it is due, and of the saved pipeline at the end.
 
     Args:
         weights: of the run.
         pipeline_of: a pipeline around a network.
         request: pipeline arguments of the preview.
         num_inference_steps: of the sampler.
-        folder: of the grids.
+        folder: of the pictures.
         recorder: of the run.
         processes: of the run; the main one draws.
         seed: of the noise.
@@ -70,5 +70,5 @@ class PreviewCallback(TrainerCallback):
     def _draw(self, pipeline: Any, step: int) -> None:
         generator = torch.Generator().manual_seed(seed_of(self._seed, "preview"))
         path = self._folder / f"step-{step:06d}.png"
-        grid = preview_grid(pipeline, self._steps, generator, path, **self._request)
+        grid = preview(pipeline, self._steps, generator, path, **self._request)
         self._recorder.log_images(grid)

@@ -1,0 +1,65 @@
+"""`Modality`: how samples of one kind leave a pipeline, and how they are drawn and written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+
+class Modality(Protocol):
+    """One kind of samples.
+
+    Attributes:
+        name: in the registry and for `--modality`.
+        noun: what several samples are called.
+        dims: number of sizes of a sample: 2 for images (height, width), 1 for signals (length,).
+        pipeline_class: the pipeline of this package that makes such samples.
+    """
+
+    name: str
+    noun: str
+    dims: int
+    pipeline_class: Any
+
+    def pipeline_parts(self, data: Any) -> dict[str, Any]:
+        """Keyword arguments of the pipeline that keep what was done to the training data."""
+
+    def samples(self, result: Any) -> torch.Tensor:
+        """The samples of a pipeline's result with `output_type="pt"`, (number, channels, *size), on the CPU.
+
+        Images in [-1, 1], signals in the units of the data.
+        """
+
+    def real(self, data: Any, indices: Sequence[int]) -> torch.Tensor:
+        """Examples of the data in the same form as `samples`."""
+
+    def draw(self, samples: torch.Tensor, path: Path, pipeline: Any, columns: int | None = None) -> np.ndarray:
+        """Write a picture of the samples; the picture itself as uint8 (1, height, width, 3).
+
+        Args:
+            samples: as `samples` gives them.
+            path: of the picture.
+            pipeline: that made them.
+            columns: samples a row, where the caller knows.
+        """
+
+    def write_each(self, samples: torch.Tensor, folder: Path, pipeline: Any) -> None:
+        """Write each sample as a file of its own: 00000.png, 00001.wav, ..."""
+
+    def frame(self, pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
+        """A noisy sample on the way, as `draw_process` takes it, on the CPU."""
+
+    def draw_process(self, frames: Sequence[torch.Tensor], folder: Path) -> None:
+        """Write a picture `reverse` of how samples came about.
+
+        Args:
+            frames: the noisy samples (number, channels, *size) after each step, from `frame`.
+            folder: where it goes.
+        """
+
+    def draw_beside_real(self, samples: torch.Tensor, real: torch.Tensor, folder: Path, pipeline: Any) -> None:
+        """Write further figures that compare samples with as many real examples; none for images."""

@@ -1,0 +1,148 @@
+"""SignalPipeline: from noise to one-dimensional signals, such as sounds and time series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
+
+from .call_arguments import Generators, check_output_type, check_sizes
+from .pipeline_generation import GenerationPipeline
+
+
+class SignalPipeline(GenerationPipeline):
+    """Generation of signals, unconditional and conditional, in the units of the data.
+
+    Args:
+        unet: a network called as `unet(sample, timestep, **conditions).sample` with samples (batch, channels, length),
+            and with `config.in_channels` and `config.sample_size`, the length.
+        signal: what the data were: `sample_rate` in frames per second or None, and the `shift` and `scale` of each
+            channel, with which signal = sample * scale + shift.
+        scheduler, text_encoder, tokenizer, weak_unet, id2label, condition, conditions: see `GenerationPipeline`.
+
+    Raises:
+        ValueError: for a `signal` without as many numbers as there are channels, or a `vae`.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        weak_unet: Any = None,
+        id2label: Mapping[Any, str] | None = None,
+        condition: str | None = None,
+        conditions: Mapping[str, Mapping[str, Any]] | None = None,
+        vae: Any = None,
+        signal: Mapping[str, Any] | None = None,
+    ):
+        if vae is not None:
+            raise ValueError("A SignalPipeline takes no vae; it samples signals themselves.")
+        super().__init__(
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            weak_unet=weak_unet,
+            id2label=id2label,
+            condition=condition,
+            conditions=conditions,
+        )
+        self.register_to_config(signal=_checked_signal(signal, unet))
+
+    @property
+    def sample_rate(self) -> int | None:
+        """Frames per second of the data, or None for data without a rate."""
+        return (self.config.signal or {}).get("sample_rate")
+
+    def in_units_of_data(self, sample: torch.Tensor) -> torch.Tensor:
+        """Samples of the network (..., channels, length) in the units of the data, float32."""
+        sample, signal = sample.float(), self.config.signal or {}
+        if "scale" in signal:
+            scale, shift = (sample.new_tensor(signal[name])[:, None] for name in ("scale", "shift"))
+            sample = sample * scale + shift
+        return sample
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        batch_size: int = 1,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_rescale: float = 0.0,
+        num_inference_steps: int | None = None,
+        generator: Generators = None,
+        eta: float | None = None,
+        timesteps: Sequence[int] | None = None,
+        length: int | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        num_waveforms_per_prompt: int = 1,
+        **conditions: Any,
+    ) -> AudioPipelineOutput | tuple:
+        """Generate signals. Arguments that are not described here are those of `GenerationPipeline`.
+
+        Args:
+            length: frames of a signal; the network's `sample_size` when None.
+            latents: starting noise of shape (batch_size, channels, length); sets batch_size and length.
+            output_type: `np` or `pt` (float32 in the units of the data), or `latent` (the last sample as the network
+                sees it, in float32 or wider); each (batch, channels, length).
+            num_waveforms_per_prompt: number of signals for each condition, one after the other.
+
+        Returns:
+            `AudioPipelineOutput` with `audios`, or a tuple (audios,) when `return_dict` is False.
+
+        Raises:
+            ValueError, TypeError: one sentence on an argument of the wrong type or range, or on arguments that do not
+                fit together.
+        """
+        check_sizes(length=length)
+        check_output_type(output_type, ("np", "pt", "latent"))
+        values = {
+            "class_labels": class_labels,
+            "negative_class_labels": negative_class_labels,
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            **conditions,
+        }
+        sample, _ = self._generate(
+            values,
+            {"length": length},
+            batch_size=batch_size,
+            repeats=num_waveforms_per_prompt,
+            latents=latents,
+            guidance=(guidance_scale, guidance_interval, guidance_rescale),
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            generator=generator,
+            eta=eta,
+            callback=callback_on_step_end,
+            callback_tensors=callback_on_step_end_tensor_inputs,
+        )
+        audios: Any = sample if output_type == "latent" else self.in_units_of_data(sample)
+        audios = audios.cpu().numpy() if output_type == "np" else audios
+        self.maybe_free_model_hooks()
+        return AudioPipelineOutput(audios=audios) if return_dict else (audios,)
+
+
+def _checked_signal(signal: Mapping[str, Any] | None, unet: Any) -> dict[str, Any] | None:
+    """The entries as a saved configuration keeps them."""
+    if signal is None:
+        return None
+    channels = unet.config.in_channels
+    for name in ("shift", "scale"):
+        if name in signal and len(signal[name]) != channels:
+            raise ValueError(
+                f"signal has {len(signal[name])} numbers in {name}, but the network has {channels} channels."
+            )
+    return dict(signal)
