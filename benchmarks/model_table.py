@@ -66,17 +66,16 @@ def row(name: str, batch: int, repeats: int) -> str:
     preset = PRESETS[name]
     torch.manual_seed(0)
     model: Any = build_model(name)
-    shape = (batch, model.config.in_channels, preset.image_size, preset.image_size)
-    # The layout that training uses, and the faster one for convolutions on a CPU.
-    model = model.to(memory_format=torch.channels_last)
-    sample = torch.randn(shape).to(memory_format=torch.channels_last)
+    sample = torch.randn(batch, *preset.shape)
+    if preset.dims == 2:  # the layout that training uses, and the faster one for convolutions on a CPU
+        model, sample = model.to(memory_format=torch.channels_last), sample.to(memory_format=torch.channels_last)
     speeds = [
         "/".join(
             f"{batch / processor_seconds(partial(work, model, sample, bf16), repeats):.3g}" for bf16 in (False, True)
         )
         for work in (forward, training_step)
     ]
-    size = f"{shape[1]}x{preset.image_size}x{preset.image_size}"
+    size = "x".join(map(str, preset.shape))
     return (
         f"| `{name}` | `{type(model).__name__}` | {preset.source} | {model.num_parameters():,} | {size} "
         f"| {multiply_adds(model, sample) / 1e6:,.0f} M | {speeds[0]} | {speeds[1]} |"

@@ -39,6 +39,12 @@ SMALL = {
     "AnnotatedUNet2DModel": {"base_channels": 8, "zero_init_output": False},
     "AttentionUNet2DModel": {"down_widths": (8, 8, 8, 8), "mid_width": 8, "up_widths": (8, 8, 8)},
     "GuidedUNet2DModel": {"base_channels": 8},
+    "SignalUNet1DModel": {
+        "base_channels": 16,
+        "channel_multipliers": (1, 2),
+        "attention_resolutions": (2,),
+        "patch_size": 1,
+    },
     "SimpleUNet2DModel": {"widths": (8, 8, 8)},
     "ToyUNet2DModel": {"widths": (4, 8)},
 }
@@ -67,7 +73,8 @@ def pipelines():
     """(repository's name, pipeline) for every preset, every scheduler, and diffusers' own classes."""
     for name, preset in diffusers_ext.PRESETS.items():
         torch.manual_seed(0)
-        yield f"preset-{name}", diffusers_ext.GenerationPipeline(_small(name), _scheduler_of(preset))
+        kind = diffusers_ext.SignalPipeline if preset.dims == 1 else diffusers_ext.GenerationPipeline
+        yield f"preset-{name}", kind(_small(name), _scheduler_of(preset))
     for name, options in SCHEDULERS.items():
         torch.manual_seed(0)
         scheduler = getattr(diffusers_ext, name)(**options)
@@ -111,8 +118,8 @@ def sample(pipeline, **options):
         options = {"class_labels": ["dog", "cat"], "guidance_scale": 2.0, **options}
     else:
         options = {"batch_size": 2, **options}
-    images = pipeline(num_inference_steps=4, generator=generator, output_type="np", **options).images
-    return torch.from_numpy(images)
+    result = pipeline(num_inference_steps=4, generator=generator, output_type="np", **options)
+    return torch.from_numpy(result.audios if "audios" in result else result.images)
 
 
 def module_of(something):

@@ -39,6 +39,13 @@ NARROW = {
     "AnnotatedUNet2DModel": {"base_channels": 8, "attention_head_dim": 8, "norm_num_groups": 4},
     "GuidedUNet2DModel": {"base_channels": 8, "attention_head_dim": 8},
     "ADMUNet2DModel": {"base_channels": 16, "norm_num_groups": 8},
+    "SignalUNet1DModel": {
+        "base_channels": 16,
+        "channel_multipliers": (1, 2),
+        "attention_resolutions": (2,),
+        "norm_num_groups": 8,
+        "patch_size": 1,
+    },
     "AttentionUNet2DModel": {"down_widths": (8, 8, 16, 16), "mid_width": 32, "up_widths": (16, 8, 8)},
     "SimpleUNet2DModel": {"widths": (8, 16, 32)},
     "ToyUNet2DModel": {"widths": (8, 16)},
@@ -99,7 +106,8 @@ def output_and_gradient(network, sample, times):
 def test_networks_compute_forward_and_backward_as_in_float64(preset, dtype, device):
     network = network_of(preset, device)
     size = 32 if device.type != "cpu" else 16
-    sample = torch.randn(2, network.config.in_channels, size, size, generator=torch.Generator().manual_seed(1))
+    sizes = (size,) * PRESETS[preset].dims
+    sample = torch.randn(2, network.config.in_channels, *sizes, generator=torch.Generator().manual_seed(1))
     times = torch.tensor([3, 15])
     expected, expected_gradient = output_and_gradient(copy.deepcopy(network).double(), sample.double(), times)
     found, gradient = output_and_gradient(network.to(device, dtype), sample.to(device, dtype), times.to(device))
@@ -143,7 +151,8 @@ def test_networks_compile_and_compute_the_same(preset, device):
     """With Inductor on an accelerator; on the CPU, where it takes a minute a network, only the graph is captured."""
     network = network_of(preset, device).to(device)
     size = 32 if device.type != "cpu" else 16
-    sample = torch.randn(2, network.config.in_channels, size, size, generator=torch.Generator().manual_seed(1))
+    sizes = (size,) * PRESETS[preset].dims
+    sample = torch.randn(2, network.config.in_channels, *sizes, generator=torch.Generator().manual_seed(1))
     sample, times = sample.to(device), torch.tensor([3, 15], device=device)
     torch.compiler.reset()
     compiled = torch.compile(network, fullgraph=True, backend="eager" if device.type == "cpu" else "inductor")

@@ -18,6 +18,8 @@ COUNTS = {
     "ict1022-simple": 2_377_215,
     "small": 2_012_164,
     "small-adm": 2_804_428,
+    "speech": 3_074_440,
+    "series": 1_605_569,
 }
 
 
@@ -47,7 +49,7 @@ def test_a_preset_says_at_which_size_it_is_trained(name):
     assert preset.image_size == preset.config["sample_size"]
     with torch.device("meta"):
         model = build_model(name)
-        sample = torch.zeros(1, preset.config["in_channels"], preset.image_size, preset.image_size)
+        sample = torch.zeros(1, *preset.shape)
         assert model(sample, torch.zeros(1)).sample.shape == sample.shape
 
 

@@ -25,6 +25,7 @@ ARROWS = {
     "pipelines": {"pipelines", "conditions", "schedulers"},
     "figures": {"figures"},
     "data": {"data", "objectives"},
+    "modalities": {"modalities", "data", "evaluation", "figures", "pipelines"},
     "evaluation": {"evaluation", "figures", "hub", "pipelines", "proofs", "schedulers"},
     "hub": {"hub", "conditions", "models", "pipelines", "schedulers"},
     "training": {
@@ -34,6 +35,7 @@ ARROWS = {
         "evaluation",
         "figures",
         "hub",
+        "modalities",
         "models",
         "objectives",
         "pipelines",

@@ -165,7 +165,7 @@ def settled(source: ImageSource, options: SignalOptions) -> tuple[SignalDecoder,
     """(decoder with the rate and channels of all signals, frames per second or None), from up to 64 of the signals."""
     channels, rates = [1], []
     for index in probes(len(source)):
-        with contextlib.suppress(ValueError, OSError, EOFError):  # an unreadable signal is dealt with when it is read
+        with contextlib.suppress(Exception):  # an unreadable signal is dealt with when it is read
             values, rate = read_signal(source.read(index))
             channels.append(len(values))
             rates += [] if rate is None else [rate]

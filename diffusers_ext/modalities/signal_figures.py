@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..evaluation.signal_metrics import power_spectrum
 from ..figures.files import COLORS, PathLike, drawing
 
 LEAST_FOR_SPECTROGRAM = 512  # frames; shorter signals are drawn as waveforms only
@@ -107,11 +108,6 @@ def power_spectra(signals: Mapping[str, torch.Tensor], path: PathLike, sample_ra
             axes.set_ylabel("power, dB")
             axes.set_title("power spectrum" if channels == 1 else f"channel {channel}")
             axes.legend()
-
-
-def power_spectrum(signals: torch.Tensor) -> torch.Tensor:
-    """Mean over signals (number, channels, length) of |FFT|^2 / length, (channels, length // 2 + 1), float64."""
-    return torch.fft.rfft(signals.double(), dim=-1).abs().square().mean(0) / signals.shape[-1]
 
 
 def spectrogram(signal: torch.Tensor) -> torch.Tensor:

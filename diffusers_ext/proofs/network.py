@@ -61,15 +61,29 @@ class ExactNetwork(torch.nn.Module):
 
 
 class MixtureNetwork(ExactNetwork):
-    """The exact network in the shape of an image network: d channels, one pixel, the output in `.sample`."""
+    """The exact network in the shape that a pipeline takes: with a configuration, the output in `.sample`.
+
+    Args:
+        mixture: the data, in d dimensions.
+        source, prediction_type: as for `ExactNetwork`.
+        shape: (channels, size) of a sample with d numbers: size is the length of a signal or the side of a square
+            image. d channels and one pixel when None.
+    """
 
     dtype = torch.float64
     device = torch.device("cpu")
 
-    def __init__(self, mixture: GaussianMixture, source: Any, prediction_type: str | None = None):
+    def __init__(
+        self,
+        mixture: GaussianMixture,
+        source: Any,
+        prediction_type: str | None = None,
+        shape: tuple[int, int] | None = None,
+    ):
         super().__init__(mixture, source, prediction_type)
-        self.config = SimpleNamespace(in_channels=mixture.means.shape[1], sample_size=1)
+        channels, size = (mixture.means.shape[1], 1) if shape is None else shape
+        self.config = SimpleNamespace(in_channels=channels, sample_size=size)
 
     def forward(self, sample: torch.Tensor, timestep: Any) -> SimpleNamespace:
-        """`.sample` of shape (batch, d, 1, 1) for a sample of that shape."""
+        """`.sample` in the shape of the sample."""
         return SimpleNamespace(sample=super().forward(sample, timestep))
