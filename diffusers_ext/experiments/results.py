@@ -72,12 +72,12 @@ class RunResult:
     @property
     def last_train_loss(self) -> float | None:
         """The training loss of the last record."""
-        return (self.train_losses or [None])[-1]
+        return self.train_losses[-1] if self.train_losses else None
 
     @property
     def last_val_loss(self) -> float | None:
         """The last validation loss."""
-        return (self.val_losses or [None])[-1]
+        return self.val_losses[-1] if self.val_losses else None
 
     def measures(self) -> dict[str, float]:
         """Numbers of the run: losses, speed, time, and whatever else was measured, by name."""

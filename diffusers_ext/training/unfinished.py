@@ -34,6 +34,8 @@ class PipelineDescription:
     def state_dict(self) -> dict[str, Any]:
         """The configurations; empty for a pipeline that can't be built again from them."""
         pipeline = self._pipeline_of(self._network)
+        if getattr(pipeline, "unet", None) is None:  # an autoencoder, which samples nothing
+            return {}
         alone = pipeline.unet is self._network and getattr(pipeline, "vae", None) is None
         if not alone or not hasattr(pipeline.unet, "to_json_string") or type(pipeline.unet).__module__ == "__main__":
             return {}
