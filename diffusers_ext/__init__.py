@@ -30,11 +30,13 @@ if TYPE_CHECKING:  # at run time, names are imported on first use
         build_model,
     )
     from .objectives.diffusion import DiffusionObjective
+    from .objectives.flow_map import FlowMapObjective
     from .pipelines import GenerationPipeline
     from .schedulers import (
         PREDICTION_TYPES,
         SCHEDULES,
         AncestralDDPMScheduler,
+        FlowMapScheduler,
         FlowMatchScheduler,
         GuidedLangevinScheduler,
         MixScheduler,
@@ -60,6 +62,7 @@ _CLASSES = {
     ],
     "schedulers": [
         "AncestralDDPMScheduler",
+        "FlowMapScheduler",
         "FlowMatchScheduler",
         "GuidedLangevinScheduler",
         "MixScheduler",
@@ -74,6 +77,7 @@ _OTHERS = {
     "schedulers": ["NoisePath", "PREDICTION_TYPES", "Prediction", "SCHEDULES"],
     "schedulers.registry": ["build_sampler"],
     "objectives.diffusion": ["DiffusionObjective"],
+    "objectives.flow_map": ["FlowMapObjective"],
     "training": ["Trainer", "TrainerCallback", "TrainingArguments", "train"],
     "experiments": ["ExperimentManager"],
     "hub.export": ["export"],

@@ -34,6 +34,10 @@ except ImportError:  # 0.33 and 0.34: the model still trains, samples, saves and
 
     dispatch_attention_fn = None  # type: ignore[assignment]
 
+# A duration of 1000, the whole path, is a phase of 10: a network must be smooth in it, for flow maps are trained by its
+# derivative.
+DURATION_SCALE = 0.01
+
 # Up to this many tokens the plain product trains faster on a CPU than the fused kernel, whose backward is slow.
 PLAIN_ATTENTION_TOKENS = 128
 
@@ -66,17 +70,22 @@ def sinusoidal_embedding(
     return torch.cat(waves, dim=-1)
 
 
-def batched_timesteps(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
+def batched_timesteps(timestep: Tensor | float | int, sample: Tensor, name: str = "timestep") -> Tensor:
     """One float32 timestep per sample, from a number, a 0-d tensor, or a tensor of 1 or `batch` entries.
 
-    Raises ValueError for a tensor of another shape.
+    Raises ValueError, which calls the argument by `name`, for a tensor of another shape.
     """
     batch = sample.shape[0]
     if not torch.is_tensor(timestep):
         return torch.full((batch,), timestep, dtype=torch.float32, device=sample.device)
     if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch)):
-        raise ValueError(f"timestep has shape {tuple(timestep.shape)}; it takes a number or {batch} entries.")
+        raise ValueError(f"{name} has shape {tuple(timestep.shape)}; it takes a number or {batch} entries.")
     return timestep.to(device=sample.device, dtype=torch.float32).reshape(-1).expand(batch)
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether x carries a tangent of forward-mode differentiation, which some kernels lack."""
+    return not torch.compiler.is_compiling() and torch.autograd.forward_ad.unpack_dual(x).tangent is not None
 
 
 def over_positions(values: Tensor, x: Tensor) -> Tensor:
@@ -97,6 +106,8 @@ class GroupNorm32(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = self.weight.to(wide), self.bias.to(wide)
+        if has_tangent(x):
+            x = x.contiguous()  # the forward derivative views x as if it were
         return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
@@ -269,7 +280,8 @@ class SoftmaxAttnProcessor:
             out = dispatch_attention_fn(q, k, v, attn_mask=mask, scale=scale, backend=self._attention_backend)
             return attn.project_out(out.transpose(1, 2))
         # A mask stays with the fused kernel, which defines the result for a row whose tokens are all masked.
-        if q.device.type == "cpu" and k.shape[2] <= attn.plain_attention_tokens and mask is None:
+        few = q.device.type == "cpu" and k.shape[2] <= attn.plain_attention_tokens
+        if mask is None and (few or has_tangent(q)):  # the fused kernel has no forward derivative
             weights = (q * scale) @ k.transpose(-1, -2)
             return attn.project_out(weights.softmax(dim=-1) @ v)
         return attn.project_out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale))
@@ -389,6 +401,29 @@ def make_pixel_attention(
 
 
 # conditions and checks
+
+
+class DurationEmbedding(nn.Module):
+    """(batch,) durations t - r, in the unit of the timestep, to (batch, channels): smooth waves and a two-layer MLP.
+
+    The last layer starts at zero, so that a network with the weights of one without a second time begins as that one.
+
+    Args:
+        waves: channels of the sinusoidal embedding.
+        channels: of the embedding.
+    """
+
+    def __init__(self, waves: int, channels: int):
+        super().__init__()
+        self.waves = waves
+        self.linear1 = nn.Linear(waves, channels)
+        self.linear2 = nn.Linear(channels, channels)
+        nn.init.zeros_(self.linear2.weight)
+        nn.init.zeros_(self.linear2.bias)
+
+    def forward(self, duration: Tensor, dtype: torch.dtype) -> Tensor:
+        waves = sinusoidal_embedding(DURATION_SCALE * duration, self.waves).to(dtype)
+        return self.linear2(F.silu(self.linear1(waves))).to(dtype)
 
 
 class VectorEmbedding(nn.Module):
@@ -514,7 +549,7 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
 
     A subclass has `config.in_channels` and `gradient_checkpointing`. For classes it has `config.num_class_embeds` and a
     `class_embedding` with one row more than classes, the last for no class; for numbers `config.vector_dim` and a
-    `vector_embedding`.
+    `vector_embedding`; for a second time `config.second_time` and a `duration_embedding`.
     """
 
     _supports_gradient_checkpointing = True
@@ -526,6 +561,7 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
     _gradient_checkpointing_func: Any
     class_embedding: nn.Module | None
     vector_embedding: nn.Module | None
+    duration_embedding: nn.Module | None
 
     @property
     def downsample_factor(self) -> int:
@@ -570,6 +606,15 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         if vector.shape != shape:
             raise ValueError(f"vector has shape {tuple(vector.shape)}; it takes {shape}.")
         return embedding + self.vector_embedding(vector.to(embedding.device), embedding.dtype)
+
+    def _with_duration(self, embedding: Tensor, duration: Tensor | float | int | None, sample: Tensor) -> Tensor:
+        """The time embedding (batch, channels) plus that of the duration; None is 0, an instantaneous velocity."""
+        if self.duration_embedding is None:
+            if duration is not None:
+                raise ValueError("duration was given to a model without it; build it with second_time=True.")
+            return embedding
+        durations = batched_timesteps(0.0 if duration is None else duration, sample, "duration")
+        return embedding + self.duration_embedding(durations, embedding.dtype)
 
     def _check_sample(self, sample: Tensor) -> None:
         self._check_channels(sample)

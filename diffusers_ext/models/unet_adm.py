@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .layers import (
     DenoisingNetwork,
+    DurationEmbedding,
     GroupNorm32,
     PixelAttention,
     Upsample,
@@ -92,11 +93,18 @@ class ADMNetwork(DenoisingNetwork):
         input_skip: add to the output the channels of the input, mixed pixel by pixel with gains that the time gives; so
             what the input shows already (the noise, the condition) need not pass through the network. A learned form of
             the skip of Karras et al. 2022, arXiv:2206.00364, eq. 7; it starts at zero.
+        second_time: take the `duration` t - r of a step as well, as flow maps need it.
     """
 
     _no_split_modules: Any = ["ADMResidualBlock", "PixelAttention"]
     _repeated_blocks = ["ADMResidualBlock", "PixelAttention"]
-    _skip_layerwise_casting_patterns: Any = ["norm", "time_embedding", "class_embedding", "vector_embedding"]
+    _skip_layerwise_casting_patterns: Any = [
+        "norm",
+        "time_embedding",
+        "class_embedding",
+        "vector_embedding",
+        "duration_embedding",
+    ]
 
     # torch's containers have no element type
     down_stages: Any
@@ -126,6 +134,7 @@ class ADMNetwork(DenoisingNetwork):
         vector_dim: int | None = None,
         vector_mean: tuple[float, ...] | None = None,
         vector_std: tuple[float, ...] | None = None,
+        second_time: bool = False,
     ):
         super().__init__()
         factors = [2**i for i in range(len(channel_multipliers))]
@@ -145,6 +154,7 @@ class ADMNetwork(DenoisingNetwork):
         self.vector_embedding = None
         if vector_dim is not None:
             self.vector_embedding = VectorEmbedding(vector_dim, time_channels, vector_mean, vector_std)
+        self.duration_embedding = DurationEmbedding(base_channels, time_channels) if second_time else None
         self.input_gains = None
         if input_skip:
             self.input_gains = nn.Linear(time_channels, out_channels * (in_channels + condition_channels))
@@ -212,12 +222,14 @@ class ADMNetwork(DenoisingNetwork):
         encoder_attention_mask: Tensor | None = None,
         image_condition: Tensor | None = None,
         vector: Tensor | None = None,
+        duration: Tensor | float | int | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predicts (batch, out_channels, *size) from `sample` (batch, in_channels, *size).
 
         `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
         in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
+        `duration` is t - r in the timestep's unit, shaped as `timestep`; None stands for 0.
         `encoder_hidden_states` is (batch, tokens, cross_attention_dim), with `encoder_attention_mask` (batch, tokens),
         nonzero at tokens to attend to.  `image_condition` is (batch, condition_channels, *size); None
         stands for zeros.
@@ -229,7 +241,7 @@ class ADMNetwork(DenoisingNetwork):
         self._check_sample(sample)
         c = self.config
         context, mask = text_context(sample, encoder_hidden_states, encoder_attention_mask, c.cross_attention_dim)
-        temb = self._embed(sample, timestep, class_labels, vector)
+        temb = self._embed(sample, timestep, class_labels, vector, duration)
         given = joined_with_image(sample, image_condition, c.condition_channels)
         x = self.conv_in(to_patches(given, c.patch_size))
         skips = [x]
@@ -264,13 +276,18 @@ class ADMNetwork(DenoisingNetwork):
         return x
 
     def _embed(
-        self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None, vector: Tensor | None
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None,
+        vector: Tensor | None,
+        duration: Tensor | float | int | None,
     ) -> Tensor:
         """SiLU of the time (and class) embedding, (batch, 4 * base_channels), with which every block would start."""
         timesteps = batched_timesteps(timestep, sample)
         waves = sinusoidal_embedding(timesteps, self.config.base_channels, cosine_first=True, reach_lowest=False)
         embedding = self._with_class(self.time_embedding(waves.to(sample.dtype)), class_labels)
-        return F.silu(self._with_vector(embedding, vector))
+        return F.silu(self._with_duration(self._with_vector(embedding, vector), duration, sample))
 
 
 class ADMUNet2DModel(ADMNetwork):

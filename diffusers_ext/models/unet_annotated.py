@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .layers import (
     DenoisingNetwork,
+    DurationEmbedding,
     FilmResidualBlock,
     PixelAttention,
     Upsample,
@@ -76,6 +77,7 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
             for no numbers.
         vector_mean, vector_std: what the numbers are normalised with, one of each per number; None for 0 and 1.
         zero_init_output: start with output 0, which is the mean of most targets.
+        second_time: take the `duration` t - r of a step as well, as flow maps need it.
 
     Down-sampling is a 2x2 convolution of stride 2: the same map, with the same parameters, as moving 2x2 pixels into
     channels and a 1x1 convolution, without the copy.
@@ -83,7 +85,13 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
 
     _no_split_modules: Any = ["FilmResidualBlock", "PixelAttention"]
     _repeated_blocks = ["FilmResidualBlock", "PixelAttention"]
-    _skip_layerwise_casting_patterns: Any = ["norm", "time_embedding", "class_embedding", "vector_embedding"]
+    _skip_layerwise_casting_patterns: Any = [
+        "norm",
+        "time_embedding",
+        "class_embedding",
+        "vector_embedding",
+        "duration_embedding",
+    ]
 
     # torch's containers have no element type
     down_levels: Any
@@ -120,6 +128,7 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         vector_dim: int | None = None,
         vector_mean: tuple[float, ...] | None = None,
         vector_std: tuple[float, ...] | None = None,
+        second_time: bool = False,
     ):
         super().__init__()
         check_choice("block_norm", block_norm, ("group", "rms", "layer"))
@@ -144,6 +153,7 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         self.vector_embedding = None
         if vector_dim is not None:
             self.vector_embedding = VectorEmbedding(vector_dim, time_channels, vector_mean, vector_std)
+        self.duration_embedding = DurationEmbedding(base_channels, time_channels) if second_time else None
 
         stem_channels = in_channels * (2 if self_condition else 1) * patch_size**2
         self.stem = nn.Conv2d(stem_channels, base_channels, stem_kernel_size, padding=stem_kernel_size // 2)
@@ -204,12 +214,14 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         class_labels: Tensor | None = None,
         self_condition: Tensor | None = None,
         vector: Tensor | None = None,
+        duration: Tensor | float | int | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
 
         `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
         in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
+        `duration` is t - r in the timestep's unit, shaped as `timestep`; None stands for 0.
         `self_condition` is an earlier prediction shaped as `sample`; None stands for zeros.
 
         Raises ValueError for a sample of other channels or of a size the down-sampling does not divide, for a timestep
@@ -217,7 +229,7 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         for conditions the model was not built for.
         """
         self._check_sample(sample)
-        temb = self._embed(sample, timestep, class_labels, vector)
+        temb = self._embed(sample, timestep, class_labels, vector, duration)
         patch_size = self.config.patch_size
         x = joined_with_prediction(sample, self_condition, self.config.self_condition)
         x = self.stem(F.pixel_unshuffle(x, patch_size) if patch_size > 1 else x)
@@ -247,10 +259,15 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         return x if attention is None else self._run(attention, x)
 
     def _embed(
-        self, sample: Tensor, timestep: Tensor | float | int, class_labels: Tensor | None, vector: Tensor | None
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None,
+        vector: Tensor | None,
+        duration: Tensor | float | int | None,
     ) -> Tensor:
         """SiLU of the time (and class) embedding, (batch, time_embed_dim): every block would start with this SiLU."""
         timesteps = batched_timesteps(timestep, sample)
         waves = sinusoidal_embedding(timesteps, self.config.base_channels).to(sample.dtype)
         embedding = self._with_class(self.time_embedding(waves), class_labels)
-        return F.silu(self._with_vector(embedding, vector))
+        return F.silu(self._with_duration(self._with_vector(embedding, vector), duration, sample))

@@ -41,6 +41,12 @@ class ConditionedNetwork:
         output = self.module(sample, timestep, **{**self.conditions, **extra})
         return output if isinstance(output, torch.Tensor) else output.sample
 
+    def part(self, rows: torch.Tensor) -> ConditionedNetwork:
+        """The network under the conditions of some samples of the batch; `rows` holds their places."""
+        return ConditionedNetwork(
+            self.module, _rows_of(self.conditions, rows), lambda: _rows_of(self.null_conditions, rows), self._report
+        )
+
     @cached_property
     def null_conditions(self) -> dict[str, Any]:
         """The arguments of the module that stand for no condition."""
@@ -63,3 +69,7 @@ class ConditionedNetwork:
         """Show losses of shape (batch,) and their timesteps to the diagnostics; optional for an objective."""
         if self._report is not None:
             self._report(timesteps, losses)
+
+
+def _rows_of(conditions: Mapping[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    return {name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in conditions.items()}

@@ -13,7 +13,10 @@ from .call_arguments import is_number
 
 logger = logging.get_logger(__name__)
 
-Arguments = Mapping[str, torch.Tensor]
+Arguments = Mapping[str, Any]
+
+# Arguments that a step of the scheduler brings -> the entry of a network's configuration that says it takes them.
+STEP_ARGUMENTS = {"duration": "second_time"}
 
 
 class GuidedNetwork:
@@ -57,12 +60,18 @@ class GuidedNetwork:
         self.conditional, self.reference = conditional, reference
         self.scale, self.interval, self.rescale = scale, interval, rescale
         self.takes_x0 = _takes_x0(unet) or _takes_x0(weak_unet)
+        self._step: Arguments = {}
         self._joint: Arguments | None = None
         if weak_unet is None and scale not in (0, 1):
             self._joint = {name: torch.cat([reference[name], given]) for name, given in conditional.items()}
 
     def __call__(
-        self, sample: torch.Tensor, timestep: Any, progress: float, x0: torch.Tensor | None = None
+        self,
+        sample: torch.Tensor,
+        timestep: Any,
+        progress: float,
+        x0: torch.Tensor | None = None,
+        step: Arguments | None = None,
     ) -> torch.Tensor:
         """The guided prediction, in float32 or wider.
 
@@ -73,7 +82,9 @@ class GuidedNetwork:
             timestep: the time that the scheduler gives.
             progress: share of the sampling steps that are done.
             x0: the last predicted x0, for networks that take it.
+            step: further arguments of this step, for networks that take them (`STEP_ARGUMENTS`).
         """
+        self._step = step or {}
         if self.scale == 1 or not self.interval[0] <= progress < self.interval[1]:
             return self._conditional(sample, timestep, x0)
         if self.scale == 0:
@@ -86,17 +97,18 @@ class GuidedNetwork:
         return torch.cat([guided, conditional[:, channels:]], dim=1)
 
     def _conditional(self, sample: torch.Tensor, timestep: Any, x0: torch.Tensor | None) -> torch.Tensor:
-        return predict(self.unet, sample, timestep, self.conditional, x0)
+        return predict(self.unet, sample, timestep, self.conditional, x0, self._step)
 
     def _reference(self, sample: torch.Tensor, timestep: Any, x0: torch.Tensor | None) -> torch.Tensor:
         network = self.unet if self.weak_unet is None else self.weak_unet
-        return predict(network, sample, timestep, self.reference, x0)
+        return predict(network, sample, timestep, self.reference, x0, self._step)
 
     def _both(self, sample: torch.Tensor, timestep: Any, x0: torch.Tensor | None) -> Sequence[torch.Tensor]:
         if self._joint is not None:
             twice = None if x0 is None else torch.cat([x0, x0])
             try:
-                return predict(self.unet, torch.cat([sample, sample]), timestep, self._joint, twice).chunk(2)
+                both = torch.cat([sample, sample])
+                return predict(self.unet, both, timestep, self._joint, twice, self._step).chunk(2)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -111,7 +123,12 @@ class GuidedNetwork:
 
 
 def predict(
-    network: Any, sample: torch.Tensor, timestep: Any, arguments: Arguments, x0: torch.Tensor | None = None
+    network: Any,
+    sample: torch.Tensor,
+    timestep: Any,
+    arguments: Arguments,
+    x0: torch.Tensor | None = None,
+    step: Arguments | None = None,
 ) -> torch.Tensor:
     """A network's output in float32 or wider, for a sample that is cast to the network's dtype.
 
@@ -121,7 +138,10 @@ def predict(
         timestep: the time that the scheduler gives.
         arguments: the network's keyword arguments.
         x0: the last predicted x0, passed as `self_condition` to networks that take it.
+        step: arguments of the scheduler's step, passed to networks that take them (`STEP_ARGUMENTS`).
     """
+    taken = {name: value for name, value in (step or {}).items() if _configured(network, STEP_ARGUMENTS[name])}
+    arguments = {**arguments, **taken}
     if x0 is not None and _takes_x0(network):
         arguments = {**arguments, "self_condition": x0}
     output = network(sample.to(dtype_of(network)), timestep, **arguments)
@@ -139,7 +159,12 @@ def dtype_of(network: Any) -> torch.dtype:
 
 
 def _takes_x0(network: Any) -> bool:
-    return bool(getattr(getattr(network, "config", None), "self_condition", False))
+    return _configured(network, "self_condition")
+
+
+def _configured(network: Any, entry: str) -> bool:
+    """Whether an entry of the network's configuration is there and on."""
+    return bool(getattr(getattr(network, "config", None), entry, False))
 
 
 def rescaled(guided: torch.Tensor, conditional: torch.Tensor, phi: float) -> torch.Tensor:

@@ -15,6 +15,7 @@ from ..conditions.base import GivenCondition
 from ..conditions.image_transforms import check_transform_name
 from ..conditions.registry import arguments_known_to, given_conditions
 from ..conditions.user_images import Size
+from ..schedulers.scheduling_flow_map import network_arguments_of
 from ..schedulers.swaps import check_path_is_kept, check_start
 from ..schedulers.tensors import working_dtype
 from .call_arguments import (
@@ -323,7 +324,7 @@ class GenerationPipeline(DiffusionPipeline):
             for i, t in enumerate(scheduler.timesteps):
                 if self.interrupt:
                     break
-                model_output = network(scale(sample, t), t, i / total, x0)
+                model_output = network(scale(sample, t), t, i / total, x0, network_arguments_of(scheduler, i))
                 step = scheduler.step(model_output.to(sample.dtype), t, sample, **step_arguments)
                 sample = step.prev_sample
                 if network.takes_x0:

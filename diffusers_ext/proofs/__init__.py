@@ -3,6 +3,7 @@
 from .audit import Audit, audit
 from .convergence import fitted_order, inversion_errors, rms
 from .examples import LINE_MIXTURES, MIXTURES
+from .flow_map import ExactFlowMap
 from .guidance import guided_density, total_variation
 from .laws import exact_line_statistics, gaussian_law, line_law, line_statistics, wasserstein
 from .levels import NetworkView, view_of
@@ -17,6 +18,7 @@ __all__ = [
     "LINE_MIXTURES",
     "MIXTURES",
     "Audit",
+    "ExactFlowMap",
     "ExactNetwork",
     "GaussianMixture",
     "MixtureNetwork",

@@ -30,6 +30,7 @@ NOT_MEASURED = {
     "TCDScheduler": "its network is a distilled consistency function, not a denoiser",
     "SCMScheduler": "its network is a distilled consistency function, not a denoiser",
     "FlowMapEulerDiscreteScheduler": "its network is a distilled flow map, not a denoiser",
+    "FlowMapScheduler": "its network is a flow map, not a denoiser; see ExactFlowMap",
     "PiflowScheduler": "its network outputs a policy, not a denoised sample",
     "HeliosScheduler": "its step upsamples a video pyramid between stages",
     "HeliosDMDScheduler": "its step upsamples a video pyramid between stages",

@@ -10,6 +10,7 @@ from .noise_path import DiscretePath, NoisePath
 from .prediction import PREDICTION_TYPES, Prediction
 from .schedules import SCHEDULES
 from .scheduling_ancestral import AncestralDDPMScheduler
+from .scheduling_flow_map import FlowMapScheduler
 from .scheduling_flow_match import FlowMatchScheduler
 from .scheduling_langevin import GuidedLangevinScheduler
 from .scheduling_mix import MixScheduler
@@ -21,6 +22,7 @@ __all__ = [
     "SCHEDULES",
     "AncestralDDPMScheduler",
     "DiscretePath",
+    "FlowMapScheduler",
     "FlowMatchScheduler",
     "GuidedLangevinScheduler",
     "MixScheduler",

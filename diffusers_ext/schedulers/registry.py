@@ -23,6 +23,7 @@ import diffusers
 from .noise_path import NoisePath
 from .schedules import PATHS_WITHOUT_BETAS, RECTIFIED_FLOW
 from .scheduling_ancestral import GAMMAS, VARIANCE_TYPES, AncestralDDPMScheduler
+from .scheduling_flow_map import FlowMapScheduler
 from .scheduling_flow_match import FlowMatchScheduler
 from .scheduling_langevin import GuidedLangevinScheduler
 from .scheduling_score_sde import ScoreSDEScheduler
@@ -146,6 +147,7 @@ SAMPLERS: dict[str, Sampler] = {
     "langevin": _langevin("langevin", 4),
     "langevin-original": _langevin("original", 1),
     "reverse-sde": _langevin("reverse_sde", 1),
+    "flow-map": Sampler({FLOW: (FlowMapScheduler, {"clip_sample": False})}),
     "dpmsolver++": Sampler(
         {
             BETAS: (diffusers.DPMSolverMultistepScheduler, {}),

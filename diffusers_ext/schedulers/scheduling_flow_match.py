@@ -57,6 +57,10 @@ class FlowMatchScheduler(PredictorCorrectorScheduler):
         clip_sample: bool = False,
     ):
         check_choice("predictor", predictor, FLOW_PREDICTORS)
+        self._begin(num_train_timesteps, shift, predictor)
+
+    def _begin(self, num_train_timesteps: int, shift: float, predictor: str) -> None:
+        """Check the numbers and make the path and its times."""
         if num_train_timesteps < 2:
             raise ValueError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}.")
         if not shift > 0:

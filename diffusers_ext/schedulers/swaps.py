@@ -31,7 +31,7 @@ def check_path_is_kept(scheduler: Any) -> None:
     name, schedule = type(scheduler).__name__, scheduler.config.get("beta_schedule")
     if schedule is None or "beta_schedule" in inspect.signature(type(scheduler)).parameters:
         return
-    if schedule == RECTIFIED_FLOW and name.startswith("FlowMatch"):
+    if schedule == RECTIFIED_FLOW and name.startswith(("FlowMatch", "FlowMap")):
         return
     raise ValueError(
         f"{name} has noise levels of its own and does not follow the noise path '{schedule}' of the configuration it "

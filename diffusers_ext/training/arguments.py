@@ -13,6 +13,7 @@ as keyword arguments of `diffusers_ext.settings.option` with the annotation as `
 `TrainingArguments`, flags and recipe keys, are shown by `--help condition`, and are refused when the condition is
 another one. `"on_resume": "refused"` refuses to resume a run with another value. An optional static method
 `check_settings(arguments)` raises ValueError for values that don't fit together.
+An objective in `diffusers_ext.objectives.registry` declares its settings in the same way.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ..data.normalization import NORMALIZATIONS
 from ..data.sounds import MAX_RATE
 from ..hub.provenance import versions
 from ..hub.redaction import clean_token
+from ..objectives.registry import DIFFUSION, OBJECTIVES, declared
 from ..objectives.timestep_sampling import LOGIT_NORMAL, TIMESTEP_SAMPLINGS
 from ..objectives.weighting import WEIGHTINGS
 from ..schedulers import PREDICTION_TYPES, SCHEDULES
@@ -104,6 +106,10 @@ _NETWORK = ("model", "model_config_name_or_path")
 _no_toy = Need(_is_no_toy, "the toy network knows no time and has an objective of its own", _NETWORK)
 _variance = Need(lambda a: a.sampler == "ddpm" or a.variance_type == LEARNED_RANGE, "sampler is not ddpm", ("sampler",))
 _no_toy_sampler = Need(_is_no_toy, "the toy network is sampled by its own mixing alone", _NETWORK, contradiction=True)
+_no_toy_objective = Need(_is_no_toy, "the toy network has an objective of its own", _NETWORK, contradiction=True)
+_diffusion = Need(
+    lambda a: a.objective == DIFFUSION, "the objective has a loss of its own", ("objective",), contradiction=True
+)
 _toy = Need(lambda a: not _is_no_toy(a), "the network is not the toy network", _NETWORK)
 _model_by_name = Need(
     lambda a: a.model_config_name_or_path is None,
@@ -185,21 +191,25 @@ _autoencoder = Need(lambda a: a.task == "autoencoder", "task is not autoencoder"
 _reconstructs = Need(lambda a: a.task == "autoencoder" or a.vae is not None, "there is no autoencoder", ("task", "vae"))
 
 
-def _brought_by(setting: str, registry: Mapping[str, type]) -> dict[str, dict[str, Any]]:
+def _brought_by(setting: str, registry: Mapping[str, type], group: Group) -> dict[str, dict[str, Any]]:
     """The settings that the classes of a registry bring; each needs `setting` to have its class's name."""
-    declared: dict[str, dict[str, Any]] = {}
+    brought_settings: dict[str, dict[str, Any]] = {}
     for name, brought in registry.items():
         need = Need(_equals(setting, name), f"{setting} is not {name}", (setting,), contradiction=True)
         for each, arguments in getattr(brought, "settings", {}).items():
-            declared[each] = {"group": _condition, "needs": need, **arguments}
-    return declared
+            brought_settings[each] = {"group": group, "needs": need, **arguments}
+    return brought_settings
 
 
 def _equals(setting: str, name: str) -> Any:
     return lambda a: getattr(a, setting) == name
 
 
-_Brought: Any = make_settings_class("_Brought", _brought_by("condition", CONDITIONS), __name__)
+_Brought: Any = make_settings_class(
+    "_Brought",
+    {**_brought_by("condition", CONDITIONS, _condition), **_brought_by("objective", OBJECTIVES, _objective)},
+    __name__,
+)
 
 
 class _Origins:
@@ -419,6 +429,14 @@ class TrainingArguments(_Origins, _Brought):
     )
 
     # noise path and objective
+    objective: str = _objective(
+        DIFFUSION,
+        "diffusion, or flow_map: samples in one to four steps (improved MeanFlow, on a rectified flow).",
+        choices=tuple(OBJECTIVES),
+        needs=_no_toy_objective,
+        short=True,
+        on_resume=REFUSED,
+    )
     schedule: str | None = _objective(
         None,
         "Noise schedule by name; or a path in continuous time: vp, sub_vp, ve (score SDE), or rectified_flow (straight "
@@ -462,7 +480,7 @@ class TrainingArguments(_Origins, _Brought):
         short=True,
         on_resume=REFUSED,
     )
-    loss: str = _loss("l2", "l2, l1 or huber.", choices=LOSSES)
+    loss: str = _loss("l2", "l2, l1 or huber.", choices=LOSSES, needs=_diffusion)
     variance_type: str = _objective(
         "fixed_small",
         "Variance of the ddpm sampler's steps: fixed_small (beta_tilde), fixed_large (beta), or learned_range, which "
@@ -476,7 +494,7 @@ class TrainingArguments(_Origins, _Brought):
         f"One of {', '.join(WEIGHTINGS)}; when not given, snr for `sample` (on a rectified flow, where snr has no "
         "bound, min_snr) and none otherwise.",
         choices=tuple(WEIGHTINGS),
-        needs=_no_toy,
+        needs=(_no_toy, _diffusion),
     )
     toy_amounts: str = _objective(
         "uniform",
@@ -678,6 +696,7 @@ class TrainingArguments(_Origins, _Brought):
 
     def __post_init__(self) -> None:
         check(self)
+        self._take_objective()
         self.hub_token = clean_token(self.hub_token)
         self._check_noise_path()
         self._check_average()
@@ -689,6 +708,16 @@ class TrainingArguments(_Origins, _Brought):
             self._check_condition(CONDITIONS[self.condition])
         if Path(self.logging_dir).is_absolute() or ".." in Path(self.logging_dir).parts:
             raise ValueError(f"logging_dir names a folder inside output_dir, got '{self.logging_dir}'.")
+
+    def _take_objective(self) -> None:
+        """Give settings at their defaults the values that the objective needs or prefers."""
+        settings = settings_of(type(self))
+        implied, preferred = declared(self.objective, "implied"), declared(self.objective, "preferred")
+        for name, value in {**implied, **preferred}.items():
+            if getattr(self, name) == settings[name].default:
+                setattr(self, name, value)
+            elif name in implied and getattr(self, name) != value:
+                raise ValueError(f"objective {self.objective} needs {name} {value}, got {getattr(self, name)}.")
 
     def _check_noise_path(self) -> None:
         if _noise_schedule(self) in BETA_RANGE_SCHEDULES and self.beta_end < self.beta_start:

@@ -27,6 +27,7 @@ from ..conditions import CONDITIONS
 from ..models import PRESETS, ToyUNet2DModel, build_model
 from ..objectives.diffusion import DiffusionObjective, ImportanceSampledObjective, MixObjective, Objective
 from ..objectives.learned_variance import LearnedVarianceObjective
+from ..objectives.registry import DIFFUSION, OBJECTIVES, declared
 from ..objectives.timestep_sampling import ImportanceSampler, TimestepSampler
 from ..objectives.weighting import Weighting
 from ..pipelines import GenerationPipeline
@@ -66,8 +67,8 @@ def make_model(
 ) -> Any:
     """The freshly initialised network for samples of `channels` at `resolution`, with or without a condition.
 
-    `condition` holds the entries of the network's configuration that its condition needs. `dims` is the number of sizes
-    of a sample: 2 for images, whose side is `resolution`, 1 for signals, whose length it is.
+    `condition` holds the entries of the network's configuration that its condition and the objective need. `dims` is
+    the number of sizes of a sample: 2 for images, whose side is `resolution`, 1 for signals, whose length it is.
 
     Raises:
         ValueError, FileNotFoundError: one sentence on a name, file or option that does not fit.
@@ -133,6 +134,7 @@ def _own_model(
 
 # Entries of a configuration that say what a network is conditioned on.
 _CONDITIONED_ON = {entry: c.noun for c in CONDITIONS.values() for entry in c.network_entries}
+_CONDITIONED_ON |= {entry: "a second time" for name in OBJECTIVES for entry in declared(name, "network_entries")}
 
 
 def _check_takes(model_class: type, condition: Mapping[str, Any]) -> None:
@@ -264,6 +266,8 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
         if arguments.prediction_type != "sample" and "prediction_type" in arguments.given:
             raise ValueError(f"The toy network predicts 'sample', not '{arguments.prediction_type}'.")
         return MixObjective(arguments.loss, arguments.toy_amounts)
+    if arguments.objective != DIFFUSION:
+        return _own_objective(arguments)
     if arguments.prediction_type == "mean":
         warnings.warn(
             "prediction_type 'mean' is hard to learn: the network must output nearly its input, to a precision of "
@@ -289,18 +293,30 @@ def make_objective(arguments: TrainingArguments, model: Any) -> Objective:
     return objective
 
 
-# Objectives on a noise path, by the settings that ask for them.
-_OBJECTIVES: dict[tuple[str, str], type[DiffusionObjective]] = {
+def _own_objective(arguments: TrainingArguments) -> Objective:
+    """An objective of the registry, with the settings that it declares."""
+    name = arguments.objective
+    for asked in _VARIANTS:
+        if getattr(arguments, asked[0]) == asked[1]:
+            raise ValueError(f"{' '.join(asked)} belongs to the objective {DIFFUSION}, not to {name}.")
+    settings = {setting: getattr(arguments, setting) for setting in declared(name, "settings")}
+    sampler = _make_sampler(arguments, arguments.ddpm_num_steps)
+    objective: Objective = OBJECTIVES[name](_path_scheduler(arguments).path, sampler=sampler, **settings)
+    return objective
+
+
+# Variants of the diffusion objective, by the settings that ask for them.
+_VARIANTS: dict[tuple[str, str], type[DiffusionObjective]] = {
     ("timestep_sampling", "importance"): ImportanceSampledObjective,
     ("variance_type", LEARNED_RANGE): LearnedVarianceObjective,
 }
 
 
 def _objective_class(arguments: TrainingArguments) -> type[DiffusionObjective]:
-    asked = [key for key in _OBJECTIVES if getattr(arguments, key[0]) == key[1]]
+    asked = [key for key in _VARIANTS if getattr(arguments, key[0]) == key[1]]
     if len(asked) > 1:
         raise ValueError(f"{' and '.join(' '.join(key) for key in asked)} can't be combined; choose one of them.")
-    return _OBJECTIVES[asked[0]] if asked else DiffusionObjective
+    return _VARIANTS[asked[0]] if asked else DiffusionObjective
 
 
 def _make_sampler(arguments: TrainingArguments, num_levels: int) -> TimestepSampler:

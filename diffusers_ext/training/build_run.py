@@ -39,6 +39,7 @@ from ..data.own import as_training_data
 from ..data.signals import SignalData, SignalOptions, is_bounded
 from ..data.transforms import size_text
 from ..modalities import modality_of_size
+from ..objectives.registry import declared
 from ..settings import settings_of, without_effect
 from ..settings.declaration import NAMED, REFUSED
 from . import checkpoint
@@ -199,7 +200,7 @@ def _warn_of_ignored(args: TrainingArguments, accelerator: Accelerator, model: A
     replaced = {
         "model": "model model_config_name_or_path model_options",
         "train_dataset": "dataset_name dataset_config_name train_data_dir train_split streaming image_column",
-        "objective": "loss loss_weighting timestep_sampling",
+        "objective": "objective loss loss_weighting timestep_sampling",
     }
     for name, value in given.items():
         asked = [setting for setting in replaced[name].split() if setting in args.given and value is not None]
@@ -454,7 +455,8 @@ def _network(args: TrainingArguments, model: Any, data: TrainingData, conditioni
         return task.network(data, model)
     if model is None:
         size = data.size[0] if len(set(data.size)) == 1 else tuple(data.size)
-        unet = make_model(args, data.channels, size, conditioning.model_entries, len(data.size))  # type: ignore[arg-type]
+        entries = _model_entries(args, conditioning)
+        unet = make_model(args, data.channels, size, entries, len(data.size))  # type: ignore[arg-type]
     elif isinstance(model, torch.nn.Module):
         unet = uncompiled(model)
     else:
@@ -485,6 +487,11 @@ def _check_size(unet: Any, data: TrainingData) -> None:
         )
 
 
+def _model_entries(args: TrainingArguments, conditioning: Any) -> dict[str, Any]:
+    """Entries of the network's configuration that its condition and the objective need."""
+    return {**conditioning.model_entries, **declared(args.objective, "network_entries")}
+
+
 def make_pipeline_of(args: TrainingArguments, conditioning: Any, data: TrainingData, network: Any) -> Any:
     """A pipeline around what is trained; an autoencoder itself, with the scale of its latents."""
     if isinstance(network, TrainableAutoencoder):
@@ -493,10 +500,10 @@ def make_pipeline_of(args: TrainingArguments, conditioning: Any, data: TrainingD
     unet, vae = conditioning.unet(network), vae_of(data)
     scheduler = make_scheduler(args, unet, is_bounded(data))
     if not isinstance(unet, ModelMixin):
-        plain = PlainNetwork(unet, data.channels, data.size, **conditioning.model_entries)
+        plain = PlainNetwork(unet, data.channels, data.size, **_model_entries(args, conditioning))
         return conditioning.pipeline(plain, scheduler, vae)
     size = data.size[0] if len(set(data.size)) == 1 else list(data.size)
-    missing = {"in_channels": data.channels, "sample_size": size, **conditioning.model_entries}
+    missing = {"in_channels": data.channels, "sample_size": size, **_model_entries(args, conditioning)}
     missing = {name: value for name, value in missing.items() if getattr(unet.config, name, None) is None}
     if missing:  # a network of the user's; kept in its configuration, and so in the saved pipeline
         unet.register_to_config(**missing)

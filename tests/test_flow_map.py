@@ -1,0 +1,312 @@
+"""Flow maps: the objective and the scheduler against the exact flow of a mixture, the networks, and whole runs."""
+
+import diffusers
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from diffusers_ext import FlowMapScheduler, FlowMatchScheduler, GenerationPipeline, build_model, build_sampler
+from diffusers_ext.objectives.flow_map import FlowMapObjective
+from diffusers_ext.objectives.network import ConditionedNetwork
+from diffusers_ext.objectives.randomness import batch_generator_of
+from diffusers_ext.proofs import ExactFlowMap, GaussianMixture
+from diffusers_ext.training import Trainer, TrainingArguments, train
+
+MIXTURE = GaussianMixture([0.3, 0.7], [[-0.8], [0.6]], [0.04, 0.09])
+GAUSSIAN = GaussianMixture([1.0], [[0.3]], [0.2])
+NUMBERS = 4  # in a sample
+COUNT = 600
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def data(mixture, count):
+    return mixture.sample(count * NUMBERS, generator(1)).reshape(count, 1, NUMBERS)
+
+
+# --- the objective at the exact flow map ------------------------------------------------------------------------------
+
+
+class WrongSign(FlowMapObjective):
+    def derivative(self, net, z, t, duration, velocity):
+        return -super().derivative(net, z, t, duration, velocity)
+
+
+class EndMovesAlong(FlowMapObjective):
+    """The duration stays while t grows."""
+
+    def derivative(self, net, z, t, duration, velocity):
+        levels = self.sampler.num_levels
+
+        def fixed(z, time, duration):
+            return net(z, time, duration=where * levels)
+
+        where = duration
+        return super().derivative(fixed, z, t, duration, velocity)
+
+
+class ConditionalTangent(FlowMapObjective):
+    """epsilon - x0 in place of the velocity in the tangent, as in the first MeanFlow."""
+
+    def errors(self, net, x0, noise, t, r):
+        self.tangent = (noise - x0)[t > r]
+        return super().errors(net, x0, noise, t, r)
+
+    def derivative(self, net, z, t, duration, velocity):
+        return super().derivative(net, z, t, duration, self.tangent)
+
+
+class EndForDuration(FlowMapObjective):
+    """r is passed where the network takes t - r."""
+
+    def errors(self, net, x0, noise, t, r):
+        confused = ConditionedNetwork(
+            lambda z, time, duration: net.module(z, time, torch.where(duration > 0, time - duration, duration))
+        )
+        return super().errors(confused, x0, noise, t, r)
+
+
+def error_of_the_velocity(objective, mixture):
+    """Root mean square of V - v at the exact u, where v is the exact velocity at z_t."""
+    x0, noise = data(mixture, COUNT), torch.randn(COUNT, 1, NUMBERS, generator=generator(2), dtype=torch.float64)
+    first, second = torch.rand(2, COUNT, generator=generator(3), dtype=torch.float64) * 0.96 + 0.02
+    t, r = torch.maximum(first, second), torch.minimum(first, second)
+    exact = ExactFlowMap(mixture)
+    velocity = objective.errors(ConditionedNetwork(exact), x0, noise, t, r) + noise - x0
+    z = (1 - t[:, None, None]) * x0 + t[:, None, None] * noise
+    return (velocity - exact(z, t * 1000).sample).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize(
+    ("mixture", "options"),
+    [
+        (MIXTURE, {"flow_map_step": 1e-3}),
+        (GAUSSIAN, {"flow_map_step": 1e-3}),
+        (GAUSSIAN, {"flow_map_derivative": "jvp"}),
+    ],
+    ids=["mixture", "gaussian", "gaussian, jvp"],
+)
+def test_the_exact_flow_map_gives_the_velocity(mixture, options):
+    bound = 1e-6 if "flow_map_derivative" in options else 1e-3
+    assert error_of_the_velocity(FlowMapObjective(**options), mixture) < bound
+
+
+def test_the_error_of_the_finite_difference_falls_with_the_square_of_the_step():
+    errors = [error_of_the_velocity(FlowMapObjective(flow_map_step=step), GAUSSIAN) for step in (0.01, 0.005)]
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("mistake", [WrongSign, EndMovesAlong, ConditionalTangent, EndForDuration])
+def test_a_planted_mistake_is_caught(mistake):
+    assert error_of_the_velocity(mistake(flow_map_step=1e-3), MIXTURE) > 0.05
+
+
+class Nearby(torch.nn.Module):
+    """The exact flow map plus a combination of a few functions of (z, t, t - r), at its zero."""
+
+    def __init__(self, mixture):
+        super().__init__()
+        self.exact, self.weights = ExactFlowMap(mixture), torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, sample, timestep, duration):
+        t, d = (x.reshape(-1, 1, 1) / 1000 for x in (timestep, duration))
+        functions = torch.stack(torch.broadcast_tensors(torch.ones_like(sample), sample, t * sample, d * sample))
+        return self.exact(sample, timestep, duration).sample + torch.einsum("k,k...->...", self.weights, functions)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "options", "is_zero"),
+    [
+        (MIXTURE, {"power": 0.0}, True),
+        # The adaptive weight leaves the expectation where the error's distribution is symmetric.
+        (GAUSSIAN, {}, True),
+        (GAUSSIAN, {"flow_map_derivative": "jvp"}, True),
+        (MIXTURE, {"power": 0.0, "mistake": WrongSign}, False),
+        (MIXTURE, {"power": 0.0, "mistake": EndMovesAlong}, False),
+    ],
+)
+def test_the_expected_gradient_vanishes_at_the_exact_flow_map(mixture, options, is_zero):
+    options = dict(options)
+    objective, network = options.pop("mistake", FlowMapObjective)(**options), Nearby(mixture)
+    batches = data(mixture, 20 * 100).split(100)
+    gradients = []
+    for number, samples in enumerate(batches):
+        losses = objective(ConditionedNetwork(network), {"samples": samples}, generator(number))
+        gradients.append(torch.autograd.grad(losses.mean(), network.weights)[0])
+    gradients = torch.stack(gradients)
+    standard_error = gradients.std(0) / len(gradients) ** 0.5
+    deviation = (gradients.mean(0) / standard_error).abs().max().item()
+    assert deviation < 4 if is_zero else deviation > 10
+
+
+def test_processes_together_draw_what_one_draws():
+    objective = FlowMapObjective()
+    whole = objective.draw_timesteps(6, batch_generator_of(0), torch.device("cpu"))
+    parts = [
+        objective.draw_timesteps(3, batch_generator_of(0, num_processes=2, process_index=i), torch.device("cpu"))
+        for i in range(2)
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def samples_of(scheduler, steps, mixture=MIXTURE, **options):
+    """(starting noise, samples) of a pipeline with the exact flow map."""
+    pipeline = GenerationPipeline(ExactFlowMap(mixture, sample_size=2), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = torch.randn(50, 1, 2, 2, generator=generator(5), dtype=torch.float64)
+    images = pipeline(latents=latents, num_inference_steps=steps, output_type="latent", **options).images
+    return latents, images, pipeline.unet.calls
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_any_number_of_steps_is_the_exact_flow(steps, shift):
+    latents, images, calls = samples_of(FlowMapScheduler(shift=shift), steps)
+    expected = MIXTURE.flow(latents.reshape(-1, 1), (0.0, 1.0), (1.0, 0.0)).reshape(latents.shape)
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+    assert calls == steps
+
+
+def test_the_steps_may_be_a_list():
+    latents, images, _ = samples_of(FlowMapScheduler(), None, timesteps=[1.0, 0.83, 0.1])
+    expected = MIXTURE.flow(latents.reshape(-1, 1), (0.0, 1.0), (1.0, 0.0)).reshape(latents.shape)
+    torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+
+
+def test_without_the_duration_one_step_misses():
+    class Untold(FlowMapScheduler):
+        def network_arguments(self, timestep):
+            return {}
+
+    latents, images, _ = samples_of(Untold(), 1)
+    expected = MIXTURE.flow(latents.reshape(-1, 1), (0.0, 1.0), (1.0, 0.0)).reshape(latents.shape)
+    assert (images - expected).abs().mean() > 0.1
+
+
+def test_other_samplers_follow_the_velocity_of_a_flow_map():
+    scheduler = build_sampler("ode-heun", FlowMapScheduler().config)
+    assert type(scheduler) is FlowMatchScheduler
+    latents, images, _ = samples_of(scheduler, 20)
+    expected = MIXTURE.flow(latents.reshape(-1, 1), (0.0, 1.0), (1.0, 0.0)).reshape(latents.shape)
+    assert (images - expected).abs().mean() < 0.05
+
+
+@pytest.mark.skipif(not hasattr(diffusers, "FlowMapEulerDiscreteScheduler"), reason="diffusers 0.39 brought it")
+@pytest.mark.parametrize("steps", [1, 3])
+def test_it_interchanges_with_the_scheduler_of_diffusers(steps):
+    ours = FlowMapScheduler(shift=2.0)
+    theirs = diffusers.FlowMapEulerDiscreteScheduler.from_config(ours.config)
+    back = FlowMapScheduler.from_config(theirs.config)
+    assert (back.config.shift, back.config.num_train_timesteps) == (2.0, 1000)
+    results = [samples_of(scheduler, steps)[1] for scheduler in (ours, theirs, back)]
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=0)
+    assert torch.equal(results[2], results[0])
+
+
+def test_a_prediction_that_is_no_velocity_is_refused():
+    with pytest.raises(ValueError, match="FlowMapScheduler takes prediction_type 'flow', got 'epsilon'"):
+        FlowMapScheduler(prediction_type="epsilon")
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+SMALL = {"in_channels": 1, "sample_size": 8, "base_channels": 8, "norm_num_groups": 4}
+
+
+def network_with_a_second_time(name):
+    torch.manual_seed(0)
+    network = build_model(name, **SMALL, second_time=True)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return network.double()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["small", "small-adm"])
+def test_the_forward_derivative_is_the_limit_of_finite_differences(name, channels_last):
+    network = network_with_a_second_time(name)
+    shape = (2, 1, 8, 8)
+    x0, noise = (torch.randn(shape, generator=generator(seed), dtype=torch.float64) for seed in (1, 2))
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+        x0, noise = (x.contiguous(memory_format=torch.channels_last) for x in (x0, noise))
+    t, r = torch.tensor([[0.5, 0.9], [0.1, 0.3]], dtype=torch.float64)
+    exact, near = (
+        FlowMapObjective(**options).errors(ConditionedNetwork(network), x0, noise, t, r).detach()
+        for options in ({"flow_map_derivative": "jvp"}, {"flow_map_step": 1e-4})
+    )
+    assert (near - exact).std() < 0.02 * exact.std()
+
+
+@pytest.mark.parametrize("name", ["small", "small-adm"])
+def test_a_second_time_changes_nothing_until_it_is_learned(name):
+    torch.manual_seed(0)
+    plain, mapped = (build_model(name, **SMALL, second_time=second) for second in (False, True))
+    assert set(mapped.state_dict()) - set(plain.state_dict()) == {
+        f"duration_embedding.{layer}.{part}" for layer in ("linear1", "linear2") for part in ("weight", "bias")
+    }
+    mapped.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(mapped(x, 400, duration=300).sample, plain(x, 400).sample)
+    with pytest.raises(ValueError, match="duration was given to a model without it; build it with second_time=True"):
+        plain(x, 400, duration=300)
+    with pytest.raises(ValueError, match=r"duration has shape \(3,\); it takes a number or 2 entries"):
+        mapped(x, 400, duration=torch.zeros(3))
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def flow_map_run(tiny_run, **overrides):
+    given = tiny_run().__dict__
+    paths = ("schedule", "ddpm_beta_schedule", "prediction_type", "sampler", "ddpm_num_inference_steps")
+    kept = {name: value for name, value in given.items() if name not in paths}
+    return TrainingArguments(**{**kept, "objective": "flow_map", **overrides})
+
+
+@pytest.mark.parametrize("derivative", ["finite_difference", "jvp"])
+def test_a_run_learns_a_flow_map_and_its_pipeline_samples_in_any_number_of_steps(tiny_run, derivative):
+    arguments = flow_map_run(tiny_run, condition="class", flow_map_derivative=derivative)
+    pipeline = train(arguments)
+    assert type(pipeline.scheduler) is FlowMapScheduler
+    assert pipeline.unet.config.second_time
+    loaded = DiffusionPipeline.from_pretrained(arguments.output_dir)
+    for steps in (1, 4):
+        images = []
+        for one in (pipeline, loaded):
+            one.set_progress_bar_config(disable=True)
+            call = {"num_inference_steps": steps, "generator": generator(), "output_type": "pt"}
+            images.append(one(class_labels=[3, 4], **call).images)
+        assert images[0].shape == (2, 1, 28, 28)
+        assert torch.equal(*images)
+
+
+def test_a_run_implies_its_path_and_says_it_in_its_recipe(tiny_run, tmp_path):
+    arguments = flow_map_run(tiny_run)
+    assert (arguments.schedule, arguments.prediction_type, arguments.sampler) == ("rectified_flow", "flow", "flow-map")
+    assert arguments.ddpm_num_inference_steps == 4
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(arguments.to_yaml())
+    assert vars(TrainingArguments.from_recipe(recipe)) == vars(arguments)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"schedule": "cosine"}, "objective flow_map needs schedule rectified_flow, got cosine"),
+        ({"sampler": "ddim"}, "objective flow_map needs sampler flow-map, got ddim"),
+        ({"timestep_sampling": "importance"}, "timestep_sampling importance belongs to the objective diffusion"),
+        ({"flow_map_step": 0.5}, "flow_map_step must be .*0.1, got 0.5"),
+        ({"model": "ict1022-simple", "model_options": None}, "can't be conditioned on a second time; choose a model"),
+    ],
+)
+def test_what_does_not_fit_a_flow_map_is_one_sentence(tiny_run, overrides, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        Trainer(flow_map_run(tiny_run, **overrides))
+    assert "\n" not in str(caught.value)
