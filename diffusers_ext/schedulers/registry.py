@@ -343,7 +343,9 @@ def _beginning(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_samplers() -> list[str]:
-    return [name for name, s in SAMPLERS.items() if not s.schedulers[BETAS][0].__module__.startswith("diffusers.")]
+    return [
+        name for name in samplers_on(BETAS) if not SAMPLERS[name].schedulers[BETAS][0].__module__.startswith("diffusers.")
+    ]
 
 
 def _users_sampler(name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
