@@ -54,6 +54,7 @@ class FlowMapObjective:
             "type": str,
             "default": "finite_difference",
             "choices": DERIVATIVES,
+            "on_resume": "refused",
             "text": "How the network is differentiated along the flow: finite_difference, which trains better, or jvp.",
         },
         "flow_map_step": {
@@ -61,6 +62,7 @@ class FlowMapObjective:
             "default": 0.01,
             "above": 0,
             "at_most": 0.1,
+            "on_resume": "refused",
             "text": "Step in time of the finite difference, of a path of length 1.",
         },
     }
