@@ -343,9 +343,8 @@ def _beginning(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _own_samplers() -> list[str]:
-    return [
-        name for name in samplers_on(BETAS) if not SAMPLERS[name].schedulers[BETAS][0].__module__.startswith("diffusers.")
-    ]
+    classes = {name: SAMPLERS[name].schedulers[BETAS][0] for name in samplers_on(BETAS)}
+    return [name for name, scheduler in classes.items() if not scheduler.__module__.startswith("diffusers.")]
 
 
 def _users_sampler(name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
