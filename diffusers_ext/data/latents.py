@@ -243,7 +243,7 @@ class LatentCache:
             if described["key"] != self.key:
                 return None
             size = sum((self.path / f"{name}.npy").stat().st_size for name in described["arrays"])
-            mode = "r" if size > self.options.max_memory_bytes else None
+            mode: Any = "r" if size > self.options.max_memory_bytes else None
             arrays = {name: np.load(self.path / f"{name}.npy", mmap_mode=mode) for name in described["arrays"]}
             whole = all(list(arrays[name].shape) == shape for name, shape in described["arrays"].items())
             return arrays if whole else None

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusers import AutoencoderKL, AutoencoderTiny
-from diffusers.models.modeling_utils import ModelMixin
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class AutoencoderPreset:
         factor: pixels along one side for each entry of a latent.
     """
 
-    model_class: type[ModelMixin]
+    model_class: Any
     config: Mapping[str, Any]
     parameter_count: int
     factor: int

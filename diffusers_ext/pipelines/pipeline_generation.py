@@ -260,7 +260,7 @@ class GenerationPipeline(DiffusionPipeline):
             callback=callback_on_step_end,
             callback_tensors=callback_on_step_end_tensor_inputs,
         )
-        images = sample if output_type == "latent" else _as_type(self.to_images(sample, scheduler), output_type)
+        images: Any = sample if output_type == "latent" else _as_type(self.to_images(sample, scheduler), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -297,8 +297,8 @@ class GenerationPipeline(DiffusionPipeline):
         given = given_conditions(self, values, size)
         count = _common_count(batch_size, latents, given, repeats)
         check_generators(generator, count * repeats)
-        arguments = self._network_arguments(given, guidance[0], count, repeats, device)
-        network = GuidedNetwork(self.unet, *arguments, *guidance, self.weak_unet)
+        conditional, null = self._network_arguments(given, guidance[0], count, repeats, device)
+        network = GuidedNetwork(self.unet, conditional, null, *guidance, self.weak_unet)
         scheduler = own_scheduler(self.scheduler)
         check_path_is_kept(scheduler)
         _set_timesteps(scheduler, num_inference_steps, timesteps, device)

@@ -117,7 +117,8 @@ def _from_file(model: str, options: dict[str, Any]) -> Any:
         raise ValueError(f"'{path}' is not the configuration of an autoencoder of diffusers.") from None
     if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
         raise ValueError(f"'{path}' is not the configuration of an autoencoder of diffusers.")
-    return model_class.from_config({**config, **options})
+    built: Any = model_class
+    return built.from_config({**config, **options})
 
 
 class AutoencoderTask:

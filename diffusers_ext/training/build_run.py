@@ -316,7 +316,10 @@ def load_data(
         return data, held_out
     with accelerator.local_main_process_first():
         encode = _latent_encoder(args, accelerator)
-        return encode(data), None if held_out is None else encode(held_out, training=False)
+        # Read-only where the protocol has plain attributes, which is all that the trainer needs.
+        latents: Any = encode(data)
+        held_out_latents: Any = None if held_out is None else encode(held_out, training=False)
+        return latents, held_out_latents
 
 
 def _latent_encoder(args: TrainingArguments, accelerator: Accelerator) -> LatentEncoder:

@@ -135,7 +135,10 @@ def evaluation_network(
     """The network whose features are compared: that of `features`, or else a classifier, or None without either."""
     if features is not None:
         return load_feature_network(features, device)
-    return None if classifier is None else _load(classifier, channels).to(device)
+    if classifier is None:
+        return None
+    network: torch.nn.Module = _load(classifier, channels)
+    return network.to(device)
 
 
 def _load(folder: str, channels: int) -> ImageClassifier:
