@@ -94,7 +94,7 @@ def test_every_recipe_is_valid_and_names_what_exists(recipe):
     assert set(json_option("model_options", arguments.model_options)) <= set(
         inspect.signature(preset.model_class).parameters
     )
-    if preset.beta_schedule is not None:
+    if arguments.objective == "diffusion" and preset.beta_schedule is not None:
         options = json_option("schedule_options", arguments.schedule_options)
         path = NoisePath.from_schedule(arguments.schedule, arguments.ddpm_num_steps, options=options)
         path.check_prediction_type(arguments.prediction_type)

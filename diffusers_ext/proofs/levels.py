@@ -76,7 +76,8 @@ def view_of(source: Any, prediction_type: str | None = None, time: Callable[[Any
     if isinstance(source, NetworkView):
         return source
     if hasattr(source, "alpha") and hasattr(source, "sigma"):
-        to_path = time or (lambda t: t)
+        # Euler's timesteps are floats, and a table has whole ones.
+        to_path = time or (lambda t: int(t) if hasattr(source, "__len__") else t)
         return NetworkView(lambda t: (source.alpha(to_path(t)), source.sigma(to_path(t))), prediction_type or "epsilon")
     return _view_of_scheduler(source, prediction_type)
 
