@@ -1,5 +1,5 @@
 """`diffusers-ext`: one file per command, and `program`, which runs them."""
 
-from .program import main
+from .program import main, run
 
-__all__ = ["main"]
+__all__ = ["main", "run"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(overview())
         return 0 if words else 2
     return guarded(lambda: _run(words), wants_debug(words))
+
+
+def run() -> int:
+    """`main` as a program of its own; its exit status."""
+    status = main()
+    # Everything is done: a late Ctrl-C would only show the traceback of some library's exit handler.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
 
 
 def overview() -> str:
