@@ -71,6 +71,9 @@ COMMANDS = {
         "likelihood", "measure_likelihood", "LikelihoodArguments", "Measure bits per dimension of real images."
     ),
     "schedules": Command("schedules", "schedules", "ScheduleArguments", "Draw noise schedules.", draws=True),
+    "figure": Command(
+        "figure", "figure", "FigureArguments", "Draw noise, trajectories, schedules, embeddings, ...", draws=True
+    ),
     "ema": Command("ema", "ema", "EmaArguments", "Average the weights of a run over any length."),
     "convert": Command(
         "convert", "convert", "ConvertArguments", "Turn a checkpoint of another project into a pipeline."
