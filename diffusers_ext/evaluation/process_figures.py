@@ -108,7 +108,7 @@ def distribution(file: PathLike, frames: int = 40, points: int = 1000, fps: floa
     back: list[tuple[str, torch.Tensor]] = []
 
     def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        back.append((f"reverse, t = {int(timestep)}", tensors["latents"].float().reshape(points, 2)))
+        back.append((f"reverse, step {step + 1} of {frames}", tensors["latents"].float().reshape(points, 2)))
         return {}
 
     pipeline.set_progress_bar_config(disable=True)
@@ -131,7 +131,7 @@ def _scatter(label: str, cloud: torch.Tensor) -> Image.Image:
     left.scatter(cloud[:, 0], cloud[:, 1], s=3, color=figures.COLORS[0])
     left.set(xlim=(-3, 3), ylim=(-3, 3), xlabel="x", ylabel="y")
     right.hist(cloud[:, 0].numpy(), bins=60, range=(-3, 3), density=True, color=figures.COLORS[1])
-    right.set(xlim=(-3, 3), ylim=(0, 2), xlabel="x", ylabel="density")
+    right.set(xlim=(-3, 3), ylim=(0, 2.5), xlabel="x", ylabel="density")
     figure.suptitle(label)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
