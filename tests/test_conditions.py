@@ -126,8 +126,10 @@ def test_numbers_are_normalised_and_a_row_of_nan_is_the_null_condition():
 
 def test_dropped_numbers_become_nan_and_the_others_stay(vector_run):
     trainer = Trainer(vector_run(vector_columns="level, other"))
-    batch = trainer.data.__getitems__([0, 63])
-    told = trainer.conditioning.inputs(batch, trainer.data, torch.tensor([True, False]), 0, slice(0, 2))["vector"]
+    batch = trainer.train_dataset.__getitems__([0, 63])
+    told = trainer.conditioning.inputs(batch, trainer.train_dataset, torch.tensor([True, False]), 0, slice(0, 2))[
+        "vector"
+    ]
     assert told[0].isnan().all()
     assert told[1].tolist() == [300, -1]
 

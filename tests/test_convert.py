@@ -613,7 +613,7 @@ def test_convert_command_writes_a_pipeline(raw_and_averaged, tmp_path, capsys):
         (["--architecture", "unet"], "architecture must be one of"),
         (["--model_options", "{"], "model_options must be a JSON object"),
         (["--schedule_options", "[1]"], "schedule_options must be a JSON object"),
-        (["--weights", "best"], "weights must be ema or raw, got 'best'"),
+        (["--weights", "best"], "weights must be one of ema, raw, got 'best'"),
     ],
 )
 def test_convert_command_says_what_is_wrong(raw_and_averaged, tmp_path, capsys, words, sentence):
