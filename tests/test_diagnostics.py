@@ -98,7 +98,7 @@ def test_data_out_of_range(warnings_of, factor, sentence):
         rescale_samples(trainer.train_dataset, factor)
 
     (told,) = warnings_of(rescale, max_train_steps=20)
-    assert told.startswith("The training images reach from -")
+    assert told.startswith("The training samples reach from -")
     assert sentence in told
 
 

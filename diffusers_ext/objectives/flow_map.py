@@ -38,8 +38,8 @@ class FlowMapObjective:
     Args:
         path: a `RectifiedFlowPath`.
         sampler: of t and r, the later of two draws being t; uniform when not given. T is its number of levels.
-        flow_map_derivative: `finite_difference`, a central one, which needs no forward differentiation and trains
-            better, because it does not see the fastest waves of the time embedding; or `jvp`, the exact product.
+        flow_map_derivative: `finite_difference`, a central one, which needs no forward differentiation and
+            so works with every network and kernel; or `jvp`, the exact product.
         flow_map_step: half the width of the central difference in t.
         power: p; with 0 the expected gradient at the exact u is exactly zero, and with the default large errors count
             less.
@@ -55,7 +55,7 @@ class FlowMapObjective:
             "default": "finite_difference",
             "choices": DERIVATIVES,
             "on_resume": "refused",
-            "text": "How the network is differentiated along the flow: finite_difference, which trains better, or jvp.",
+            "text": "How the network is differentiated along the flow: finite_difference, which every network allows, or jvp (forward-mode differentiation).",
         },
         "flow_map_step": {
             "type": float,
