@@ -148,7 +148,7 @@ def test_bad_data_of_the_second_process_are_told_of_once_and_change_no_weight(ti
             told[watched] = [record["warning"] for record in map(json.loads, file) if "warning" in record]
     assert told[False] == []
     assert len(told[True]) == 1
-    assert told[True][0].startswith("The training images reach from -2 to 2, outside [-1, 1]")
+    assert told[True][0].startswith("The training samples reach from -2 to 2, outside [-1, 1]")
     for first, second in zip(*(weights(folder, steps=6) for folder in folders.values()), strict=True):
         assert all(torch.equal(first[name], second[name]) for name in second)
 

@@ -55,7 +55,7 @@ class FlowMapObjective:
             "default": "finite_difference",
             "choices": DERIVATIVES,
             "on_resume": "refused",
-            "text": "How the network is differentiated along the flow: finite_difference, which every network allows, or jvp (forward-mode differentiation).",
+            "text": "Derivative along the flow: finite_difference (any network) or jvp (forward-mode differentiation).",
         },
         "flow_map_step": {
             "type": float,
