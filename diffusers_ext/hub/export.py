@@ -179,7 +179,13 @@ def _source_of(some_class: type) -> str:
     file = Path(getattr(module, "__file__", None) or "")
     if is_code_name(file.stem) or (CODE_FILE.fullmatch(file.stem) and file.is_file()):
         return file.read_text(encoding="utf-8")
-    return bundle(some_class.__module__)
+    return bundle(some_class.__module__) + _without_base_pipelines(some_class)
+
+
+def _without_base_pipelines(some_class: type) -> str:
+    """Statements that leave one pipeline class in a module, as diffusers asks for; base classes stay in use."""
+    own = [base for base in some_class.__mro__[1:] if issubclass(base, DiffusionPipeline) and _brings_code(base)]
+    return "".join(f"\n\ndel {base.__name__}  # diffusers wants one pipeline class in a module\n" for base in own)
 
 
 def _pipeline_file(library: str, class_name: str) -> str:

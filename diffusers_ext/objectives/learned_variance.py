@@ -30,6 +30,7 @@ class LearnedVarianceObjective(DiffusionObjective):
         path: the noise path, in discrete time.
         prediction_type, loss, weighting: of the simple loss; see `DiffusionObjective`.
         sampler: the noise levels to train on; the bound is unbiased for uniform ones.
+        dequantize: see `DiffusionObjective`.
 
     Raises:
         ValueError: for a path in continuous time, or of a single timestep.
@@ -42,8 +43,9 @@ class LearnedVarianceObjective(DiffusionObjective):
         loss: str = "l2",
         weighting: Weighting | None = None,
         sampler: TimestepSampler | None = None,
+        dequantize: bool = False,
     ):
-        super().__init__(path, prediction_type, loss, weighting, sampler)
+        super().__init__(path, prediction_type, loss, weighting, sampler, dequantize)
         if not isinstance(path, DiscretePath) or len(path) < 2:
             raise ValueError("A learned variance needs a noise path of at least two discrete timesteps.")
         steps = [(*path.posterior(t, t - 1 if t else CLEAN), path.transition(t, t - 1 if t else CLEAN)[1])
