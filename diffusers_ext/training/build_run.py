@@ -965,6 +965,7 @@ def describe_run(args: TrainingArguments, run: Run, own_objective: bool, model_c
     """What a checkpoint remembers of the settings and the data; `on_resume` of each setting says what it refuses."""
     in_use = {
         "model": model_class,
+        "objective": _class_name(run.objective) if own_objective else args.objective,
         "schedule": noise_schedule(args),
         "loss_weighting": weighting_name(args),
         "gradient_accumulation_steps": run.accumulation,
@@ -972,7 +973,6 @@ def describe_run(args: TrainingArguments, run: Run, own_objective: bool, model_c
     meaning = {
         "the training data": run.train_dataset.fingerprint(),
         **_settings_in_use(args, REFUSED, in_use),
-        "objective": _class_name(run.objective) if own_objective else "that of the settings",
         "classes": getattr(run.train_dataset, "label_names", None) if args.condition == "class" else None,
     }
     named = {**_settings_in_use(args, NAMED, in_use), "the number of processes": run.processes.count}

@@ -82,7 +82,7 @@ class Diagnostics:
         self._images += len(images)
 
     def check(self, step: int) -> None:
-        """Classifier what was watched until `step`: the range of the data and the loss of every noise level.
+        """Check what was watched until `step`: the range of the data and the loss of every noise level.
 
         Every process has to call this.
         """
