@@ -24,6 +24,8 @@ class StudyFailed(ValueError):
 class ExperimentManager:
     """Many training runs and one table.
 
+    ::
+
         manager = ExperimentManager("studies/rates")
         for rate in (1e-3, 5e-3):
             manager.add_experiment("mnist", learning_rate=rate, max_train_steps=200, seeds=[0, 1])
