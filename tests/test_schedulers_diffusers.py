@@ -193,7 +193,8 @@ def test_samplers_by_name_on_a_rectified_flow_end_where_the_exact_flow_does(name
         assert (torch.cov(ends[0].T) - covariance).abs().max() < 0.05
     else:
         error = (ends[0] - mixture.flow(noise, (0.0, 1.0), (1.0, 0.0))).square().mean().sqrt()
-        assert error < (0.05 if name in ("ddim", "ode-euler") else 0.005)
+        # A flow map that is given the velocity takes Euler steps.
+        assert error < (0.05 if name in ("ddim", "ode-euler", "flow-map") else 0.005)
 
 
 def test_what_there_is_not_on_a_rectified_flow_is_a_sentence():
