@@ -716,7 +716,9 @@ def test_the_script_reports_an_error_in_one_line(environment):
         [sys.executable, str(SCRIPT), "--lerning_rate", "1"], env=environment, capture_output=True, text=True
     )
     assert process.returncode == 1
-    assert process.stderr.strip().splitlines()[-1] == "error: Unknown flag --lerning_rate."
+    assert (
+        process.stderr.strip().splitlines()[-1] == "error: Unknown flag --lerning_rate; did you mean --learning_rate?"
+    )
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
@@ -764,9 +766,8 @@ def test_a_pipeline_that_cannot_be_saved_stops_only_a_finished_run(tiny_run, tmp
 @pytest.mark.parametrize("logger", ["none", "tensorboard"])
 def test_metrics_and_previews_that_cannot_be_written_do_not_stop_the_run(tiny_run, tmp_path, caplog, logger):
     class Obstructs(TrainerCallback):
-        def on_init_end(self, *_, **__):
-            (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-            (tmp_path / "run" / "logs").touch()
+        def on_train_begin(self, *_, **__):
+            (tmp_path / "run" / "metrics.jsonl").mkdir()
             (tmp_path / "run" / "samples").touch()
 
     train(arguments := tiny_run(logger=logger), callbacks=[Obstructs()])
@@ -775,15 +776,15 @@ def test_metrics_and_previews_that_cannot_be_written_do_not_stop_the_run(tiny_ru
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
 
 
-def test_a_preview_of_what_is_no_number_is_black_and_does_not_stop_the_run(tiny_run, monkeypatch, caplog):
+def test_a_preview_of_what_is_no_number_is_grey_and_does_not_stop_the_run(tiny_run, monkeypatch, caplog):
     def broken(self, noise, *_, **__):
         return torch.full_like(noise, torch.nan)
 
     monkeypatch.setattr(GuidedNetwork, "__call__", broken)
     train(arguments := tiny_run())
-    assert "2 of 2 sampled images hold pixels that are no numbers" in caplog.text
+    assert "2 of 2 sampled images hold values that are no numbers" in caplog.text
     with Image.open(os.path.join(arguments.output_dir, "samples", "step-000006.png")) as grid:
-        assert set(grid.convert("L").tobytes()) == {0, 255}  # images on white
+        assert set(grid.convert("L").tobytes()) == {128, 255}  # grey, the middle of the range, on white
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
 
 
@@ -987,7 +988,7 @@ def test_a_file_of_a_run_that_somebody_edited_is_not_replaced(tiny_run, tmp_path
 
 
 def test_an_output_folder_is_checked_before_anything_else(tiny_run, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="output_dir must name a folder, got an empty text"):
+    with pytest.raises(ValueError, match="output_dir must not be empty"):
         Trainer(tiny_run(output_dir=""))
     (tmp_path / "file").touch()
     for name in ("file", "file/below"):
@@ -1030,7 +1031,9 @@ def test_accumulation_by_the_launcher_is_taken_over(tiny_run, monkeypatch, own, 
     trainer = Trainer(arguments)
     assert trainer.accelerator.gradient_accumulation_steps == expected
     trainer.train()
-    assert [r["epoch"] for r in metrics(arguments) if "loss" in r] == [pytest.approx(s * expected / 64) for s in (1, 2)]
+    assert [r["epoch"] for r in metrics(arguments) if "loss" in r] == [
+        pytest.approx(s * expected / 64, abs=1e-4) for s in (1, 2)
+    ]
     weights_before = trainer.network.state_dict()
     assert all(value.isfinite().all() for value in weights_before.values())
 
