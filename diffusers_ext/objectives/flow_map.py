@@ -25,11 +25,11 @@ INSTANTANEOUS = 0.5
 class FlowMapObjective:
     """Improved MeanFlow (Geng et al. 2025, arXiv:2512.02012), on z_t = (1 - t) * x0 + t * epsilon.
 
-    With v = u(z, t, 0), and D = the derivative of u along (v, 1, 0) in (z, t, r), both without a gradient,
+    With v = u(z, t, 0), and D = the derivative of u along (v, 1, 0) in (z, t, r), both without a gradient::
 
-        V = u(z, t, t - r) + (t - r) * D,        loss = |V - (epsilon - x0)|^2 / (|V - (epsilon - x0)|^2 + c)^p,
+        V = u(z, t, t - r) + (t - r) * D,        loss = |V - (epsilon - x0)|^2 / (|V - (epsilon - x0)|^2 + c)^p
 
-    the denominator without a gradient. At the exact u, V is the velocity v. For half of the batch r = t, where the
+    The denominator is without a gradient. At the exact u, V is the velocity v. For half of the batch r = t, where the
     loss is that of flow matching; the derivative is computed for the other half alone. In evaluation mode the loss is
     the mean squared error of V over a sample's values, for the weighted loss is near 1 whatever the network does.
 
