@@ -35,12 +35,14 @@ def best_device(device: str | None) -> str:
 
 def load_pipeline(model: str, device: str | None, dtype: str = "float32") -> Any:
     """A pipeline by folder or Hub name, on its device. Raises ValueError or OSError when there is none."""
-    from diffusers import DiffusionPipeline
+    import diffusers
+    from packaging.version import Version
 
     check_folder("pipeline", model, "model_index.json", "`diffusers-ext train` makes one")
     device = best_device(device)
-    # `torch_dtype` here, and not `to(dtype)`, which warns of modules to keep in float32 even when there are none.
-    pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=DTYPES[dtype], trust_remote_code=False)
+    # Not `to(dtype)`, which warns of modules to keep in float32 even when there are none.
+    name = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(model, **{name: DTYPES[dtype]}, trust_remote_code=False)
     pipeline.set_progress_bar_config(**progress_bar())
     return pipeline.to(device)
 
