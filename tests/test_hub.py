@@ -16,7 +16,7 @@ from packaging.version import Version
 
 from diffusers_ext import PRESETS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hub")]
+pytestmark = pytest.mark.slow
 WORKER = ROOT / "tests" / "hub_worker.py"
 NAMES = [f"preset-{name}" for name in PRESETS]
 NAMES += [f"scheduler-{name}" for name in ("AncestralDDPMScheduler", "SubsequenceDDIMScheduler", "MixScheduler")]
