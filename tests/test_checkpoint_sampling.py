@@ -23,7 +23,9 @@ def save_tiny(folder, recipe="", **config):
     from diffusers_ext import SubsequenceDDIMScheduler
 
     model = build_model("small", **{**TINY_MODEL, "zero_init_output": False, **config})
-    scheduler = SubsequenceDDIMScheduler(num_train_timesteps=20, beta_schedule="cosine", prediction_type="v_prediction")
+    scheduler = SubsequenceDDIMScheduler(
+        num_train_timesteps=20, beta_schedule="cosine", prediction_type="v_prediction", timestep_spacing="trailing"
+    )
     names = {str(number): f"digit {number}" for number in range(2)} if config else None
     GenerationPipeline(model, scheduler, id2label=names).save_pretrained(folder)
     (folder / "recipe.yaml").write_text(recipe)

@@ -18,7 +18,11 @@ def pipeline():
     torch.manual_seed(0)
     model = build_model("small", **{**TINY_MODEL, "zero_init_output": False})
     scheduler = SubsequenceDDIMScheduler(
-        num_train_timesteps=100, beta_schedule="cosine", prediction_type="v_prediction", clip_sample=False
+        num_train_timesteps=100,
+        beta_schedule="cosine",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        timestep_spacing="trailing",
     )
     pipeline = GenerationPipeline(model, scheduler)
     pipeline.set_progress_bar_config(disable=True)
@@ -53,7 +57,9 @@ class PerfectNetwork(torch.nn.Module):
 
 @pytest.fixture
 def perfect():
-    scheduler = SubsequenceDDIMScheduler(beta_schedule="cosine", prediction_type="v_prediction", clip_sample=False)
+    scheduler = SubsequenceDDIMScheduler(
+        beta_schedule="cosine", prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
+    )
     pipeline = GenerationPipeline(build_model("small", **TINY_MODEL), scheduler)
     pipeline.unet = PerfectNetwork(scheduler.path)
     pipeline.set_progress_bar_config(disable=True)
@@ -122,7 +128,9 @@ def test_sample_command_asks_for_classes_a_row_each(tmp_path):
         sample_size=8, in_channels=1, base_channels=8, channel_multipliers=(1,), level_attention=(None,),
         num_class_embeds=3,
     )  # fmt: skip
-    scheduler = SubsequenceDDIMScheduler(beta_schedule="cosine", prediction_type="v_prediction")
+    scheduler = SubsequenceDDIMScheduler(
+        beta_schedule="cosine", prediction_type="v_prediction", timestep_spacing="trailing"
+    )
     pipeline = GenerationPipeline(unet, scheduler, id2label={"0": "cat", "1": "dog", "2": "owl"})
     pipeline.save_pretrained(tmp_path / "model")
     command = ["sample", "--model", str(tmp_path / "model"), "--num_inference_steps", "2", "--num_images", "6"]

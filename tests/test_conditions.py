@@ -66,7 +66,7 @@ def vector_network(**config):
 def vector_pipeline(columns="angle,scale", **config):
     pipeline = GenerationPipeline(
         vector_network(**config),
-        SubsequenceDDIMScheduler(),
+        SubsequenceDDIMScheduler(timestep_spacing="trailing"),
         conditions={"vector": {"vector_columns": columns}},
     )
     pipeline.set_progress_bar_config(disable=True)

@@ -22,7 +22,7 @@ from diffusers_ext.training.saving import HubPusher
 
 @pytest.fixture
 def pipeline():
-    return GenerationPipeline(build_model("small", **TINY_MODEL), AncestralDDPMScheduler())
+    return GenerationPipeline(build_model("small", **TINY_MODEL), AncestralDDPMScheduler(timestep_spacing="trailing"))
 
 
 def test_says_nowhere_where_it_was_loaded_from(pipeline, tmp_path):
@@ -86,7 +86,7 @@ def own_network(tmp_path, monkeypatch):
 
 
 def test_a_network_of_the_user_is_exported_with_its_source(own_network, environment, tmp_path):
-    pipeline = GenerationPipeline(own_network, AncestralDDPMScheduler())
+    pipeline = GenerationPipeline(own_network, AncestralDDPMScheduler(timestep_spacing="trailing"))
     folder = export(pipeline, tmp_path / "out")
     (code,) = (folder / "unet").glob("own_network_*.py")
     assert "diffusers_ext" not in code.read_text().split('"""', 2)[2].replace("# --- diffusers_ext.", "")

@@ -65,6 +65,9 @@ LINES = [
 ]
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:This noise path")  # of four steps, to be quick
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a small pipeline, a file, and a folder of what are no images."""

@@ -86,6 +86,7 @@ def test_frechet_distance_is_torchmetrics(two_sets):
 # kernel distance
 
 
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all")  # of 300 rows
 def test_kernel_distance_is_torchmetrics(two_sets):
     first, second = two_sets[0][:150], two_sets[1]
     theirs = KernelInceptionDistance(Flattened(), subsets=1, subset_size=150, normalize=True).set_dtype(torch.float64)

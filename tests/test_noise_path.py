@@ -110,7 +110,7 @@ def test_log_snr_of_laplace_has_a_laplace_distribution():
 
 
 def test_a_path_that_begins_far_from_the_data_warns():
-    with pytest.warns(UserWarning, match=r"begins at noise level 0\.21"):
+    with pytest.warns(UserWarning, match="ends at"), pytest.warns(UserWarning, match=r"begins at noise level 0\.21"):
         NoisePath.from_schedule("laplace", 1000).warn_about_ends()
 
 

@@ -26,7 +26,8 @@ from diffusers_ext import (
 def make_pipeline(scheduler=None, **options):
     torch.manual_seed(0)
     model = build_model("small", **{**TINY_MODEL, "zero_init_output": False, **options})
-    pipeline = GenerationPipeline(model, scheduler or SubsequenceDDIMScheduler(prediction_type="v_prediction"))
+    scheduler = scheduler or SubsequenceDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    pipeline = GenerationPipeline(model, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -56,7 +57,9 @@ def test_returns_a_tuple_when_asked():
 
 @pytest.mark.parametrize("scheduler_class", [SubsequenceDDIMScheduler, AncestralDDPMScheduler])
 def test_saved_and_loaded_gives_the_same_images(tmp_path, scheduler_class):
-    pipeline = make_pipeline(scheduler_class(prediction_type="v_prediction", beta_schedule="cosine"))
+    pipeline = make_pipeline(
+        scheduler_class(prediction_type="v_prediction", beta_schedule="cosine", timestep_spacing="trailing")
+    )
     pipeline.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     arguments = {"batch_size": 2, "num_inference_steps": 4, "output_type": "pt"}
@@ -93,7 +96,7 @@ def test_many_steps_of_dpm_solver_and_ddim_reach_the_same_image():
 
 
 def test_one_generator_per_image_is_as_good_as_one_image_at_a_time():
-    pipeline = make_pipeline(AncestralDDPMScheduler(prediction_type="v_prediction"))
+    pipeline = make_pipeline(AncestralDDPMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"))
     arguments = {"num_inference_steps": 3, "output_type": "pt"}
     both = pipeline(batch_size=2, generator=[generator(5), generator(6)], **arguments).images
     single = pipeline(batch_size=1, generator=generator(6), **arguments).images
@@ -117,7 +120,7 @@ def test_callback_sees_every_step_and_can_change_the_sample():
         return {"latents": torch.zeros_like(tensors["latents"])} if step == 2 else {}
 
     images = pipeline(num_inference_steps=3, callback_on_step_end=zero_at_the_end, output_type="latent").images
-    assert [s[:2] for s in seen] == [(0, 666), (1, 333), (2, 0)]
+    assert [s[:2] for s in seen] == [(0, 999), (1, 666), (2, 332)]
     assert images.abs().max() == 0
     assert pipeline.num_timesteps == 3
 

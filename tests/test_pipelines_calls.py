@@ -39,7 +39,9 @@ def test_a_call_within_a_call_on_the_same_scheduler_changes_nothing(name):
 
 
 def test_two_threads_give_the_images_of_one():
-    pipeline = make_pipeline(ScoreSDEScheduler(prediction_type="v_prediction", predictor="ode_heun"))
+    pipeline = make_pipeline(
+        ScoreSDEScheduler(prediction_type="v_prediction", predictor="ode_heun", timestep_spacing="trailing")
+    )
 
     def images(seed):
         return pipeline(num_inference_steps=6, generator=generator(seed), output_type="pt").images
@@ -95,7 +97,9 @@ def self_conditioned():
     torch.manual_seed(0)
     shape = {"in_channels": 1, "out_channels": 1, "sample_size": 8, "base_channels": 8, "channel_multipliers": (1, 2)}
     network = AnnotatedUNet2DModel(**shape, level_attention=(None, None), self_condition=True)
-    scheduler = SubsequenceDDIMScheduler(beta_schedule="cosine", prediction_type="v_prediction", clip_sample=False)
+    scheduler = SubsequenceDDIMScheduler(
+        beta_schedule="cosine", prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
+    )
     pipeline = GenerationPipeline(network, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -84,7 +84,7 @@ def make_pipeline(condition=None, in_channels=1, condition_channels=0, text=True
 
     pipeline = GenerationPipeline(
         network(0, 8),
-        SubsequenceDDIMScheduler(prediction_type="v_prediction"),
+        SubsequenceDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
         text_encoder=make_encoder() if text else None,
         tokenizer=make_tokenizer() if text else None,
         weak_unet=network(1, 4) if weak else None,

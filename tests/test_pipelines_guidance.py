@@ -53,7 +53,7 @@ def make_pipeline(preset="small", scheduler=None, id2label=DIGITS, weak_unet=Non
     if preset == "small":
         options = {**TINY_MODEL, "zero_init_output": False, "sample_size": 8, **options}
     unet = build_model(preset, **options)
-    scheduler = scheduler or SubsequenceDDIMScheduler(prediction_type="v_prediction")
+    scheduler = scheduler or SubsequenceDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
     return quiet(GenerationPipeline(unet, scheduler, id2label=id2label, weak_unet=weak_unet))
 
 

@@ -25,7 +25,9 @@ def test_restore_judges_what_was_told_beside_the_samples(tmp_path, capsys):
         "small-adm", base_channels=8, norm_num_groups=4, channel_multipliers=(1,), attention_resolutions=(),
         in_channels=1, condition_channels=1, sample_size=28,
     )  # fmt: skip
-    scheduler = SubsequenceDDIMScheduler(beta_schedule="cosine", prediction_type="v_prediction")
+    scheduler = SubsequenceDDIMScheduler(
+        beta_schedule="cosine", prediction_type="v_prediction", timestep_spacing="trailing"
+    )
     model = str(tmp_path / "model")
     GenerationPipeline(unet, scheduler, condition="super_resolution_4").save_pretrained(model)
     flags = ["--num_images", "5", "--num_samples", "2", "--num_inference_steps", "2", "--output_dir", str(tmp_path)]

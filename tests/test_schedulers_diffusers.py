@@ -39,7 +39,8 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:This noise path ends")
+# Both packages' default spacing, and every schedule, whatever they are good for.
+pytestmark = pytest.mark.filterwarnings("ignore:This noise path", "ignore:With timestep_spacing 'leading'")
 
 OURS = (AncestralDDPMScheduler, SubsequenceDDIMScheduler, GuidedLangevinScheduler, ScoreSDEScheduler)
 THEIRS = {
