@@ -2,20 +2,21 @@
 
 import copy
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, StopAt
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, SlicedAttnProcessor
+from local_processes import run_processes
 from torch.overrides import TorchFunctionMode
 
 from diffusers_ext.models import build_model
 from diffusers_ext.objectives.diffusion import DiffusionObjective
 from diffusers_ext.schedulers.noise_path import NoisePath
-from diffusers_ext.training import Trainer, build_run, probe
+from diffusers_ext.training import Trainer
 from diffusers_ext.training.precision import Mode, as_loaded, attentions_of, set_attention
+from diffusers_ext.training.probe import ModeProbe, TrainingSteps
 
 
 @pytest.fixture
@@ -32,40 +33,54 @@ def plain_attention_of(network):
     return {part.plain_attention_tokens for part in network.modules() if hasattr(part, "plain_attention_tokens")}
 
 
-def make_probe(tiny, run_seconds=60.0):
-    network, objective, batch = tiny
-    return probe.ModeProbe(
-        network, objective, batch, {}, lambda n: torch.optim.AdamW(n.parameters(), fused=True), lambda step: run_seconds
-    )
-
-
 class Clock:
     """Time in which a step takes `costs(mode)` seconds for the whole batch, and nothing else takes any.
 
     Other work makes the step of number n (from 0) take `others(n)` times as long to pass; a mode's threads together
-    spend `threads(mode)` times as much processor time as passes.
+    spend `threads(mode)` times as much processor time as passes. Called as `TrainingSteps` are, it makes such steps.
     """
 
-    def __init__(self, monkeypatch, costs, others=lambda number: 1.0, threads=lambda mode: 1.0):
+    def __init__(self, costs, others=lambda number: 1.0, threads=lambda mode: 1.0):
         self.now, self.spent, self.more, self.costs, self.modes, self.steps = 0.0, 0.0, 0.0, costs, [], 0
         self.others, self.threads = others, threads
-        clocks = {"monotonic": lambda: self.now, "perf_counter": lambda: self.now, "process_time": lambda: self.spent}
-        monkeypatch.setattr(probe, "time", SimpleNamespace(**clocks))
-        monkeypatch.setattr(probe.ModeProbe, "_step", lambda measured, network, mode: self._step(measured, mode))
-        monkeypatch.setattr(probe, "COMPILING", {"cpu": 120.0})
-        monkeypatch.setattr(torch.compiler, "reset", lambda: None)
-        monkeypatch.setattr(probe, "resolve_mixed_precision", lambda wanted: "bf16")
+        self.batch_size, self.device = 8, torch.device("cpu")
 
-    def _step(self, measured, mode):
+    def monotonic(self):
+        return self.now
+
+    perf_counter = monotonic
+
+    def process_time(self):
+        return self.spent
+
+    def __call__(self, network, mode, batch_size):
         self.modes.append(mode)
 
         def step():
-            seconds = self.more + self.costs(mode) * measured.batch_size / len(measured.batch["samples"])
+            seconds = self.more + self.costs(mode) * batch_size / self.batch_size
             self.now += seconds * self.others(self.steps)
             self.spent += seconds * self.threads(mode)
             self.steps += 1
 
         return step
+
+    def probe(self, run_seconds=60.0, network=None):
+        """A probe in this time, of a machine whose CPU multiplies bf16, and where compiling may take two minutes."""
+        network = build_model("small", **TINY_MODEL) if network is None else network
+        return ModeProbe(network, self, lambda step: run_seconds, ["bf16"], 120.0, self)
+
+
+class Ticks:
+    """A clock that goes on at every look at it, and never else."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now = seconds, 0.0
+
+    def monotonic(self):
+        self.now += self.seconds
+        return self.now
+
+    perf_counter = process_time = monotonic
 
 
 def cost(bf16=1.0, channels_last=1.0, plain=1.0, fused=1.0, compiled=1.0, step=0.02):
@@ -90,9 +105,8 @@ def cost(bf16=1.0, channels_last=1.0, plain=1.0, fused=1.0, compiled=1.0, step=0
         (lambda mode: 0.01 if mode == Mode("bf16", attention="plain") else 0.02, Mode("bf16", attention="plain")),
     ],
 )
-def test_the_fastest_mode_is_chosen_and_plain_float32_when_none_is_faster(tiny, monkeypatch, costs, chosen):
-    Clock(monkeypatch, costs)
-    assert make_probe(tiny).choose() == chosen
+def test_the_fastest_mode_is_chosen_and_plain_float32_when_none_is_faster(costs, chosen):
+    assert Clock(costs).probe().choose() == chosen
 
 
 def bf16(mode):
@@ -113,68 +127,89 @@ def bf16(mode):
         (lambda n: 1.05 if n > 11 else 1.0, cost(bf16=1.1), lambda mode: 0.5 if bf16(mode) else 1, "no", " of proc"),
     ],
 )
-def test_the_time_that_passes_decides_on_a_quiet_machine(tiny, monkeypatch, others, costs, threads, chosen, clock):
-    Clock(monkeypatch, costs, others, threads)
-    measured = make_probe(tiny, 200.0)
+def test_the_time_that_passes_decides_on_a_quiet_machine(others, costs, threads, chosen, clock):
+    measured = Clock(costs, others, threads).probe(200.0)
     assert measured.choose(channels_last=False).precision == chosen
     assert clock in str(measured)
 
 
-def test_without_time_to_listen_for_other_work_processor_time_decides(tiny, monkeypatch):
-    Clock(monkeypatch, cost(bf16=0.5, step=30.0))
-    measured = make_probe(tiny, 600.0)
+def test_without_time_to_listen_for_other_work_processor_time_decides():
+    measured = Clock(cost(bf16=0.5, step=30.0)).probe(600.0)
     measured.choose()
     assert not measured.quiet
 
 
-def test_without_time_to_listen_no_mode_is_slower_than_float32_was(tiny, monkeypatch):
-    Clock(monkeypatch, cost(bf16=1.1, step=30.0), threads=lambda mode: 0.5 if bf16(mode) else 1)
-    assert make_probe(tiny, 600.0).choose().precision == "no"
+def test_without_time_to_listen_no_mode_is_slower_than_float32_was():
+    clock = Clock(cost(bf16=1.1, step=30.0), threads=lambda mode: 0.5 if bf16(mode) else 1)
+    assert clock.probe(600.0).choose().precision == "no"
 
 
-def test_a_memory_format_that_was_asked_for_is_kept(tiny, monkeypatch):
-    clock = Clock(monkeypatch, cost(channels_last=3.0))
-    assert make_probe(tiny).choose(channels_last=True).channels_last
+def test_a_memory_format_that_was_asked_for_is_kept():
+    clock = Clock(cost(channels_last=3.0))
+    assert clock.probe().choose(channels_last=True).channels_last
     assert all(mode.channels_last for mode in clock.modes)
 
 
 @pytest.mark.parametrize(("step", "run_seconds"), [(0.02, 60), (5.0, 600), (0.001, 2), (100.0, 1e6)])
-def test_the_probe_keeps_to_its_share_of_the_run(tiny, monkeypatch, step, run_seconds):
-    clock = Clock(monkeypatch, cost(bf16=0.5, step=step))
-    measured = make_probe(tiny, run_seconds)
+def test_the_probe_keeps_to_its_share_of_the_run(step, run_seconds):
+    clock = Clock(cost(bf16=0.5, step=step))
+    measured = clock.probe(run_seconds)
     assert measured.choose().precision == ("bf16" if step < 100 else "no")
     # Two steps of the whole batch tell how long the others may be; they and the last one begun may run over.
     assert clock.now <= min(max(0.05 * run_seconds, 1.0), 20.0) + 3 * step
     assert measured.batch_size <= 8
 
 
+class Block(torch.nn.Module):
+    """A block that takes its time to be compiled: `at_once` seconds, and `later` more in each step from then on."""
+
+    def __init__(self, clock, size, at_once=0.0, later=0.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(size))
+        self.clock, self.at_once, self.later = clock, at_once, later
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def compile(self, **options):
+        self.clock.now += self.at_once
+        self.clock.more += self.later
+        self.clock.compiled.append(self)
+
+
+class Blocks(torch.nn.Module):
+    """A network of so many kinds of blocks."""
+
+    _repeated_blocks = ["Block"]
+
+    def __init__(self, clock, kinds=1, **seconds):
+        super().__init__()
+        clock.compiled = []
+        self.blocks = torch.nn.ModuleList(Block(clock, size, **seconds) for size in range(1, kinds + 1))
+
+
 @pytest.mark.parametrize(
     ("run_seconds", "compiled", "chosen"),
     [(1e5, 0.5, True), (1e5, 1.0, False), (600.0, 0.5, False), (3000.0, 0.9, False)],
 )
-def test_blocks_are_compiled_only_where_the_run_gets_the_time_back(tiny, monkeypatch, run_seconds, compiled, chosen):
-    clock = Clock(monkeypatch, cost(compiled=compiled))
-
-    def compile_slowly(measured, network, step):
-        clock.now += 400.0
-
-    monkeypatch.setattr(probe.ModeProbe, "_compile", compile_slowly)
-    assert make_probe(tiny, run_seconds).choose().compiled == chosen
+def test_blocks_are_compiled_only_where_the_run_gets_the_time_back(run_seconds, compiled, chosen):
+    clock = Clock(cost(compiled=compiled))
+    assert clock.probe(run_seconds, Blocks(clock, at_once=200.0)).choose().compiled == chosen
 
 
-def test_blocks_that_would_take_too_long_are_not_compiled(tiny, monkeypatch):
-    clock = Clock(monkeypatch, cost())
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: setattr(clock, "more", 30.0))
-    monkeypatch.setattr(probe, "compile_blocks", lambda network: pytest.fail("all blocks were compiled"))
-    assert not make_probe(tiny, 1e5).choose().compiled
+def test_blocks_that_would_take_too_long_are_not_compiled():
+    clock = Clock(cost())
+    network = Blocks(clock, kinds=5, later=30.0)
+    assert not clock.probe(1e5, network).choose().compiled
+    assert clock.compiled == [network.blocks[0]]  # which showed how long all of them would take
 
 
-def test_probing_leaves_the_network_and_the_generator_as_they_were(tiny, monkeypatch):
-    monkeypatch.setattr(probe, "MOST_STEPS", 1)
-    network = tiny[0]
+def test_probing_leaves_the_network_and_the_generator_as_they_were(tiny):
+    network, objective, batch = tiny
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = torch.get_rng_state()
-    measured = make_probe(tiny, 400.0)
+    steps = TrainingSteps(objective, batch, {}, lambda n: torch.optim.AdamW(n.parameters(), fused=True))
+    measured = ModeProbe(network, steps, lambda step: 400.0, ["bf16"], clock=Ticks(0.2))
     measured.choose()
     assert len(measured.seconds) >= 4
     assert torch.equal(torch.get_rng_state(), state)
@@ -261,13 +296,13 @@ def test_attention_with_normalised_queries_stays_as_it_is():
     assert type(part.processor) is AttnProcessor2_0
 
 
-def test_other_attention_is_tried_in_the_fastest_mode_first_and_in_no_hopeless_one(tiny, monkeypatch):
-    clock = Clock(monkeypatch, cost(bf16=2.5, channels_last=2.5))
-    make_probe(tiny).choose()
+def test_other_attention_is_tried_in_the_fastest_mode_first_and_in_no_hopeless_one():
+    clock = Clock(cost(bf16=2.5, channels_last=2.5))
+    clock.probe().choose()
     assert Mode(attention="plain") in clock.modes
     assert Mode("bf16", attention="plain") not in clock.modes
-    clock = Clock(monkeypatch, cost(bf16=1.5, channels_last=1.5))
-    make_probe(tiny).choose()
+    clock = Clock(cost(bf16=1.5, channels_last=1.5))
+    clock.probe().choose()
     assert clock.modes.index(Mode(attention="plain")) < clock.modes.index(Mode("bf16", attention="plain"))
 
 
@@ -281,37 +316,46 @@ class CountedCalls(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_run_says_what_was_chosen_and_a_resumed_one_keeps_to_it(tiny_run, monkeypatch, capsys):
-    Clock(monkeypatch, cost(bf16=0.5, channels_last=0.5))
-    arguments = tiny_run(mixed_precision="auto", max_train_steps=4)
-    Trainer(arguments).train()
+def test_a_run_says_what_was_chosen(tiny_run, capsys):
+    trainer = Trainer(tiny_run(mixed_precision="auto", max_train_steps=2))
+    trainer.train()
     told = capsys.readouterr().out
-    assert "Steps are computed in bf16, channels-last" in told
-    assert "fp32, contiguous 400; fp32, channels-last 800; bf16, contiguous 800; bf16, channels-last 1,600" in told
-    assert "In bf16, channels-last: " in told
-    monkeypatch.setattr(build_run, "ModeProbe", lambda *_: pytest.fail("a resumed run was probed"))
-    arguments.resume_from_checkpoint, arguments.max_train_steps = "latest", 6
-    trainer = Trainer(arguments)
+    assert f"Steps are computed in {trainer.mode}. Images a second" in told
+    assert ": fp32, contiguous " in told
+    assert f"In {trainer.mode}: " in told
+    with open(trainer.output_dir / "metrics.jsonl") as file:
+        assert [r["mode"] for r in map(json.loads, file) if "mode" in r] == [str(trainer.mode)]
+
+
+def test_a_resumed_run_keeps_to_the_mode_of_its_checkpoint_and_probes_none(tiny_run, capsys):
+    Trainer(tiny_run(mixed_precision="bf16", channels_last=True), callbacks=[StopAt(2)]).train()
+    trainer = Trainer(tiny_run(mixed_precision="auto", resume_from_checkpoint="latest"))
+    told = capsys.readouterr().out
+    assert "Steps are computed in bf16, channels-last." in told
+    assert "Images a second" not in told
     assert trainer.mode == Mode("bf16", True)
     assert trainer.accelerator.mixed_precision == "bf16"
     trainer.train()
-    with open(trainer.output_dir / "metrics.jsonl") as file:
-        assert [r["mode"] for r in map(json.loads, file) if "mode" in r] == ["bf16, channels-last"] * 2
 
 
-def test_every_process_does_as_the_main_one_says(tiny_run, monkeypatch):
-    Clock(monkeypatch, cost(bf16=0.5))
-    told = []
-    monkeypatch.setattr(build_run, "broadcast_object_list", lambda modes: told.extend(modes) or [Mode("no", True)])
-    trainer = Trainer(tiny_run(mixed_precision="auto"))
-    assert told == [Mode("bf16")]
-    assert trainer.mode == Mode("no", True)
-    assert trainer.accelerator.mixed_precision == "no"
+def modes_of_processes(rank, arguments, folder):
+    torch.set_num_threads(1)
+    arguments.channels_last = rank == 0  # the second one would choose otherwise
+    trainer = Trainer(arguments)
     first = next(p for p in trainer.network.parameters() if p.ndim == 4 and p.shape[2] > 1 and p.shape[1] > 1)
     assert first.is_contiguous(memory_format=torch.channels_last)
+    assert trainer.accelerator.mixed_precision == trainer.mode.precision
+    (folder / f"{rank}.txt").write_text(str(trainer.mode))
 
 
-def test_settings_that_say_it_are_not_probed(tiny_run, monkeypatch):
-    monkeypatch.setattr(build_run, "ModeProbe", lambda *_: pytest.fail("probed"))
+def test_every_process_does_as_the_main_one_says(tiny_run, tmp_path):
+    assert run_processes(2, modes_of_processes, tiny_run(mixed_precision="auto", train_batch_size=4), tmp_path) == 0
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert first == second
+    assert "channels-last" in first
+
+
+def test_settings_that_say_it_are_not_probed(tiny_run, capsys):
     assert Trainer(tiny_run(mixed_precision="bf16", channels_last=True)).mode == Mode("bf16", True)
     assert Trainer(tiny_run(mixed_precision="no")).mode == Mode()
+    assert "Steps are computed" not in capsys.readouterr().out

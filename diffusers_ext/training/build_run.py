@@ -83,7 +83,7 @@ from .losses import LossReader
 from .named_objects import load_object
 from .plain import PlainNetwork
 from .precision import Mode, resolve_mixed_precision
-from .probe import ModeProbe, unchanged
+from .probe import ModeProbe, TrainingSteps, unchanged
 from .recording import Recorder
 from .report import GIF_IMAGES, Figures, examples_like
 from .resume import RunDescription
@@ -664,15 +664,10 @@ def _choose_mode(run: Run, args: TrainingArguments) -> tuple[Mode, str]:
         steps, limit = run.state.max_steps * run.accumulation, args.max_train_seconds or math.inf
         run.network.to(accelerator.device)
         batch = run.batches.first(args.train_batch_size)
-        probe = ModeProbe(
-            run.network,
-            run.objective,
-            batch,
-            run.binding.of_training(batch, 0),
-            _optimizer(args, run),
-            lambda seconds: min(steps * seconds, limit),
-        )
-        mode = probe.choose(args.channels_last)
+        trial = TrainingSteps(run.objective, batch, run.binding.of_training(batch, 0), _optimizer(args, run))
+        probe = ModeProbe(run.network, trial, lambda seconds: min(steps * seconds, limit))
+        with unchanged(run.objective):
+            mode = probe.choose(args.channels_last)
         run.seconds_probing = time.monotonic() - began
         chosen = f"{probe} Probed in {run.seconds_probing:.1f} s."
     (mode,) = broadcast_object_list([mode])

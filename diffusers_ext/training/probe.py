@@ -40,6 +40,54 @@ NEARLY = 0.97
 COMPILING = {"cuda": 60.0}
 
 
+class TrainingSteps:
+    """Makes steps of training on one batch, for `ModeProbe` to time.
+
+    Args:
+        objective: of the run.
+        batch: of the run, on the network's device.
+        conditions: keyword arguments of the network for this batch.
+        make_optimizer: from a network.
+
+    Attributes:
+        batch_size: number of samples in the batch.
+        device: of the batch.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        batch: dict[str, torch.Tensor],
+        conditions: dict[str, Any],
+        make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
+    ):
+        self._objective, self._batch, self._conditions = objective, batch, conditions
+        self._make_optimizer = make_optimizer
+        self.batch_size, self.device = len(batch["samples"]), batch["samples"].device
+
+    def __call__(self, network: torch.nn.Module, mode: Mode, batch_size: int) -> Callable[[], None]:
+        """One step in a mode, with the first `batch_size` samples: forward, backward, optimizer."""
+        optimizer = self._make_optimizer(network)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=mode.precision == "fp16")
+        batch = {name: values[:batch_size] for name, values in self._batch.items()}
+        if mode.channels_last:
+            batch["samples"] = batch["samples"].contiguous(memory_format=torch.channels_last)
+        conditions = {name: values[:batch_size] for name, values in self._conditions.items()}
+        generator = generator_of("probe", device=self.device)
+        dtype = DTYPES.get(mode.precision or "no")
+        network.train()
+
+        def step() -> None:
+            with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                loss = self._objective(ConditionedNetwork(network, conditions), batch, generator).mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+
+        return step
+
+
 class ModeProbe:
     """Times training steps on copies, so that the network itself stays as it is; no generator's state is changed.
 
@@ -50,11 +98,11 @@ class ModeProbe:
 
     Args:
         network: on its device, without wrappers.
-        objective: of the run.
-        batch: of the run, on the network's device.
-        conditions: keyword arguments of the network for this batch.
-        make_optimizer: from a network.
+        steps: makes a step from a network, a mode and a batch size; see `TrainingSteps`.
         run_seconds: how long the run will be, from the seconds of one step in float32.
+        precisions: those to try beside float32; by default the device's own.
+        compile_seconds: how long compiling may take at most; by default what is usual on the device.
+        clock: with the functions `monotonic`, `perf_counter` and `process_time` of the module `time`.
 
     Attributes:
         passed, spent: what a step took in each mode, the least of all times; the seconds that passed, and those of
@@ -66,17 +114,20 @@ class ModeProbe:
     def __init__(
         self,
         network: torch.nn.Module,
-        objective: Objective,
-        batch: dict[str, torch.Tensor],
-        conditions: dict[str, Any],
-        make_optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
+        steps: TrainingSteps,
         run_seconds: Callable[[float], float],
+        precisions: Sequence[str] | None = None,
+        compile_seconds: float | None = None,
+        clock: Any = time,
     ):
-        self.network, self.objective, self.make_optimizer = network, objective, make_optimizer
-        self.batch, self.conditions = batch, conditions
-        self.device = batch["samples"].device
-        self._run_seconds = run_seconds
-        self.batch_size = self._whole_batch = len(batch["samples"])
+        self.network, self.device = network, steps.device
+        self._make_step, self._run_seconds, self._clock = steps, run_seconds, clock
+        if precisions is None:
+            precisions = [resolve_mixed_precision("auto") or "no", *(["fp16"] if self._on_cuda else [])]
+        self._precisions = list(dict.fromkeys(["no", *precisions]))
+        usual = COMPILING.get(self.device.type, math.inf)
+        self._compile_limit = usual if compile_seconds is None else compile_seconds
+        self.batch_size = self._whole_batch = steps.batch_size
         self.passed: dict[Mode, float] = {}
         self.spent: dict[Mode, float] = {}
         self.quiet = True
@@ -90,14 +141,13 @@ class ModeProbe:
     def choose(self, channels_last: bool | None = None) -> Mode:
         """The fastest mode, of those with this memory format when one is given; plain float32 when none is faster."""
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), unchanged(self.objective):
+        with torch.random.fork_rng(devices):
             return self._choose([False, True] if channels_last is None else [channels_last])
 
     def _choose(self, formats: Sequence[bool]) -> Mode:
-        precisions = dict.fromkeys(["no", resolve_mixed_precision("auto"), *(["fp16"] if self._on_cuda else [])])
-        grid = [Mode(precision, channels_last) for precision in precisions for channels_last in formats]
+        grid = [Mode(precision, channels_last) for precision in self._precisions for channels_last in formats]
         attentions = attentions_of(self.network) if self.device.type == "cpu" else []
-        self._plan(grid[0], len(grid) + len(attentions) * len(precisions) + 3)
+        self._plan(grid[0], len(grid) + len(attentions) * len(self._precisions) + 3)
         first, *_ = [self._measure(mode) for mode in grid]
         self._choose_clock(first)
         for mode in self._promising():
@@ -141,13 +191,13 @@ class ModeProbe:
     def _plan(self, plain: Mode, measurements: int) -> None:
         """Decide from two steps in float32 how many steps, of how many images, fit into the time for the probe."""
         self._plain = plain
-        began = time.monotonic()
+        began = self._clock.monotonic()
         self._time(plain, 1)
-        step = (time.monotonic() - began) / 2
+        step = (self._clock.monotonic() - began) / 2
         self.run_seconds = self._run_seconds(step)
         limit = min(max(SHARE * self.run_seconds, LEAST_SECONDS), MOST_SECONDS.get(self.device.type, OTHER_SECONDS))
         self._deadline = began + limit
-        each = max(0.0, limit - (time.monotonic() - began)) / measurements
+        each = max(0.0, limit - (self._clock.monotonic() - began)) / measurements
         if each < (LEAST_STEPS + 1) * step:
             self.batch_size = max(1, int(self.batch_size * each / ((LEAST_STEPS + 1) * step)))
             step *= self.batch_size / self._whole_batch
@@ -160,7 +210,7 @@ class ModeProbe:
 
         Gives the least seconds that passed in a step of this turn; infinity without one.
         """
-        if self.seconds and time.monotonic() > self._deadline:
+        if self.seconds and self._clock.monotonic() > self._deadline:
             return math.inf
         try:
             return self._time(mode, self._steps)
@@ -173,7 +223,7 @@ class ModeProbe:
         network, least = copy.deepcopy(self.network), math.inf
         try:
             replace(mode, compiled=False).apply(network)
-            step = self._step(network, mode)
+            step = self._make_step(network, mode, self.batch_size)
             if mode.compiled:
                 self._compile(network, step)
             step()  # the first one allocates and prepares
@@ -190,45 +240,22 @@ class ModeProbe:
             if self._on_cuda:
                 torch.cuda.empty_cache()
 
-    def _step(self, network: torch.nn.Module, mode: Mode) -> Callable[[], None]:
-        """One step of training: forward, backward, optimizer."""
-        optimizer = self.make_optimizer(network)
-        scaler = torch.amp.GradScaler(self.device.type, enabled=mode.precision == "fp16")
-        batch = {name: values[: self.batch_size] for name, values in self.batch.items()}
-        if mode.channels_last:
-            batch["samples"] = batch["samples"].contiguous(memory_format=torch.channels_last)
-        conditions = {name: values[: self.batch_size] for name, values in self.conditions.items()}
-        generator = generator_of("probe", device=self.device)
-        dtype = DTYPES.get(mode.precision or "no")
-        network.train()
-
-        def step() -> None:
-            with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                loss = self.objective(ConditionedNetwork(network, conditions), batch, generator).mean()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-
-        return step
-
     def _seconds(self, step: Callable[[], None]) -> tuple[float, float]:
         """Seconds that passed, and seconds of processor time."""
         wait_for(self.device)
-        began, spent = time.perf_counter(), time.process_time()
+        began, spent = self._clock.perf_counter(), self._clock.process_time()
         step()
         wait_for(self.device)
-        return time.perf_counter() - began, time.process_time() - spent
+        return self._clock.perf_counter() - began, self._clock.process_time() - spent
 
     def _with_compiled_blocks(self, fastest: Mode) -> Mode:
         """The mode with compiled blocks, where the run is long enough to try that and to get the time back."""
         blocks, compiled = repeated_blocks(self.network), replace(fastest, compiled=True)
-        self._compile_limit = COMPILING.get(self.device.type, math.inf)
         if not blocks or SHARE * self.run_seconds < self._compile_limit:
             return fastest
-        self._deadline, began = math.inf, time.monotonic()
+        self._deadline, began = math.inf, self._clock.monotonic()
         self._measure(compiled)
-        cost = time.monotonic() - began
+        cost = self._clock.monotonic() - began
         saved = self.run_seconds * (1 - self.seconds.get(compiled, math.inf) / self.seconds[fastest])
         if saved < cost:
             self.passed.pop(compiled, None)
