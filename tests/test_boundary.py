@@ -1,19 +1,22 @@
 """Whatever goes wrong in a program ends in one sentence and an exit status."""
 
 import errno
+import os
+import resource
 import signal
-import subprocess
 import sys
+import time
 
 import pytest
 import torch
-from conftest import ROOT
+from local_processes import run_program, start_program
 from PIL import Image
 
 from diffusers_ext import __version__
 from diffusers_ext.cli import main
 from diffusers_ext.cli.boundary import guarded
 from diffusers_ext.cli.shared import best_device
+from diffusers_ext.cli.train import run_script
 from diffusers_ext.training import TrainingInterrupted, train
 
 
@@ -111,52 +114,40 @@ TINY = """--train_split train[:16] --train_batch_size 8 --max_train_steps 1 --va
 --model_options {"base_channels":8,"norm_num_groups":4}"""
 
 
-@pytest.mark.parametrize("command", [["train", "mnist-classes"], ["SCRIPT", "--recipe", "mnist-classes"]])
-def test_a_recipe_with_a_condition_trains_by_name(environment, tmp_path, command):
-    start = ["-m", "diffusers_ext.cli", *command]
-    if command[0] == "SCRIPT":
-        start = [str(ROOT / "train" / "train_unconditional.py"), *command[1:]]
-    words = [*start, *TINY.split(), "--output_dir", "out", "--num_epochs", "1"]
-    ran = subprocess.run([sys.executable, *words], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+@pytest.mark.parametrize(
+    ("program", "words"), [(main, ["train", "mnist-classes"]), (run_script, ["--recipe", "mnist-classes"])]
+)
+def test_a_recipe_with_a_condition_trains_by_name(tmp_path, monkeypatch, program, words):
+    monkeypatch.chdir(tmp_path)
+    assert program([*words, *TINY.split(), "--output_dir", "out", "--num_epochs", "1", "--save_figures", "False"]) == 0
     assert (tmp_path / "out" / "model_index.json").is_file()
     assert "condition: class" in (tmp_path / "out" / "recipe.yaml").read_text(encoding="utf-8")
 
 
-def test_flags_beside_a_script_are_not_read(environment, tmp_path):
-    """A file `mytrain.args` beside a script named mytrain.py is no command line."""
-    (tmp_path / "mytrain.args").write_text("--seed 7", encoding="utf-8")
-    code = "from diffusers_ext import TrainingArguments; print(TrainingArguments.from_recipe('mnist').seed)"
-    (tmp_path / "mytrain.py").write_text(code, encoding="utf-8")
-    ran = subprocess.run([sys.executable, "mytrain.py"], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.stdout.strip() == "0", ran.stderr
-
-
-def test_ctrl_c_in_a_command_is_one_sentence(environment, tmp_path):
-    command = "classifier train --max_train_seconds 60"
-    words = [sys.executable, "-m", "diffusers_ext.cli", *command.split(), "--output_dir", "out"]
-    environment = {**environment, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        words, env=environment, cwd=tmp_path, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
-    )
-    shown = process.stdout.read(20)  # the work has begun
-    process.send_signal(signal.SIGINT)
-    shown += process.communicate(timeout=60)[0]
+def test_ctrl_c_in_a_command_is_one_sentence(tmp_path):
+    log = tmp_path / "log"
+    words = ["classifier", "train", "--max_train_seconds", "60", "--output_dir", str(tmp_path / "out")]
+    process = start_program(log, main, words)
+    while process.is_alive() and (not log.exists() or log.stat().st_size < 20):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)  # the work has begun
+    process.join()
+    shown = log.read_text()
     assert "Traceback" not in shown
-    assert process.returncode == 130, shown
+    assert process.exitcode == 130, shown
     assert shown.rstrip().endswith("Stopped by Ctrl-C.")
 
 
-def test_a_full_disk_is_one_sentence(environment, tmp_path):
-    code = (
-        "import resource, sys; from diffusers_ext.cli import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "sys.exit(main(['schedules', '--schedules', 'linear']))"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.returncode == 1, ran.stderr
-    assert ran.stderr.splitlines()[-1].startswith("error: The disk is full (")
-    assert "Traceback" not in ran.stderr
+def draw_on_a_full_disk(folder):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    return main(["schedules", "--schedules", "linear", "--output", str(folder / "schedule.png")])
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    status, shown = run_program(tmp_path / "log", draw_on_a_full_disk, tmp_path)
+    assert status == 1, shown
+    assert shown.splitlines()[-1].startswith("error: The disk is full (")
+    assert "Traceback" not in shown
 
 
 def test_a_batch_that_fills_the_memory_is_refused_at_once(capsys, tmp_path):

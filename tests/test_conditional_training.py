@@ -359,19 +359,20 @@ def test_a_folder_without_classes_is_one_sentence(conditional_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_script_trains_on_two_processes_as_on_one(conditional_run, environment, tmp_path):
+def test_the_script_under_torchrun_trains_on_two_processes_as_one_does(conditional_run, environment, tmp_path):
+    one, two = (
+        conditional_run(train_batch_size=8 // n, logging_steps=1, output_dir=str(tmp_path / f"on{n}")) for n in (1, 2)
+    )
+    train(one)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(two.to_yaml())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [*torchrun, str(ROOT / "train" / "train_conditional.py"), "--recipe", str(recipe)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     losses = []
-    for processes in (1, 2):
-        arguments = conditional_run(
-            train_batch_size=8 // processes, logging_steps=1, output_dir=str(tmp_path / f"on{processes}")
-        )
-        recipe = tmp_path / f"recipe{processes}.yaml"
-        recipe.write_text(arguments.to_yaml())
-        launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-        command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "train" / "train_conditional.py")]
-        done = subprocess.run([*command, "--recipe", str(recipe)], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        with open(tmp_path / f"on{processes}" / "metrics.jsonl") as file:
+    for arguments in (one, two):
+        with open(os.path.join(arguments.output_dir, "metrics.jsonl")) as file:
             losses.append([record["loss"] for record in map(json.loads, file) if "loss" in record])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 

@@ -148,7 +148,7 @@ def test_importing_costs_little_over_diffusers(environment):
     code = (
         "import time, diffusers\nbegan = time.process_time()\nimport diffusers_ext\nprint(time.process_time() - began)"
     )
-    assert min(float(run(code, environment)) for _ in range(2)) < 0.3
+    assert any(float(run(code, environment)) < 0.3 for _ in range(2))
 
 
 @pytest.mark.parametrize("first", ["", "import diffusers.pipelines.pipeline_utils\n"])

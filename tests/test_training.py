@@ -16,12 +16,13 @@ import pytest
 import torch
 from conftest import ROOT, KillAt, Killed, StopAt
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
-from local_processes import run_processes
+from local_processes import run_processes, run_program, start_program
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffusers_ext.cli.train import run_script
 from diffusers_ext.pipelines.guidance import GuidedNetwork
 from diffusers_ext.settings import option
 from diffusers_ext.training import (
@@ -56,8 +57,8 @@ def flags(arguments):
     return ["--recipe", path]
 
 
-def launch(environment, arguments, *more, launcher=(sys.executable,)):
-    command = [*launcher, str(SCRIPT), *flags(arguments), *more]
+def launch(environment, arguments, *more):
+    command = [sys.executable, str(SCRIPT), *flags(arguments), *more]
     return subprocess.Popen(
         command,
         env=environment,
@@ -69,11 +70,9 @@ def launch(environment, arguments, *more, launcher=(sys.executable,)):
     )
 
 
-def free_port():
-    """A port that nobody listens on now; tests run side by side."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def train_alone(rank, arguments):
+    torch.set_num_threads(1)
+    train(arguments)
 
 
 def weights(folder):
@@ -158,26 +157,26 @@ def test_swaps_to_schedulers_of_diffusers_on_the_same_path(tiny_run):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_ends_with_the_same_weights(tiny_run, tmp_path, environment):
+def test_killed_and_resumed_ends_with_the_same_weights(tiny_run, tmp_path):
     steps = 40
     whole = tiny_run(max_train_steps=steps, checkpointing_steps=steps, gradient_accumulation_steps=2)
-    _, error = launch(environment, whole).communicate()
-    assert list_checkpoints(ROOT.joinpath(whole.output_dir)), error
+    status, shown = run_program(tmp_path / "log", run_script, flags(whole))
+    assert status == 0, shown
     broken = tiny_run(
         max_train_steps=steps, checkpointing_steps=2, gradient_accumulation_steps=2, output_dir=str(tmp_path / "killed")
     )
     for _ in range(2):
         more = ["--resume_from_checkpoint", "latest"] if os.path.isdir(broken.output_dir) else []
-        process = launch(environment, broken, *more)
+        process = start_program(tmp_path / "log", run_script, [*flags(broken), *more])
         seen = len(list_checkpoints(tmp_path / "killed"))
-        while len(list_checkpoints(tmp_path / "killed")) < seen + 3 and process.poll() is None:
+        while len(list_checkpoints(tmp_path / "killed")) < seen + 3 and process.is_alive():
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     assert list_checkpoints(tmp_path / "killed")[-1].name != f"checkpoint-{steps}", "killed too late to prove anything"
-    process = launch(environment, broken, "--resume_from_checkpoint", "latest")
-    _, error = process.communicate()
-    assert process.returncode == 0, error
+    more = ["--resume_from_checkpoint", "latest"]
+    status, shown = run_program(tmp_path / "log", run_script, [*flags(broken), *more])
+    assert status == 0, shown
     last = f"checkpoint-{steps}"
     assert same(weights(os.path.join(whole.output_dir, last)), weights(tmp_path / "killed" / last))
     assert not list((tmp_path / "killed").glob(".*.partial"))
@@ -229,17 +228,18 @@ def test_checkpoints_are_limited_in_number(tiny_run):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_first(tiny_run, environment, number):
+def test_a_signal_saves_first(tiny_run, tmp_path, number):
     arguments = tiny_run(max_train_steps=100_000, num_epochs=100_000, checkpointing_steps=100_000)
-    process = launch(environment, arguments)
+    process = start_program(tmp_path / "log", run_script, flags(arguments))
     metrics_file = os.path.join(arguments.output_dir, "metrics.jsonl")
-    while not os.path.exists(metrics_file) and process.poll() is None:
+    while not os.path.exists(metrics_file) and process.is_alive():
         time.sleep(0.05)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 128 + number, error
-    assert "go on with resume_from_checkpoint latest" in error
-    assert "Traceback" not in error
+    os.kill(process.pid, number)
+    process.join()
+    shown = (tmp_path / "log").read_text()
+    assert process.exitcode == 128 + number, shown
+    assert "go on with resume_from_checkpoint latest" in shown
+    assert "Traceback" not in shown
     assert len(list_checkpoints(ROOT.joinpath(arguments.output_dir))) == 1
 
 
@@ -528,16 +528,13 @@ def test_the_toy_denoiser_trains_and_samples(tiny_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["uniform", "importance"])
-def test_two_processes_follow_one_of_the_same_global_batch(tiny_run, tmp_path, environment, sampling):
+def test_two_processes_follow_one_of_the_same_global_batch(tiny_run, tmp_path, sampling):
     settings = {"max_train_steps": 10, "logging_steps": 1, "timestep_sampling": sampling}
     settings["ddpm_num_steps"] = 4 if sampling == "importance" else 1000  # few levels, so that their losses are many
     one = tiny_run(train_batch_size=16, **settings)
     train(one)
     two = tiny_run(train_batch_size=8, **settings, output_dir=str(tmp_path / "two"))
-    module = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    process = launch(environment, two, launcher=(sys.executable, "-m", *module))
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
+    assert run_processes(2, train_alone, two) == 0
     first, second = ([r["loss"] for r in metrics(a) if "loss" in r] for a in (one, two))
     assert len(second) == 10
     assert second == pytest.approx(first, abs=1e-4)
@@ -691,14 +688,11 @@ def test_a_short_run_on_a_folder_without_validation_leaves_its_pictures(tiny_run
 
 
 @pytest.mark.slow
-def test_guided_network_trains_on_two_processes_though_its_class_blocks_are_unused(tiny_run, environment):
+def test_guided_network_trains_on_two_processes_though_its_class_blocks_are_unused(tiny_run):
     arguments = tiny_run(
         model="usurf-guided-unet", model_options='{"base_channels": 8}', resolution=32, max_train_steps=2
     )
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    process = launch(environment, arguments, launcher=torchrun)
-    _, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
+    assert run_processes(2, train_alone, arguments) == 0
 
 
 def test_an_earlier_run_is_not_overwritten_unasked(tiny_run):
