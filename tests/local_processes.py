@@ -14,26 +14,30 @@ from accelerate.state import AcceleratorState, GradientState
 FORK = multiprocessing.get_context("fork")
 
 
-def start_program(log, function, *arguments):
-    """A process whose exit status is `function(*arguments)`; what it prints is added to the file `log`."""
-    process = FORK.Process(target=_run_program, args=(log, function, arguments))
+def start_program(log, function, *arguments, start=FORK, **environment):
+    """A process whose exit status is `function(*arguments)`; what it prints is added to the file `log`.
+
+    `start` is multiprocessing's context: a fork of this process, or of its fork server.
+    """
+    process = start.Process(target=_run_program, args=(log, function, arguments, environment))
     process.start()
     return process
 
 
-def run_program(log, function, *arguments):
+def run_program(log, function, *arguments, start=FORK, **environment):
     """The exit status of `start_program`, and the text in `log`."""
-    process = start_program(log, function, *arguments)
+    process = start_program(log, function, *arguments, start=start, **environment)
     process.join()
     return process.exitcode, log.read_text()
 
 
-def _run_program(log, function, arguments):
+def _run_program(log, function, arguments, environment):
     """The body of the fork: without pytest's hold on what is printed and logged, and with the usual signal handlers."""
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    os.environ.update(environment)
     logging.getLogger().handlers.clear()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

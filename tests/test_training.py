@@ -57,19 +57,6 @@ def flags(arguments):
     return ["--recipe", path]
 
 
-def launch(environment, arguments, *more):
-    command = [sys.executable, str(SCRIPT), *flags(arguments), *more]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def train_alone(rank, arguments):
     torch.set_num_threads(1)
     train(arguments)
