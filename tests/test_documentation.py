@@ -198,3 +198,11 @@ def test_blocks_and_commands_are_found():
     ]
     assert {where for where, _ in documented()} >= {"README.md", "train_unconditional.py", "train_conditional.py"}
     assert blocks(PYTHON)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_link_to_a_file_leads_somewhere(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    missing = [target for target in targets if target and "://" not in target and not (page.parent / target).exists()]
+    assert not missing
