@@ -46,7 +46,7 @@ def test_todays_denoising_diffusion_pytorch_has_8064_parameters_less():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_at_which_size_it_is_trained(name):
     preset = PRESETS[name]
-    assert preset.image_size == preset.config["sample_size"]
+    assert preset.shape[1:] == (preset.config["sample_size"],) * preset.dims
     with torch.device("meta"):
         model = build_model(name)
         sample = torch.zeros(1, *preset.shape)

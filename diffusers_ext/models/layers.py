@@ -547,12 +547,19 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):  # type: ignore[misc]
     """What the networks share: gradient checkpointing, compilation by blocks, checks of a sample, embedded conditions.
 
-    A subclass has `config.in_channels` and `gradient_checkpointing`. For classes it has `config.num_class_embeds` and a
-    `class_embedding` with one row more than classes, the last for no class; for numbers `config.vector_dim` and a
-    `vector_embedding`; for a second time `config.second_time` and a `duration_embedding`.
+    A subclass has `config.in_channels`. Its constructor calls `_embed_conditions` if the network takes classes
+    (`config.num_class_embeds`), numbers (`vector_dim`, `vector_mean`, `vector_std`) or a duration (`second_time`).
     """
 
     _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns: Any = [
+        "norm",
+        "time_embedding",
+        "class_embedding",
+        "vector_embedding",
+        "duration_embedding",
+    ]
+    gradient_checkpointing = False
 
     dims: int = 2  # of a sample: 2 for images, 1 for signals
 
@@ -582,6 +589,26 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)
 
+    def _own_out_channels(self, out_channels: int | None) -> int:
+        """The channels that are predicted, those of the sample when None; enters them into the configuration."""
+        out_channels = self.config.in_channels if out_channels is None else out_channels
+        self.register_to_config(out_channels=out_channels)
+        return out_channels
+
+    def _embed_conditions(self, channels: int, waves: int | None = None) -> None:
+        """Make the embeddings, `channels` wide, of what the configuration says that the network is conditioned on.
+
+        `waves` are the channels of a duration's sinusoidal embedding. The class embedding has one row more than
+        classes, the last for no class.
+        """
+        c = self.config
+        self.class_embedding = None if c.num_class_embeds is None else nn.Embedding(c.num_class_embeds + 1, channels)
+        self.vector_embedding = self.duration_embedding = None
+        if c.vector_dim is not None:
+            self.vector_embedding = VectorEmbedding(c.vector_dim, channels, c.vector_mean, c.vector_std)
+        if waves is not None and c.second_time:
+            self.duration_embedding = DurationEmbedding(waves, channels)
+
     def _with_class(self, embedding: Tensor, class_labels: Tensor | None) -> Tensor:
         """The time embedding (batch, channels) plus that of the class; None becomes the null class of every sample."""
         if self.class_embedding is None:
@@ -607,13 +634,24 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
             raise ValueError(f"vector has shape {tuple(vector.shape)}; it takes {shape}.")
         return embedding + self.vector_embedding(vector.to(embedding.device), embedding.dtype)
 
-    def _with_duration(self, embedding: Tensor, duration: Tensor | float | int | None, sample: Tensor) -> Tensor:
+    def _with_conditions(
+        self,
+        embedding: Tensor,
+        class_labels: Tensor | None,
+        vector: Tensor | None,
+        duration: Tensor | float | int | None = None,
+    ) -> Tensor:
+        """The time embedding (batch, channels) plus those of the class, the numbers and the duration."""
+        embedding = self._with_vector(self._with_class(embedding, class_labels), vector)
+        return self._with_duration(embedding, duration)
+
+    def _with_duration(self, embedding: Tensor, duration: Tensor | float | int | None) -> Tensor:
         """The time embedding (batch, channels) plus that of the duration; None is 0, an instantaneous velocity."""
         if self.duration_embedding is None:
             if duration is not None:
                 raise ValueError("duration was given to a model without it; build it with second_time=True.")
             return embedding
-        durations = batched_timesteps(0.0 if duration is None else duration, sample, "duration")
+        durations = batched_timesteps(0.0 if duration is None else duration, embedding, "duration")
         return embedding + self.duration_embedding(durations, embedding.dtype)
 
     def _check_sample(self, sample: Tensor) -> None:

@@ -24,29 +24,31 @@ from .unet_toy import ToyUNet2DModel
 class Preset:
     """A model class with the configuration, size and training hints of the system it comes from.
 
-    `beta_schedule` and `prediction_type` are None where the system does not noise with betas.  `betas` are the ends of
-    the schedule where it has them.
+    `beta_schedule` is None where the system does not noise with betas.
     """
 
     model_class: type[ModelMixin]
     config: Mapping[str, Any]
     parameter_count: int
-    source: str
-    image_size: int
-    beta_schedule: str | None
-    num_train_timesteps: int
-    prediction_type: str
-    betas: tuple[float, float] | None = None
+    source: str = "diffusers_ext"
+    beta_schedule: str | None = "cosine"
+    num_train_timesteps: int = 1000
+    prediction_type: str = "v_prediction"
+
+    @property
+    def betas(self) -> tuple[float, float] | None:
+        """The ends of the schedule, where it lies between two betas."""
+        return (1e-4, 0.02) if self.beta_schedule == "linear" else None
 
     @property
     def dims(self) -> int:
-        """Number of sizes of a sample: 2 for images, 1 for signals of `image_size` frames."""
+        """Number of sizes of a sample: 2 for images, 1 for signals."""
         return getattr(self.model_class, "dims", 2)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(channels, *size) of a sample."""
-        return (self.config["in_channels"], *(self.image_size,) * self.dims)
+        return (self.config["in_channels"], *(self.config["sample_size"],) * self.dims)
 
 
 PRESETS: dict[str, Preset] = {
@@ -68,11 +70,6 @@ PRESETS: dict[str, Preset] = {
             "zero_init_output": True,
         },
         parameter_count=2_012_164,
-        source="diffusers_ext",
-        image_size=28,
-        beta_schedule="cosine",
-        num_train_timesteps=1000,
-        prediction_type="v_prediction",
     ),
     "small-adm": Preset(
         ADMUNet2DModel,
@@ -86,11 +83,6 @@ PRESETS: dict[str, Preset] = {
             "patch_size": 2,
         },
         parameter_count=2_804_428,
-        source="diffusers_ext",
-        image_size=32,
-        beta_schedule="cosine",
-        num_train_timesteps=1000,
-        prediction_type="v_prediction",
     ),
     "speech": Preset(
         SignalUNet1DModel,
@@ -105,11 +97,6 @@ PRESETS: dict[str, Preset] = {
             "norm_num_groups": 16,
         },
         parameter_count=3_074_440,
-        source="diffusers_ext",
-        image_size=4096,
-        beta_schedule="cosine",
-        num_train_timesteps=1000,
-        prediction_type="v_prediction",
     ),
     "series": Preset(
         SignalUNet1DModel,
@@ -123,22 +110,15 @@ PRESETS: dict[str, Preset] = {
             "norm_num_groups": 16,
         },
         parameter_count=1_605_569,
-        source="diffusers_ext",
-        image_size=128,
-        beta_schedule="cosine",
-        num_train_timesteps=1000,
-        prediction_type="v_prediction",
     ),
     "usurf-unet": Preset(
         AnnotatedUNet2DModel,
         {"sample_size": 32, "in_channels": 1, "base_channels": 32, "channel_multipliers": (1, 2, 4, 8)},
         parameter_count=9_191_553,
         source="U-SURF (annotated diffusion)",
-        image_size=32,
         beta_schedule="linear",
         num_train_timesteps=300,
         prediction_type="epsilon",
-        betas=(1e-4, 0.02),
     ),
     "usurf-guided-unet": Preset(
         GuidedUNet2DModel,
@@ -151,29 +131,23 @@ PRESETS: dict[str, Preset] = {
         },
         parameter_count=11_686_017,
         source="U-SURF (guided)",
-        image_size=32,
         beta_schedule="linear",
         num_train_timesteps=300,
         prediction_type="epsilon",
-        betas=(1e-4, 0.02),
     ),
     "generative-pytorch-adm": Preset(
         ADMUNet2DModel,
         {"sample_size": 28, "in_channels": 1, "base_channels": 128, "channel_multipliers": (1, 2, 2)},
         parameter_count=24_514_817,
         source="generative_pytorch",
-        image_size=28,
         beta_schedule="linear",
-        num_train_timesteps=1000,
         prediction_type="epsilon",
-        betas=(1e-4, 0.02),
     ),
     "playground-toy": Preset(
         ToyUNet2DModel,
         {"sample_size": 28, "in_channels": 1},
         parameter_count=203_777,
         source="Diffusion Playground (toy)",
-        image_size=28,
         beta_schedule=None,
         num_train_timesteps=20,
         prediction_type="sample",
@@ -189,8 +163,6 @@ PRESETS: dict[str, Preset] = {
         },
         parameter_count=2_020_257,
         source="Diffusion Playground (DDPM)",
-        image_size=28,
-        beta_schedule="cosine",
         num_train_timesteps=300,
         prediction_type="scaled_epsilon",
     ),
@@ -199,11 +171,8 @@ PRESETS: dict[str, Preset] = {
         {"sample_size": 64, "in_channels": 3},
         parameter_count=23_332_739,
         source="ddpm_accelerate (README)",
-        image_size=64,
         beta_schedule="linear",
-        num_train_timesteps=1000,
         prediction_type="epsilon",
-        betas=(1e-4, 0.02),
     ),
     "denoising-diffusion-pytorch": Preset(
         AnnotatedUNet2DModel,
@@ -222,21 +191,15 @@ PRESETS: dict[str, Preset] = {
         },
         parameter_count=35_719_555,
         source="ddpm_accelerate (denoising-diffusion-pytorch 1.11; block_norm='rms' for 2.x: 35,711,491)",
-        image_size=64,
         beta_schedule="sigmoid_alpha_bar",
-        num_train_timesteps=1000,
-        prediction_type="v_prediction",
     ),
     "ict1022-simple": Preset(
         SimpleUNet2DModel,
         {"sample_size": 32, "in_channels": 3},
         parameter_count=2_377_215,
         source="ict1022 notebook",
-        image_size=32,
         beta_schedule="linear",
-        num_train_timesteps=1000,
         prediction_type="epsilon",
-        betas=(1e-4, 0.02),
     ),
 }
 

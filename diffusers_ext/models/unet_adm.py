@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from .layers import (
     DenoisingNetwork,
-    DurationEmbedding,
     GroupNorm32,
     PixelAttention,
     Upsample,
-    VectorEmbedding,
     batched_timesteps,
     convolution,
     from_patches,
@@ -98,13 +96,6 @@ class ADMNetwork(DenoisingNetwork):
 
     _no_split_modules: Any = ["ADMResidualBlock", "PixelAttention"]
     _repeated_blocks = ["ADMResidualBlock", "PixelAttention"]
-    _skip_layerwise_casting_patterns: Any = [
-        "norm",
-        "time_embedding",
-        "class_embedding",
-        "vector_embedding",
-        "duration_embedding",
-    ]
 
     # torch's containers have no element type
     down_stages: Any
@@ -143,18 +134,13 @@ class ADMNetwork(DenoisingNetwork):
             raise ValueError(
                 f"attention_resolutions is {attention_resolutions!r}; it takes down-sampling factors among {factors}."
             )
-        out_channels = in_channels if out_channels is None else out_channels
-        self.register_to_config(out_channels=out_channels)
+        out_channels = self._own_out_channels(out_channels)
 
         time_channels = 4 * base_channels
         self.time_embedding = nn.Sequential(
             nn.Linear(base_channels, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
         )
-        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_channels)
-        self.vector_embedding = None
-        if vector_dim is not None:
-            self.vector_embedding = VectorEmbedding(vector_dim, time_channels, vector_mean, vector_std)
-        self.duration_embedding = DurationEmbedding(base_channels, time_channels) if second_time else None
+        self._embed_conditions(time_channels, waves=base_channels)
         self.input_gains = None
         if input_skip:
             self.input_gains = nn.Linear(time_channels, out_channels * (in_channels + condition_channels))
@@ -189,7 +175,6 @@ class ADMNetwork(DenoisingNetwork):
                 self.upsamples.append(Upsample(width, width, dims=self.dims))
         self.norm_out = GroupNorm32(norm_num_groups, width)
         self.conv_out = conv(width, out_channels * patch_area, 3, padding=1)
-        self.gradient_checkpointing = False
 
     def _block(self, in_channels: int, out_channels: int) -> ADMResidualBlock:
         c = self.config
@@ -241,7 +226,8 @@ class ADMNetwork(DenoisingNetwork):
         self._check_sample(sample)
         c = self.config
         context, mask = text_context(sample, encoder_hidden_states, encoder_attention_mask, c.cross_attention_dim)
-        temb = self._embed(sample, timestep, class_labels, vector, duration)
+        # Every block would start with this SiLU.
+        temb = F.silu(self._with_conditions(self._embed_time(sample, timestep), class_labels, vector, duration))
         given = joined_with_image(sample, image_condition, c.condition_channels)
         x = self.conv_in(to_patches(given, c.patch_size))
         skips = [x]
@@ -275,19 +261,10 @@ class ADMNetwork(DenoisingNetwork):
             x = self._run(stage.cross_attention, x, context, mask)
         return x
 
-    def _embed(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float | int,
-        class_labels: Tensor | None,
-        vector: Tensor | None,
-        duration: Tensor | float | int | None,
-    ) -> Tensor:
-        """SiLU of the time (and class) embedding, (batch, 4 * base_channels), with which every block would start."""
+    def _embed_time(self, sample: Tensor, timestep: Tensor | float | int) -> Tensor:
         timesteps = batched_timesteps(timestep, sample)
         waves = sinusoidal_embedding(timesteps, self.config.base_channels, cosine_first=True, reach_lowest=False)
-        embedding = self._with_class(self.time_embedding(waves.to(sample.dtype)), class_labels)
-        return F.silu(self._with_duration(self._with_vector(embedding, vector), duration, sample))
+        return self.time_embedding(waves.to(sample.dtype))
 
 
 class ADMUNet2DModel(ADMNetwork):

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from .layers import (
     DenoisingNetwork,
-    DurationEmbedding,
     FilmResidualBlock,
     PixelAttention,
     Upsample,
-    VectorEmbedding,
     batched_timesteps,
     check_choice,
     joined_with_prediction,
@@ -85,13 +83,6 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
 
     _no_split_modules: Any = ["FilmResidualBlock", "PixelAttention"]
     _repeated_blocks = ["FilmResidualBlock", "PixelAttention"]
-    _skip_layerwise_casting_patterns: Any = [
-        "norm",
-        "time_embedding",
-        "class_embedding",
-        "vector_embedding",
-        "duration_embedding",
-    ]
 
     # torch's containers have no element type
     down_levels: Any
@@ -142,18 +133,14 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
                 f"level_attention has {len(level_attention)} entries; it takes one for each of the "
                 f"{len(channel_multipliers)} channel_multipliers."
             )
-        out_channels = in_channels if out_channels is None else out_channels
+        out_channels = self._own_out_channels(out_channels)
         time_channels = 4 * base_channels if time_embed_dim is None else time_embed_dim
-        self.register_to_config(out_channels=out_channels, time_embed_dim=time_channels)
+        self.register_to_config(time_embed_dim=time_channels)
 
         self.time_embedding = nn.Sequential(
             nn.Linear(base_channels, time_channels), nn.GELU(), nn.Linear(time_channels, time_channels)
         )
-        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_channels)
-        self.vector_embedding = None
-        if vector_dim is not None:
-            self.vector_embedding = VectorEmbedding(vector_dim, time_channels, vector_mean, vector_std)
-        self.duration_embedding = DurationEmbedding(base_channels, time_channels) if second_time else None
+        self._embed_conditions(time_channels, waves=base_channels)
 
         stem_channels = in_channels * (2 if self_condition else 1) * patch_size**2
         self.stem = nn.Conv2d(stem_channels, base_channels, stem_kernel_size, padding=stem_kernel_size // 2)
@@ -185,7 +172,6 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         if zero_init_output:
             nn.init.zeros_(self.conv_out.weight)
             nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
-        self.gradient_checkpointing = False
 
     def _block(self, in_channels: int, out_channels: int) -> FilmResidualBlock:
         config = self.config
@@ -229,7 +215,8 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         for conditions the model was not built for.
         """
         self._check_sample(sample)
-        temb = self._embed(sample, timestep, class_labels, vector, duration)
+        # Every block would start with this SiLU.
+        temb = F.silu(self._with_conditions(self._embed_time(sample, timestep), class_labels, vector, duration))
         patch_size = self.config.patch_size
         x = joined_with_prediction(sample, self_condition, self.config.self_condition)
         x = self.stem(F.pixel_unshuffle(x, patch_size) if patch_size > 1 else x)
@@ -258,16 +245,6 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
     def _attend(self, attention: nn.Module | None, x: Tensor) -> Tensor:
         return x if attention is None else self._run(attention, x)
 
-    def _embed(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float | int,
-        class_labels: Tensor | None,
-        vector: Tensor | None,
-        duration: Tensor | float | int | None,
-    ) -> Tensor:
-        """SiLU of the time (and class) embedding, (batch, time_embed_dim): every block would start with this SiLU."""
-        timesteps = batched_timesteps(timestep, sample)
-        waves = sinusoidal_embedding(timesteps, self.config.base_channels).to(sample.dtype)
-        embedding = self._with_class(self.time_embedding(waves), class_labels)
-        return F.silu(self._with_duration(self._with_vector(embedding, vector), duration, sample))
+    def _embed_time(self, sample: Tensor, timestep: Tensor | float | int) -> Tensor:
+        waves = sinusoidal_embedding(batched_timesteps(timestep, sample), self.config.base_channels)
+        return self.time_embedding(waves.to(sample.dtype))

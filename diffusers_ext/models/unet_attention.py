@@ -17,7 +17,6 @@ from .layers import (
     DenoisingNetwork,
     GroupNorm32,
     MultiHeadAttention,
-    VectorEmbedding,
     batched_timesteps,
     over_positions,
     sinusoidal_embedding,
@@ -109,9 +108,6 @@ class AttentionUNet2DModel(DenoisingNetwork):
 
     _no_split_modules: Any = ["DoubleConv", "AttentionDown", "AttentionUp", "StageTransformer"]
     _repeated_blocks = ["AttentionDown", "AttentionUp", "StageTransformer"]
-    _skip_layerwise_casting_patterns: Any = ["norm", "class_embedding", "vector_embedding"]
-
-    # torch's containers have no element type
 
     @register_to_config
     def __init__(
@@ -130,12 +126,8 @@ class AttentionUNet2DModel(DenoisingNetwork):
         vector_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
-        out_channels = in_channels if out_channels is None else out_channels
-        self.register_to_config(out_channels=out_channels)
-        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_embed_dim)
-        self.vector_embedding = None
-        if vector_dim is not None:
-            self.vector_embedding = VectorEmbedding(vector_dim, time_embed_dim, vector_mean, vector_std)
+        out_channels = self._own_out_channels(out_channels)
+        self._embed_conditions(time_embed_dim)
         self.conv_in = DoubleConv(in_channels, down_widths[0])
         self.downs = nn.ModuleList(
             AttentionDown(upper, lower, time_embed_dim) for upper, lower in itertools.pairwise(down_widths)
@@ -155,7 +147,6 @@ class AttentionUNet2DModel(DenoisingNetwork):
         )
         self.up_transformers = nn.ModuleList(StageTransformer(w, attention_heads) for w in up_widths)
         self.conv_out = nn.Conv2d(up_widths[-1], out_channels, 1)
-        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -194,8 +185,7 @@ class AttentionUNet2DModel(DenoisingNetwork):
         """SiLU of the time (and class) embedding, (batch, time_embed_dim): every stage would start with this SiLU."""
         timesteps = batched_timesteps(timestep, sample)
         waves = sinusoidal_embedding(timesteps, self.config.time_embed_dim, reach_lowest=False)
-        embedding = self._with_class(waves.to(sample.dtype), class_labels)
-        return F.silu(self._with_vector(embedding, vector))
+        return F.silu(self._with_conditions(waves.to(sample.dtype), class_labels, vector))
 
     def _check_sample(self, sample: Tensor) -> None:
         self._check_channels(sample)

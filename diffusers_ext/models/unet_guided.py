@@ -58,7 +58,6 @@ class GuidedUNet2DModel(DenoisingNetwork):
 
     _no_split_modules: Any = ["FilmResidualBlock", "PixelAttention"]
     _repeated_blocks = ["FilmResidualBlock", "PixelAttention"]
-    _skip_layerwise_casting_patterns: Any = ["norm", "time_embedding", "class_embedding"]
 
     # torch's containers have no element type
     down_levels: Any
@@ -85,8 +84,7 @@ class GuidedUNet2DModel(DenoisingNetwork):
         super().__init__()
         check_choice("weight_standardization", weight_standardization, ("standard", "inverted", None))
         check_choice("class_conditioning", class_conditioning, ("everywhere", "bottleneck"))
-        out_channels = in_channels if out_channels is None else out_channels
-        self.register_to_config(out_channels=out_channels)
+        out_channels = self._own_out_channels(out_channels)
 
         time_channels = 4 * base_channels
         self.time_embedding = nn.Sequential(
@@ -121,7 +119,6 @@ class GuidedUNet2DModel(DenoisingNetwork):
         )
         self.final_block = self._block(2 * base_channels, base_channels)
         self.conv_out = nn.Conv2d(base_channels, out_channels, 1)
-        self.gradient_checkpointing = False
 
     def _block(self, in_channels: int, out_channels: int) -> FilmResidualBlock:
         c = self.config

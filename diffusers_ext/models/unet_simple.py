@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from .layers import DenoisingNetwork, VectorEmbedding, batched_timesteps, over_positions
+from .layers import DenoisingNetwork, batched_timesteps, over_positions
 
 
 class SimpleConvBlock(nn.Module):
@@ -44,7 +44,6 @@ class SimpleUNet2DModel(DenoisingNetwork):
 
     _no_split_modules: Any = ["SimpleConvBlock"]
     _repeated_blocks = ["SimpleConvBlock"]
-    _skip_layerwise_casting_patterns: Any = ["time_embedding", "class_embedding", "vector_embedding"]
 
     @register_to_config
     def __init__(
@@ -62,16 +61,12 @@ class SimpleUNet2DModel(DenoisingNetwork):
         vector_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
-        out_channels = in_channels if out_channels is None else out_channels
-        self.register_to_config(out_channels=out_channels)
+        out_channels = self._own_out_channels(out_channels)
         narrow, middle, wide = widths
         self.time_embedding = nn.Sequential(
             nn.Linear(1, time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim)
         )
-        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds + 1, time_embed_dim)
-        self.vector_embedding = None
-        if vector_dim is not None:
-            self.vector_embedding = VectorEmbedding(vector_dim, time_embed_dim, vector_mean, vector_std)
+        self._embed_conditions(time_embed_dim)
         self.time_proj = nn.Linear(time_embed_dim, wide)
         self.conv_in = SimpleConvBlock(in_channels, narrow)
         self.down1 = SimpleConvBlock(narrow, middle, stride=2)
@@ -81,7 +76,6 @@ class SimpleUNet2DModel(DenoisingNetwork):
         self.up1 = SimpleConvBlock(wide, middle, transposed=True)
         self.up2 = SimpleConvBlock(2 * middle, narrow, transposed=True)
         self.conv_out = nn.Conv2d(2 * narrow, out_channels, 3, padding=1)
-        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -119,7 +113,7 @@ class SimpleUNet2DModel(DenoisingNetwork):
         if not self.config.raw_time:
             timesteps = timesteps / self.config.num_train_timesteps
         embedding = self.time_embedding(timesteps[:, None].to(sample.dtype))
-        return self.time_proj(self._with_vector(self._with_class(embedding, class_labels), vector))
+        return self.time_proj(self._with_conditions(embedding, class_labels, vector))
 
     @property
     def downsample_factor(self) -> int:

@@ -47,15 +47,13 @@ class ToyUNet2DModel(DenoisingNetwork):
         widths: tuple[int, int] = (32, 64),
     ):
         super().__init__()
-        out_channels = in_channels if out_channels is None else out_channels
-        self.register_to_config(out_channels=out_channels)
+        out_channels = self._own_out_channels(out_channels)
         narrow, wide = widths
         self.down1 = ToyConvPair(in_channels, narrow, narrow)
         self.down2 = ToyConvPair(narrow, wide, wide)
         self.mid = ToyConvPair(wide, wide, wide)
         self.up2 = ToyConvPair(wide, wide, narrow)
         self.up1 = ToyConvPair(narrow, narrow, out_channels)
-        self.gradient_checkpointing = False
 
     def forward(
         self,
