@@ -235,30 +235,28 @@ class GenerationPipeline(DiffusionPipeline):
             ValueError, TypeError: one sentence on an argument of the wrong type or range, or on arguments that do not
                 fit together.
         """
-        check_sizes(height=height, width=width)
         check_output_type(output_type, ("pil", "np", "pt", "latent"))
-        values = {
-            "class_labels": class_labels,
-            "negative_class_labels": negative_class_labels,
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "image": image,
-            "mask_image": mask_image,
-            **conditions,
-        }
         sample, scheduler = self._generate(
-            values,
             {"height": height, "width": width},
-            batch_size=batch_size,
-            repeats=num_images_per_prompt,
-            latents=latents,
-            guidance=(guidance_scale, guidance_interval, guidance_rescale),
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            generator=generator,
-            eta=eta,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
+            batch_size,
+            num_images_per_prompt,
+            latents,
+            guidance_scale,
+            guidance_interval,
+            guidance_rescale,
+            num_inference_steps,
+            generator,
+            eta,
+            timesteps,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            class_labels=class_labels,
+            negative_class_labels=negative_class_labels,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            image=image,
+            mask_image=mask_image,
+            **conditions,
         )
         images: Any = sample if output_type == "latent" else _as_type(self.to_images(sample, scheduler), output_type)
         self.maybe_free_model_hooks()
@@ -266,38 +264,41 @@ class GenerationPipeline(DiffusionPipeline):
 
     def _generate(
         self,
-        values: Mapping[str, Any],
         sizes: Mapping[str, int | None],
-        *,
         batch_size: int,
         repeats: int,
         latents: torch.Tensor | None,
-        guidance: tuple[float, Sequence[float], float],
-        num_inference_steps: int | None,
-        timesteps: Sequence[int] | None,
-        generator: Generators,
-        eta: float | None,
-        callback: Callable[..., dict[str, Any]] | None,
-        callback_tensors: Sequence[str],
+        guidance_scale: float = 1.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        guidance_rescale: float = 0.0,
+        num_inference_steps: int | None = None,
+        generator: Generators = None,
+        eta: float | None = None,
+        timesteps: Sequence[int] | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **conditions: Any,
     ) -> tuple[torch.Tensor, Any]:
         """(the last sample, the scheduler of this call); the arguments are those of `__call__`.
 
-        `values` are conditions by argument, and `sizes` names every size of a sample, None for the network's own.
+        `sizes` names every size of a sample, None for the network's own; `repeats` counts samples for each condition.
         """
-        check_call(batch_size, repeats, eta, callback)
-        check_callback_tensors(callback_tensors, self._callback_tensor_inputs)
+        guidance = (guidance_scale, guidance_interval, guidance_rescale)
+        check_sizes(**sizes)
+        check_call(batch_size, repeats, eta, callback_on_step_end)
+        check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_latents(latents, self.unet.config.in_channels, tuple(sizes))
         check_guidance(*guidance)
-        self._guidance_scale, self._interrupt = guidance[0], False
+        self._guidance_scale, self._interrupt = guidance_scale, False
         for network in (self.unet, self.weak_unet, self.text_encoder, self.vae):
             if network is not None:
                 network.eval()
         device = self._execution_device
         size = self._size(sizes, latents)
-        given = given_conditions(self, values, size)
+        given = given_conditions(self, conditions, size)
         count = _common_count(batch_size, latents, given, repeats)
         check_generators(generator, count * repeats)
-        conditional, null = self._network_arguments(given, guidance[0], count, repeats, device)
+        conditional, null = self._network_arguments(given, guidance_scale, count, repeats, device)
         network = GuidedNetwork(self.unet, conditional, null, *guidance, self.weak_unet)
         scheduler = own_scheduler(self.scheduler)
         check_path_is_kept(scheduler)
@@ -306,7 +307,7 @@ class GenerationPipeline(DiffusionPipeline):
         self._num_timesteps = len(scheduler.timesteps)
         sample = self._prepare_latents(scheduler, count * repeats, size, generator, latents, device)
         step_arguments = accepted(scheduler.step, generator=generator, eta=eta)
-        return self._denoise(scheduler, network, sample, step_arguments, callback), scheduler
+        return self._denoise(scheduler, network, sample, step_arguments, callback_on_step_end), scheduler
 
     def _denoise(
         self,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
 
-from .call_arguments import Generators, check_output_type, check_sizes
+from .call_arguments import check_output_type
 from .pipeline_generation import GenerationPipeline
 
 
@@ -70,65 +70,36 @@ class SignalPipeline(GenerationPipeline):
     def __call__(  # type: ignore[override]
         self,
         batch_size: int = 1,
-        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
-        prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        negative_class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
-        guidance_scale: float = 1.0,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
-        guidance_rescale: float = 0.0,
-        num_inference_steps: int | None = None,
-        generator: Generators = None,
-        eta: float | None = None,
-        timesteps: Sequence[int] | None = None,
+        *,
         length: int | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "np",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         num_waveforms_per_prompt: int = 1,
-        **conditions: Any,
+        **options: Any,
     ) -> AudioPipelineOutput | tuple:
-        """Generate signals. Arguments that are not described here are those of `GenerationPipeline`.
+        """Generate signals.
 
         Args:
+            batch_size: number of signals; 1, the default, means as many as there are conditions.
             length: frames of a signal; the network's `sample_size` when None.
             latents: starting noise of shape (batch_size, channels, length); sets batch_size and length.
             output_type: `np` or `pt` (float32 in the units of the data), or `latent` (the last sample as the network
                 sees it, in float32 or wider); each (batch, channels, length).
+            return_dict: give a tuple (audios,) when False.
             num_waveforms_per_prompt: number of signals for each condition, one after the other.
+            options: conditions, guidance, steps, `generator`, `eta` and `callback_on_step_end`, by name, as
+                `GenerationPipeline` takes them.
 
         Returns:
-            `AudioPipelineOutput` with `audios`, or a tuple (audios,) when `return_dict` is False.
+            `AudioPipelineOutput` with `audios`.
 
         Raises:
             ValueError, TypeError: one sentence on an argument of the wrong type or range, or on arguments that do not
                 fit together.
         """
-        check_sizes(length=length)
         check_output_type(output_type, ("np", "pt", "latent"))
-        values = {
-            "class_labels": class_labels,
-            "negative_class_labels": negative_class_labels,
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            **conditions,
-        }
-        sample, _ = self._generate(
-            values,
-            {"length": length},
-            batch_size=batch_size,
-            repeats=num_waveforms_per_prompt,
-            latents=latents,
-            guidance=(guidance_scale, guidance_interval, guidance_rescale),
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            generator=generator,
-            eta=eta,
-            callback=callback_on_step_end,
-            callback_tensors=callback_on_step_end_tensor_inputs,
-        )
+        sample, _ = self._generate({"length": length}, batch_size, num_waveforms_per_prompt, latents, **options)
         audios: Any = sample if output_type == "latent" else self.in_units_of_data(sample)
         audios = audios.cpu().numpy() if output_type == "np" else audios
         self.maybe_free_model_hooks()
