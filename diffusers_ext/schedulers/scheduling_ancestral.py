@@ -9,8 +9,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
 from .configuration import configured_by, noise_path_fields, prediction_fields
 from .noise_path import CLEAN
-from .scheduling_base import Generators, NoisePathScheduler, split_learned_variance
-from .tensors import carried, rounded, weighted_sum, working_dtype
+from .scheduling_base import Generators, NoisePathScheduler, check_choice, split_learned_variance, step_output
+from .tensors import carried, weighted_sum, working_dtype
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 GAMMAS = ("exponential_decay", "sigmoid_decay")
@@ -34,13 +34,8 @@ class AncestralDDPMScheduler(NoisePathScheduler):
     """
 
     @configured_by(noise_path_fields, prediction_fields)
-    def __init__(
-        self,
-        variance_type: str = "fixed_small",
-        gamma: float | str = 1.0,
-    ):
-        if variance_type not in VARIANCE_TYPES:
-            raise ValueError(f"Unknown variance_type '{variance_type}'; choose one of {', '.join(VARIANCE_TYPES)}.")
+    def __init__(self, variance_type: str = "fixed_small", gamma: float | str = 1.0):
+        check_choice("variance_type", variance_type, VARIANCE_TYPES)
         if gamma not in GAMMAS and not (isinstance(gamma, (int, float)) and gamma >= 0):
             raise ValueError(f"gamma must be a number of at least 0 or one of {', '.join(GAMMAS)}, got {gamma!r}.")
         self._build_path()
@@ -77,12 +72,9 @@ class AncestralDDPMScheduler(NoisePathScheduler):
         prev_sample = x0
         if s != CLEAN:
             c0, ct, _ = self.path.posterior(t, s)
-            noise = self._noise(model_output, sample, generator).mul_(self._standard_deviation(t, s, values))
+            noise = self._noise(x0, sample, generator).mul_(self._standard_deviation(t, s, values))
             prev_sample = weighted_sum(noise, (c0, x0), (ct, sample))
-        prev_sample, x0 = rounded(prev_sample, dtype), x0.to(dtype)
-        if not return_dict:
-            return prev_sample, x0
-        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
+        return step_output(prev_sample, x0, dtype, return_dict)
 
     def _standard_deviation(self, t: int, s: int, values: torch.Tensor | None) -> float | torch.Tensor:
         """gamma_t times the standard deviation of x_s given x_t; a tensor when the network gave variance values."""

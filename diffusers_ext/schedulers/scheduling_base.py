@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import FrozenDict
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 
 from .noise_path import CLEAN, TERMINAL_ALPHAS_CUMPROD, NoisePath
 from .schedules import DIFFUSERS_SCHEDULES
-from .tensors import combine, working_dtype
+from .tensors import combine, rounded, working_dtype
 from .timesteps import as_number, check_one_time, checked_timesteps, position_of_view, spaced_timesteps
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -174,15 +175,19 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
         self._set_times(self._choose_times(num_inference_steps, timesteps), device)
 
     def _choose_times(self, num_inference_steps: int | None, timesteps: Sequence[int] | None) -> np.ndarray:
-        if timesteps is not None and num_inference_steps is None:
-            times = checked_timesteps(timesteps, len(self.path))
-        elif num_inference_steps is not None and timesteps is None:
-            times = self._spaced(num_inference_steps)[::-1]
-            self._warn_of_a_low_start(num_inference_steps, int(times[0]))
-        else:
+        if (timesteps is None) == (num_inference_steps is None):
             raise ValueError("Give exactly one of num_inference_steps and timesteps.")
+        times = self._even_times(num_inference_steps) if timesteps is None else self._checked_times(timesteps)
         # Raises now, not at the first step, where alpha is 0 at the start and the output does not determine x0.
-        self.path.x0_coefficients(self.config.prediction_type, int(times[0]))
+        self.path.x0_coefficients(self.config.prediction_type, times[0].item())
+        return times
+
+    def _checked_times(self, timesteps: Sequence[Any]) -> np.ndarray:
+        return checked_timesteps(timesteps, len(self.path))
+
+    def _even_times(self, num_inference_steps: Any) -> np.ndarray:
+        times = self._spaced(num_inference_steps)[::-1]
+        self._warn_of_a_low_start(num_inference_steps, int(times[0]))
         return times
 
     def _spaced(self, num_inference_steps: int) -> np.ndarray:
@@ -200,7 +205,7 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
                 f"With timestep_spacing '{self.config.timestep_spacing}', {num_inference_steps} steps begin at "
                 f"timestep {first} of {len(path) - 1}, where {path.alpha(first):.0%} of the signal's amplitude is "
                 "left, while sampling starts from pure noise; use timestep_spacing='trailing'.",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _set_times(self, times: np.ndarray, device: str | torch.device | None) -> None:
@@ -275,17 +280,12 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
 
     # noise
 
-    def _noise(
-        self,
-        model_output: torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators,
-    ) -> torch.Tensor:
+    def _noise(self, x0: torch.Tensor, sample: torch.Tensor, generator: Generators) -> torch.Tensor:
         """Standard normal noise of the sample's shape, in working precision: the step's own tensor.
 
         In float32 and float64 a generator gives the numbers that it gives to diffusers' schedulers.
         """
-        dtype = working_dtype(sample.dtype, model_output.dtype)
+        dtype = working_dtype(sample.dtype, x0.dtype)
         return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
 
 
@@ -296,6 +296,20 @@ def _abbreviated(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, list | tuple) and len(value) > LONGEST_LIST_SHOWN:
             shown[key] = f"[{value[0]:.6g}, ..., {value[-1]:.6g}], {len(value)} values"
     return shown
+
+
+def step_output(
+    prev_sample: torch.Tensor, x0: torch.Tensor, dtype: torch.dtype, return_dict: bool, kind: Any = DDPMSchedulerOutput
+) -> Any:
+    """What a step returns, in the sample's dtype: an object of `kind`, or the tuple (next sample, x0)."""
+    prev_sample, x0 = rounded(prev_sample, dtype), x0.to(dtype)
+    return kind(prev_sample=prev_sample, pred_original_sample=x0) if return_dict else (prev_sample, x0)
+
+
+def check_choice(argument: str, name: str, names: Sequence[str]) -> None:
+    """Raise ValueError unless `name` is one of `names`."""
+    if name not in names:
+        raise ValueError(f"Unknown {argument} '{name}'; choose one of {', '.join(names)}.")
 
 
 def split_learned_variance(

@@ -47,11 +47,10 @@ class FlowMapScheduler(FlowMatchScheduler):
         Raises:
             ValueError: for a timestep that is not in the list.
         """
-        called, move = self._next_call, self._next_move(timestep)
-        self._next_call = called
+        move = self._move_from(timestep)
         return {"duration": self._network_time(move.t - move.s)}
 
-    def _even_times(self, num_inference_steps: int) -> np.ndarray:
+    def _continuous_times(self, num_inference_steps: int) -> np.ndarray:
         return np.asarray(self._shifted(np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]))
 
 

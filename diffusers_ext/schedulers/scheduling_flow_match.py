@@ -11,8 +11,8 @@ import torch
 from .configuration import configured_by, prediction_fields
 from .continuous_path import RectifiedFlowPath
 from .schedules import RECTIFIED_FLOW
-from .scheduling_base import is_of_a_scheduler
-from .scheduling_predictor_corrector import PredictorCorrectorScheduler, check_choice
+from .scheduling_base import check_choice, is_of_a_scheduler
+from .scheduling_predictor_corrector import PredictorCorrectorScheduler
 
 # The other predictors need the drift, which is infinite at the noise's end.
 FLOW_PREDICTORS = ("ode_euler", "ode_heun", "ancestral")
@@ -101,7 +101,7 @@ class FlowMatchScheduler(PredictorCorrectorScheduler):
 
     # the times
 
-    def _even_times(self, num_inference_steps: int) -> np.ndarray:
+    def _continuous_times(self, num_inference_steps: int) -> np.ndarray:
         # As diffusers' scheduler does: the last time is shifted twice.
         last = self._shifted(1 / self.config.num_train_timesteps)
         return self._shifted(np.linspace(1.0, last, num_inference_steps))

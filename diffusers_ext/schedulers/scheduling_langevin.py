@@ -6,13 +6,11 @@ import math
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
 from .configuration import configured_by, noise_path_fields, prediction_fields
 from .noise_path import CLEAN
-from .scheduling_base import Generators, split_learned_variance
+from .scheduling_base import Generators, check_choice
 from .scheduling_repeated import Move, RepeatedStepScheduler
-from .tensors import carried, rounded
 
 RULES = ("langevin", "reverse_sde", "original")
 
@@ -57,8 +55,7 @@ class GuidedLangevinScheduler(RepeatedStepScheduler):
         snr: float = 0.16,
         measured_norms: bool = False,
     ):
-        if rule not in RULES:
-            raise ValueError(f"Unknown rule '{rule}'; choose one of {', '.join(RULES)}.")
+        check_choice("rule", rule, RULES)
         if inner_steps < 1:
             raise ValueError(f"inner_steps must be at least 1, got {inner_steps}.")
         if not snr > 0:
@@ -83,58 +80,14 @@ class GuidedLangevinScheduler(RepeatedStepScheduler):
             kinds[-1] = "reverse_sde" if s != CLEAN else "denoise"
         return [Move(kind, t, s, t) for kind in kinds]
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """The step of this call, one of the K at `timestep`.
-
-        Args:
-            model_output: network output of shape (batch, channels, ...), guided already; the variance half of a network
-                with twice the channels is left unused.
-            timestep: t, a number or a one-element tensor out of `self.timesteps`.
-            sample: x of shape (batch, channels, ...).
-            generator: source of the noise, one or a list of one per sample.
-            return_dict: give a tuple (next sample, x0) when False.
-
-        Returns:
-            `prev_sample` and `pred_original_sample` x0, both in the sample's shape and dtype.
-
-        Raises:
-            ValueError: for shapes that do not fit, or a timestep that is not in the list.
-        """
-        dtype, sample = sample.dtype, carried(sample)
-        move = self._next_move(timestep)
-        model_output, _ = split_learned_variance(model_output, sample)
-        x0 = self._predict_x0(model_output, move.t, sample)
-        prev_sample = rounded(self._moved(move, x0, sample, model_output, generator), dtype)
-        x0 = x0.to(dtype)
-        if not return_dict:
-            return prev_sample, x0
-        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
-
-    def _moved(
-        self,
-        move: Move,
-        x0: torch.Tensor,
-        sample: torch.Tensor,
-        model_output: torch.Tensor,
-        generator: Generators,
-    ) -> torch.Tensor:
+    def _moved(self, move: Move, x0: torch.Tensor, sample: torch.Tensor, generator: Generators) -> torch.Tensor:
         if move.kind == "denoise":
             return x0
-        if move.kind == "langevin" and self.config.measured_norms:
-            return self._langevin_step_from_norms(self.config.snr, move.t, sample, x0, model_output, generator)
         if move.kind == "langevin":
-            h = 2 * (self.config.snr * self.path.sigma(move.t)) ** 2
-            return self._langevin_step(h, move.t, sample, x0, model_output, generator)
+            return self._langevin_step_with_snr(self.config.snr, move.t, sample, x0, generator)
         beta = self.path.transition(move.t, move.s)[1]
         if move.kind == "original":
-            return self._langevin_step(beta / 2, move.t, sample, x0, model_output, generator)
+            return self._langevin_step(beta / 2, move.t, sample, x0, generator)
         alpha, variance = self.path.alpha(move.t), self.path.sigma(move.t) ** 2
         weight, x0_weight = 1 + beta / 2 - beta / variance, beta * alpha / variance
-        return self._mix(weight, sample, x0_weight, x0, math.sqrt(beta), model_output, generator)
+        return self._mix(weight, sample, x0_weight, x0, math.sqrt(beta), generator)

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 
-from .scheduling_base import Generators, split_learned_variance
+from .scheduling_base import Generators
 from .scheduling_repeated import Move, RepeatedStepScheduler
-from .tensors import carried, combine, rounded
+from .tensors import carried, combine
 
 # Steps that change alpha or sigma by a larger factor are of first order.
 LARGEST_ALPHA_RATIO, LARGEST_SIGMA_RATIO = 5.0, 60.0
@@ -36,7 +35,7 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
     x + h * score + sqrt(2 h) * z with h = 2 * alpha^2_{t|s} * (snr * |z| / |score|)^2 (algorithms 4 and 5).
 
     `self.timesteps` repeats a time once for each corrector step, and for the second evaluation of `ode_heun`. A child
-    says what its times are: `_continuous`, `_even_times`, `_network_time` and `_path_times`.
+    says what its times are: `_continuous`, `_continuous_times`, `_network_time` and `_path_times`.
     """
 
     _predictor: str
@@ -55,7 +54,7 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
 
     # the times
 
-    def _even_times(self, num_inference_steps: int) -> np.ndarray:
+    def _continuous_times(self, num_inference_steps: int) -> np.ndarray:
         """Times of a continuous path, float64 and decreasing from 1."""
         raise NotImplementedError
 
@@ -73,19 +72,15 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
         else:
             self._set_times(self._choose_times(self.config.num_train_timesteps, None), None)
 
-    def _choose_times(self, num_inference_steps: int | None, timesteps: Sequence[Any] | None) -> np.ndarray:
+    def _checked_times(self, timesteps: Sequence[Any]) -> np.ndarray:
+        return checked_continuous_times(timesteps) if self._continuous else super()._checked_times(timesteps)
+
+    def _even_times(self, num_inference_steps: Any) -> np.ndarray:
         if not self._continuous:
-            return super()._choose_times(num_inference_steps, timesteps)
-        if timesteps is not None and num_inference_steps is None:
-            times = checked_continuous_times(timesteps)
-        elif num_inference_steps is not None and timesteps is None:
-            if not isinstance(num_inference_steps, Integral) or num_inference_steps < 1:
-                raise ValueError(f"num_inference_steps must be an integer of at least 1, got {num_inference_steps!r}.")
-            times = self._even_times(num_inference_steps)
-        else:
-            raise ValueError("Give exactly one of num_inference_steps and timesteps.")
-        self.path.x0_coefficients(self.config.prediction_type, float(times[0]))
-        return times
+            return super()._even_times(num_inference_steps)
+        if not isinstance(num_inference_steps, Integral) or num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps must be an integer of at least 1, got {num_inference_steps!r}.")
+        return self._continuous_times(int(num_inference_steps))
 
     def _set_times(self, times: np.ndarray, device: str | torch.device | None) -> None:
         self._times = times.tolist()
@@ -125,9 +120,7 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
             return sample
         if timestep is None:
             raise ValueError("scale_model_input needs the timestep: this scheduler scales the network's input.")
-        called, move = self._next_call, self._next_move(timestep)
-        self._next_call = called
-        return self.path.network_input(carried(sample), move.at).to(sample.dtype)
+        return self.path.network_input(carried(sample), self._move_from(timestep).at).to(sample.dtype)
 
     # noising, at times as the network receives them
 
@@ -141,49 +134,18 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
 
     # one step
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | float | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """The step of this call: a corrector's, a predictor's, or the second half of Heun's.
-
-        Args:
-            model_output: network output of shape (batch, channels, ...); the variance half of a network with twice the
-                channels is left unused.
-            timestep: a number or a one-element tensor out of `self.timesteps`.
-            sample: x of shape (batch, channels, ...).
-            generator: source of the noise, one or a list of one per sample.
-            return_dict: give a tuple (next sample, x0) when False.
-
-        Returns:
-            `prev_sample` and `pred_original_sample` x0, both in the sample's shape and dtype.
-
-        Raises:
-            ValueError: for shapes that do not fit, or a timestep that is not in the list.
-        """
-        dtype, sample = sample.dtype, carried(sample)
-        move = self._next_move(timestep)
-        model_output, _ = split_learned_variance(model_output, sample)
-        x0 = self._predict_x0(model_output, move.at, sample)
+    def _moved(self, move: Move, x0: torch.Tensor, sample: torch.Tensor, generator: Generators) -> torch.Tensor:
         if move.kind == "denoise":
-            prev_sample = x0
-        elif move.kind == "correct":
-            prev_sample = self._correct(move, x0, sample, model_output, generator)
-        elif move.kind == "ode_heun":
-            prev_sample = self._heun(move, x0, sample)
-        else:
-            if self._predictor == "ode_heun":
-                self._epsilon = self._epsilon_from(x0, move.t, sample)
-            weight, x0_weight, std = self._predictor_weights(move)
-            prev_sample = self._mix(weight, sample, x0_weight, x0, std, model_output, generator)
-        prev_sample, x0 = rounded(prev_sample, dtype), x0.to(dtype)
-        if not return_dict:
-            return prev_sample, x0
-        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
+            return x0
+        if move.kind == "correct":
+            snr = self.config.snr * self.path.transition(move.t, move.s)[0]
+            return self._langevin_step_with_snr(snr, move.t, sample, x0, generator)
+        if move.kind == "ode_heun":
+            return self._heun(move, x0, sample)
+        if self._predictor == "ode_heun":
+            self._epsilon = self._epsilon_from(x0, move.t, sample)
+        weight, x0_weight, std = self._predictor_weights(move)
+        return self._mix(weight, sample, x0_weight, x0, std, generator)
 
     def _predictor_weights(self, move: Move) -> tuple[float, float, float]:
         """(weight of x, weight of x0, standard deviation of the noise) of the step from t to s."""
@@ -204,20 +166,6 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
         gain = noise_variance / variance
         return 1 - drift - gain, gain * alpha, math.sqrt(noise_variance)
 
-    def _correct(
-        self,
-        move: Move,
-        x0: torch.Tensor,
-        sample: torch.Tensor,
-        model_output: torch.Tensor,
-        generator: Generators,
-    ) -> torch.Tensor:
-        snr = self.config.snr * self.path.transition(move.t, move.s)[0]
-        if self.config.measured_norms:
-            return self._langevin_step_from_norms(snr, move.t, sample, x0, model_output, generator)
-        h = 2 * (snr * self.path.sigma(move.t)) ** 2
-        return self._langevin_step(h, move.t, sample, x0, model_output, generator)
-
     def _epsilon_from(self, x0: torch.Tensor, t: float, sample: torch.Tensor) -> torch.Tensor:
         sigma = self.path.sigma(t)
         return combine(1 / sigma, sample, -self.path.alpha(t) / sigma, x0)
@@ -228,12 +176,6 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
         width = self.path.sigma(s) - self.path.alpha(s) / self.path.alpha(t) * self.path.sigma(t)
         change = self._epsilon_from(x0, s, sample).sub_(self._epsilon)
         return change.mul_(width / 2).add_(sample)
-
-
-def check_choice(argument: str, name: str, names: Sequence[str]) -> None:
-    """Raise ValueError unless `name` is one of `names`."""
-    if name not in names:
-        raise ValueError(f"Unknown {argument} '{name}'; choose one of {', '.join(names)}.")
 
 
 def checked_continuous_times(timesteps: Sequence[float]) -> np.ndarray:

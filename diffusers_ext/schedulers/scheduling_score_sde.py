@@ -11,7 +11,8 @@ from .configuration import configured_by, noise_path_fields, prediction_fields
 from .continuous_path import SubVariancePreservingPath, VarianceExplodingPath, VariancePreservingPath
 from .noise_path import DiscretePath
 from .schedules import PATHS_WITHOUT_BETAS
-from .scheduling_predictor_corrector import PREDICTORS, PredictorCorrectorScheduler, check_choice
+from .scheduling_base import check_choice
+from .scheduling_predictor_corrector import PREDICTORS, PredictorCorrectorScheduler
 
 SDES = ("vp", "sub_vp", "ve")
 TIMESTEP_TYPES = ("time", "sigma")
@@ -116,7 +117,7 @@ class ScoreSDEScheduler(PredictorCorrectorScheduler):
 
     # the times
 
-    def _even_times(self, num_inference_steps: int) -> np.ndarray:
+    def _continuous_times(self, num_inference_steps: int) -> np.ndarray:
         return np.linspace(1.0, self.config.sampling_eps, num_inference_steps)
 
     def _times_dtype(self) -> torch.dtype:

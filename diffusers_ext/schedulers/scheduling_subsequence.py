@@ -11,8 +11,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 from .configuration import configured_by, noise_path_fields, prediction_fields
 from .noise_path import CLEAN
-from .scheduling_base import Generators, NoisePathScheduler, split_learned_variance
-from .tensors import carried, combine, rounded, weighted_sum
+from .scheduling_base import Generators, NoisePathScheduler, check_choice, split_learned_variance, step_output
+from .tensors import carried, combine, weighted_sum
 
 SUBSEQUENCES = ("uniform", "quadratic", "exp", "comp exp")
 
@@ -32,43 +32,34 @@ def exponential_subsequence(length: int, num_train_timesteps: int, drop_duplicat
     Raises:
         ValueError: for a length outside 2 ... T-1.
     """
-    if not 2 <= length <= num_train_timesteps - 1:
-        raise ValueError(
-            f"An exponential subsequence of {num_train_timesteps} timesteps has a length between 2 and "
-            f"{num_train_timesteps - 1}, got {length}."
-        )
+    _check_length("An exponential", length, num_train_timesteps, num_train_timesteps - 1)
     curve = np.exp(np.linspace(-6, 6, length))
-    scaled = 1 + (num_train_timesteps - 2) * (curve - curve[0]) / (curve[-1] - curve[0])
-    times = np.round(scaled).astype(np.int64)
-    if drop_duplicates:
-        return np.unique(times)
-    for i in range(1, length):
-        times[i] = max(times[i], times[i - 1] + 1)
-    return times
+    times = np.round(1 + (num_train_timesteps - 2) * (curve - curve[0]) / (curve[-1] - curve[0])).astype(np.int64)
+    return np.unique(times) if drop_duplicates else _increasing(times)
 
 
 def quadratic_subsequence(length: int, num_train_timesteps: int) -> np.ndarray:
     """Squares of evenly spaced roots from 0 to T-1: Song et al. 2021 (arXiv:2010.02502), appendix D.2.
 
-    The paper's constant is free; here the last entry is T-1, so that sampling starts from the path's end.
-
-    Args:
-        length: L in 2 ... T.
-        num_train_timesteps: T.
-
-    Returns:
-        int64 array of L entries, strictly increasing from 0 to T-1.
+    The paper's constant is free; here the last of the L entries is T-1, so that sampling starts from the path's end.
 
     Raises:
         ValueError: for a length outside 2 ... T.
     """
-    if not 2 <= length <= num_train_timesteps:
+    _check_length("A quadratic", length, num_train_timesteps, num_train_timesteps)
+    return _increasing(np.round(np.linspace(0, math.sqrt(num_train_timesteps - 1), length) ** 2).astype(np.int64))
+
+
+def _check_length(kind: str, length: int, num_train_timesteps: int, longest: int) -> None:
+    if not 2 <= length <= longest:
         raise ValueError(
-            f"A quadratic subsequence of {num_train_timesteps} timesteps has a length between 2 and "
-            f"{num_train_timesteps}, got {length}."
+            f"{kind} subsequence of {num_train_timesteps} timesteps has a length between 2 and {longest}, got {length}."
         )
-    times = np.round(np.linspace(0, math.sqrt(num_train_timesteps - 1), length) ** 2).astype(np.int64)
-    for i in range(1, length):
+
+
+def _increasing(times: np.ndarray) -> np.ndarray:
+    """The times, each at least one more than the time before it."""
+    for i in range(1, len(times)):
         times[i] = max(times[i], times[i - 1] + 1)
     return times
 
@@ -107,7 +98,7 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         original_targets: bool = False,
         use_clipped_model_output: bool = False,
     ):
-        _check_subsequence(subsequence)
+        check_choice("subsequence", subsequence, SUBSEQUENCES)
         _check_eta(eta)
         self._subsequence = subsequence
         self.inverse = False
@@ -134,7 +125,8 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         Raises:
             ValueError: unless exactly one of num_inference_steps and timesteps is given, and valid.
         """
-        self._subsequence = _check_subsequence(subsequence or self.config.subsequence)
+        self._subsequence = subsequence or self.config.subsequence
+        check_choice("subsequence", self._subsequence, SUBSEQUENCES)
         times = self._choose_times(num_inference_steps, timesteps)
         self.inverse = inverse
         self._set_times(times[::-1] if inverse else times, device)
@@ -187,7 +179,7 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         t = self._time(timestep)
         s = self.previous_timestep(t)
         if self.inverse:
-            return _output(*self._invert(model_output, t, s, sample), dtype, return_dict)
+            return step_output(*self._invert(model_output, t, s, sample), dtype, return_dict, DDIMSchedulerOutput)
         if s == CLEAN and not self.config.set_alpha_to_one:
             s = 0
         elif self.config.original_targets:
@@ -198,9 +190,9 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         if noise_std > 0 and variance_noise is not None:
             noise = noise_std * variance_noise
         elif noise_std > 0:
-            noise = self._noise(model_output, sample, generator).mul_(noise_std)
+            noise = self._noise(x0, sample, generator).mul_(noise_std)
         prev_sample = self._towards(s, std, x0, t, sample, model_output, use_clipped_model_output, noise)
-        return _output(prev_sample, x0, dtype, return_dict)
+        return step_output(prev_sample, x0, dtype, return_dict, DDIMSchedulerOutput)
 
     def _standard_deviations(self, t: int, s: int, eta: float) -> tuple[float, float]:
         """(std that the direction makes room for, std of the noise added); they differ under sigma_hat only."""
@@ -239,21 +231,6 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         epsilon = combine(a, sample, b, model_output)
         x0 = combine(1 / self.path.alpha(s), sample, -self.path.sigma(s) / self.path.alpha(s), epsilon)
         return combine(self.path.alpha(t), x0, self.path.sigma(t), epsilon), x0
-
-
-def _output(
-    prev_sample: torch.Tensor, x0: torch.Tensor, dtype: torch.dtype, return_dict: bool
-) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-    prev_sample, x0 = rounded(prev_sample, dtype), x0.to(dtype)
-    if not return_dict:
-        return prev_sample, x0
-    return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
-
-
-def _check_subsequence(name: str) -> str:
-    if name not in SUBSEQUENCES:
-        raise ValueError(f"Unknown subsequence '{name}'; choose one of {', '.join(SUBSEQUENCES)}.")
-    return name
 
 
 def _check_eta(eta: float) -> float:
