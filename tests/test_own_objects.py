@@ -163,7 +163,7 @@ def test_names_on_the_command_line(tiny_run, tmp_path):
     [
         ({"model": "nowhere.py:Net"}, "there is no file 'nowhere.py'"),
         ({"model": "json:JSONDecoder"}, "must name a class that derives from torch.nn.Module"),
-        ({"callback": ["json:Nothing"]}, "'json' has no Nothing"),
+        ({"callback": ["json:Nothing"]}, "'json' has no 'Nothing'"),
         ({"sampler": "nowhere.py:Steps"}, "there is no file 'nowhere.py'"),
         ({"sampler": "json:JSONDecoder"}, "is not a scheduler: it needs from_config, set_timesteps and step"),
         ({"sampler": "ddin"}, "sampler must be one of ddim, .* or module:Class, got 'ddin'"),

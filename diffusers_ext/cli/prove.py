@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import inspect
 import json
 import time
@@ -16,6 +14,7 @@ from ..proofs.catalogue import NOT_MEASURED, path_settings, scheduler_classes
 from ..proofs.prove import prove as prove_scheduler
 from ..proofs.report import Report, plot_reports
 from ..proofs.survey import best_at_equal_calls, survey, survey_markdown
+from ..schedulers.named_objects import load_object
 from ..settings import CheckedSettings, option
 
 
@@ -79,11 +78,7 @@ def _options(text: str | None) -> dict[str, Any]:
 def _scheduler_class(name: str) -> Any:
     """The class of a name, of `module:Class`, or of `file.py:Class`."""
     if ":" in name:
-        module, _, kind = name.rpartition(":")
-        found = getattr(_module(module), kind, None)
-        if found is None:
-            raise ValueError(f"There is no class '{kind}' in '{module}'.")
-        return found
+        return load_object(name, "scheduler")
     classes = scheduler_classes()
     if name in NOT_MEASURED:
         raise ValueError(f"{name} can't be compared with an exact denoiser: {NOT_MEASURED[name]}.")
@@ -92,17 +87,6 @@ def _scheduler_class(name: str) -> Any:
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise ValueError(f"Unknown scheduler '{name}'.{hint} Use a class name, module:Class, or all.")
     return classes[name]
-
-
-def _module(name: str) -> Any:
-    if not name.endswith(".py"):
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _prove_all(path: dict[str, Any], output: str | None) -> None:

@@ -6,20 +6,16 @@ that make it this sampler, and the options that a user may give.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import diffusers
 
+from .named_objects import load_object
 from .noise_path import NoisePath
 from .schedules import PATHS_WITHOUT_BETAS, RECTIFIED_FLOW
 from .scheduling_ancestral import GAMMAS, VARIANCE_TYPES, AncestralDDPMScheduler
@@ -349,7 +345,7 @@ def _own_samplers() -> list[str]:
 
 def _users_sampler(name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     """A scheduler class of the user's, made from the configuration and the options."""
-    scheduler = _imported(name)
+    scheduler = load_object(name, "sampler")
     if not all(callable(getattr(scheduler, method, None)) for method in ("from_config", "set_timesteps", "step")):
         raise ValueError(f"'{name}' is not a scheduler: it needs from_config, set_timesteps and step.")
     known = inspect.signature(scheduler).parameters
@@ -357,40 +353,6 @@ def _users_sampler(name: str, config: Mapping[str, Any], options: Mapping[str, A
     if unknown:
         raise ValueError(f"'{name}' takes no {', '.join(unknown)}.")
     return scheduler.from_config(_known_to(scheduler, config), **options)
-
-
-def _imported(name: str) -> Any:
-    module_name, _, class_name = name.rpartition(":")
-    try:
-        if module_name.endswith(".py"):
-            return getattr(_module_of_file(Path(module_name)), class_name)
-        return getattr(importlib.import_module(module_name), class_name)
-    except FileNotFoundError:
-        raise ValueError(f"sampler '{name}': there is no file '{module_name}'.") from None
-    except ModuleNotFoundError as error:
-        raise ValueError(f"sampler '{name}': there is no module '{error.name}'.") from None
-    except AttributeError:
-        raise ValueError(f"sampler '{name}': '{module_name}' has no '{class_name}'.") from None
-    except Exception as error:  # code of the user's may raise anything
-        reason = " ".join(str(error).split())
-        raise ValueError(f"sampler '{name}' can't be imported: {type(error).__name__}: {reason}.") from error
-
-
-def _module_of_file(file: Path) -> Any:
-    """The module in a file, run once, under a name of its own, so that files of equal names don't meet."""
-    name = f"{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise FileNotFoundError(file)
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 @dataclass(frozen=True)

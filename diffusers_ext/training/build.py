@@ -38,11 +38,11 @@ from ..schedulers import (
     ScoreSDEScheduler,
     SubsequenceDDIMScheduler,
 )
+from ..schedulers.named_objects import is_name_of_object, load_object
 from ..schedulers.registry import OPTIONS, build_sampler
 from ..schedulers.schedules import PATHS_WITHOUT_BETAS, RECTIFIED_FLOW
 from .arguments import LEARNED_RANGE, TrainingArguments, json_option
 from .muon import Muon
-from .named_objects import is_name_of_object, load_object
 
 NEARLY_ALL = 0.9  # of the noise levels, that a walk has to begin with
 

@@ -40,6 +40,7 @@ from ..data.signals import SignalData, SignalOptions, is_bounded
 from ..data.transforms import size_text
 from ..modalities import modality_of_size
 from ..objectives.registry import declared
+from ..schedulers.named_objects import load_object
 from ..settings import settings_of, without_effect
 from ..settings.declaration import NAMED, REFUSED
 from . import checkpoint
@@ -80,7 +81,6 @@ from .ema import ExponentialMovingAverage, PowerFunctionAverage, WeightAverage
 from .folder import OutputFolder
 from .latents import LatentEncoder, pixels, vae_of
 from .losses import LossReader
-from .named_objects import load_object
 from .plain import PlainNetwork
 from .precision import Mode, resolve_mixed_precision
 from .probe import ModeProbe, TrainingSteps, unchanged

@@ -31,12 +31,14 @@ def load_object(text: str, what: str) -> Any:
         module = _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except FileNotFoundError:
         raise ValueError(f"{what} '{text}': there is no file '{source}'.") from None
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{what} '{text}': there is no module '{error.name}'.") from None
     except Exception as error:  # code of the user's may raise anything
         raise ValueError(
             f"{what} '{text}' can't be imported: {type(error).__name__}: {' '.join(str(error).split())}."
         ) from error
     if not hasattr(module, name):
-        raise ValueError(f"{what} '{text}': '{source}' has no {name}.")
+        raise ValueError(f"{what} '{text}': '{source}' has no '{name}'.")
     return getattr(module, name)
 
 
