@@ -87,8 +87,10 @@ def tell(run: Run, reference: Run) -> None:
 
 def compare(bench: Bench, arguments: argparse.Namespace) -> None:
     config = bench.pipeline.scheduler.config
-    floor = compare_sets(bench.floor, bench.real)["frechet_distance"]
-    print(f"{len(bench.floor):,} other real images against the {len(bench.real):,}: Frechet {floor:.3f}", flush=True)
+    baseline = compare_sets(bench.baseline, bench.real)["frechet_distance"]
+    print(
+        f"{len(bench.baseline):,} other real images against the {len(bench.real):,}: Frechet {baseline:.3f}", flush=True
+    )
     reference = measure(bench, config, "ddpm", REFERENCE_STEPS, arguments)
     tell(reference, reference)
     good = []

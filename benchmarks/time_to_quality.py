@@ -43,7 +43,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from diffusers_ext.cli.evaluate import cycled
-from diffusers_ext.cli.real_images import RealDataArguments, real_and_floor
+from diffusers_ext.cli.real_images import RealDataArguments, real_and_baseline
 from diffusers_ext.cli.shared import DTYPES, load_classifier
 from diffusers_ext.data.images import load_image_data
 from diffusers_ext.evaluation.features import extract
@@ -54,7 +54,7 @@ from diffusers_ext.training import Trainer
 from diffusers_ext.training.arguments import TrainingArguments
 from diffusers_ext.training.callbacks import FiguresCallback, PreviewCallback
 
-ACCURACY, FLOORS = 0.97, 3.0
+ACCURACY, BASELINES = 0.97, 3.0
 SCREENING_SAMPLES, SCREENING_ACCURACY = 200, 0.94
 TARGET_SECONDS, TARGET_FACTOR = 240.0, 10.0
 RESOLUTION, CLASSES, BATCH_SIZE = 28, 10, 250
@@ -81,16 +81,19 @@ class Exam:
         self.classifier = load_classifier(arguments.classifier, "cpu")
         self.dtype = DTYPES[arguments.sampling_dtype]
         self.samples, data = arguments.num_samples, RealDataArguments(dataset_name=arguments.dataset_name)
-        sets = real_and_floor(data, self.samples, 1, RESOLUTION, list(range(CLASSES)))
-        self.real, floor = (extract(s.batches(), self.classifier, self.classifier, s.labels) for s in sets)
+        sets = real_and_baseline(data, self.samples, 1, RESOLUTION, list(range(CLASSES)))
+        self.real, baseline = (extract(s.batches(), self.classifier, self.classifier, s.labels) for s in sets)
         assert self.real.labels is not None
         self.labels = cycled(self.real.labels, self.samples)
-        self.floor = frechet_distance(floor.features, self.real.features)
+        self.baseline = frechet_distance(baseline.features, self.real.features)
         right = 100 * (self.real.accuracy() or 0)
         print(
             f"classifier: {self.classifier.description()}, {right:.2f} % right on {len(self.real):,} ({sets[0].split})"
         )
-        print(f"Frechet distance of {len(floor):,} other real images ({sets[1].split}): {self.floor:.3f}", flush=True)
+        print(
+            f"Frechet distance of {len(baseline):,} other real images ({sets[1].split}): {self.baseline:.3f}",
+            flush=True,
+        )
 
     def grade(self, sample: Sample) -> Grade:
         """Of all samples; of the first few, where these leave no hope."""
@@ -110,14 +113,14 @@ class Exam:
 
     def passed(self, grade: Grade) -> bool:
         enough = grade.samples == self.samples and grade.accuracy >= ACCURACY
-        return enough and grade.frechet < FLOORS * self.floor
+        return enough and grade.frechet < BASELINES * self.baseline
 
     def tell(self, who: str, seed: int, steps: int, seconds: float, grade: Grade) -> None:
         print(
             f"{who}, seed {seed}, {seconds:.0f} s of training, {steps:,} steps: "
             f"accuracy {100 * grade.accuracy:.2f} % of {grade.samples:,}, Frechet {grade.frechet:.3f}, "
-            f"{grade.frechet / self.floor:.2f} times the floor{': reached' if self.passed(grade) else ''} "
-            f"(measured in {grade.seconds:.0f} s)",
+            f"{grade.frechet / self.baseline:.2f} times the real-data baseline"
+            f"{': reached' if self.passed(grade) else ''} (measured in {grade.seconds:.0f} s)",
             flush=True,
         )
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffusers_ext.data.examples import decode
 from diffusers_ext.data.files import ZipReader
-from diffusers_ext.data.images import ImageData, load_image_data
+from diffusers_ext.data.images import ExampleData, load_image_data
 from diffusers_ext.data.loading import load_batches
 from diffusers_ext.data.randomness import permutation, uniforms
 from diffusers_ext.data.schedule import BatchSchedule
@@ -31,7 +31,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs ../shared/data, which is not here")
 
 
-def pixels_of(data: ImageData, keys=None) -> np.ndarray:
+def pixels_of(data: ExampleData, keys=None) -> np.ndarray:
     """The batch as uint8 (B, C, H, W); fails when it is not exactly an 8-bit picture in [-1, 1]."""
     images = data.__getitems__(keys or list(range(len(data))))["samples"]
     levels = (images.double() + 1) * 127.5
@@ -52,7 +52,7 @@ def write_images(folder: Path, images: dict[str, Image.Image]) -> Path:
     return folder
 
 
-def same_batches(first: ImageData, second: ImageData, epochs: int = 2) -> bool:
+def same_batches(first: ExampleData, second: ExampleData, epochs: int = 2) -> bool:
     keys = [(index, epoch) for epoch in range(epochs) for index in range(len(first))]
     one, other = first.__getitems__(keys), second.__getitems__(keys)
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -66,8 +66,8 @@ def test_a_report_says_what_it_was_taken_with(perfect, run, classifier, capsys):
     assert report["samples"]["seed"] == 3
     assert report["samples"]["class_labels"] == [1, 3]
     assert report["real_images"] == {"data": report["real_images"]["data"], "split": "test", "num_images": 80}
-    assert report["floor"]["split"] == "train"  # the test split has 80 of these classes, which is not twice 80
-    assert "The floor is of another split, for test has too few such images" in capsys.readouterr().out
+    assert report["baseline"]["split"] == "train"  # the test split has 80 of these classes, which is not twice 80
+    assert "The real-data baseline is of another split, for test has too few such images" in capsys.readouterr().out
     assert "% right on 160 (test)" in report["classifier"]["description"]
 
 
@@ -78,10 +78,10 @@ def test_without_guidance_the_class_is_left_to_chance(perfect, run):
     assert report["measures"]["real_images"]["class_accuracy"] > 0.97
 
 
-def test_the_floor_is_of_other_images_of_the_split_where_it_has_enough(perfect, run, capsys):
+def test_the_baseline_is_of_other_images_of_the_split_where_it_has_enough(perfect, run, capsys):
     report = run("--num_images", "40")
     assert "another split" not in capsys.readouterr().out
-    assert report["floor"] == {**report["real_images"], "num_images": 40}
+    assert report["baseline"] == {**report["real_images"], "num_images": 40}
     assert report["measures"]["real_images"]["frechet_distance"] > 0
 
 

@@ -56,7 +56,7 @@ def test_puts_an_evaluation_beside_its_baseline(folder):
     report = {
         "samples": {"num_images": 100, "weights": "EMA", "sampler": "ddim", "num_inference_steps": 25, "seed": 0},
         "real_images": {"num_images": 100, "split": "test"},
-        "floor": {"num_images": 90, "split": "train"},
+        "baseline": {"num_images": 90, "split": "train"},
         "classifier": {"description": "99 % right on 1,000 test images"},
         "measures": {"samples": {"class_accuracy": 0.9, "recall": 0.5}, "real_images": {"class_accuracy": 0.99}},
     }

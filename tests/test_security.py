@@ -198,7 +198,7 @@ def hostile(tmp_path):
         "measures": {"samples": {HOSTILE: 1.0}, "real_images": {HOSTILE: 1.0}},
         "samples": dict.fromkeys(("weights", "sampler", "scheduler", "num_inference_steps", "seed"), HOSTILE),
         "real_images": {"num_images": 1, "split": HOSTILE},
-        "floor": {"num_images": 1, "split": HOSTILE},
+        "baseline": {"num_images": 1, "split": HOSTILE},
         "classifier": {"description": HOSTILE},
         "features": {"name": HOSTILE},
     }
@@ -260,7 +260,7 @@ def test_the_name_of_a_repository_is_a_name(hostile, name):
         ("metrics.jsonl", '{"step": "many", "loss": "low"}'),
         ("model_index.json", "[]"),
         ("unet/diffusion_pytorch_model.safetensors", "no weights"),
-        ("evaluation.json", '{"measures": {}, "samples": {}, "real_images": {}, "floor": {}}'),
+        ("evaluation.json", '{"measures": {}, "samples": {}, "real_images": {}, "baseline": {}}'),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_one_sentence(hostile, file, content):

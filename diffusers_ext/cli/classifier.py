@@ -14,7 +14,7 @@ from ..settings import CheckedSettings, option
 from .shared import best_device
 
 if TYPE_CHECKING:
-    from ..data.images import ImageData
+    from ..data.images import ExampleData
     from ..evaluation.classifier import ImageClassifier
 
 
@@ -75,7 +75,7 @@ def classifier_train(arguments: ClassifierTrainArguments) -> None:
     print(f"{classifier.description()}; {classifier.num_parameters():,} parameters in {arguments.output_dir}")
 
 
-def _labelled_images(arguments: ClassifierTrainArguments, split: str, **options: Any) -> ImageData:
+def _labelled_images(arguments: ClassifierTrainArguments, split: str, **options: Any) -> ExampleData:
     from ..data.images import load_image_data
 
     data = load_image_data(
@@ -96,14 +96,14 @@ def _labelled_images(arguments: ClassifierTrainArguments, split: str, **options:
     return data
 
 
-def in_order(data: ImageData, batch_size: int = 256) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def in_order(data: ExampleData, batch_size: int = 256) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """All images once, (images, labels) a batch."""
     for start in range(0, len(data), batch_size):
         batch = data.__getitems__(range(start, min(start + batch_size, len(data))))
         yield batch["samples"], batch["labels"]
 
 
-def new_classifier(train: ImageData, arguments: ClassifierTrainArguments) -> ImageClassifier:
+def new_classifier(train: ExampleData, arguments: ClassifierTrainArguments) -> ImageClassifier:
     """An untrained classifier for the data, on its device; the seed decides its weights."""
     from ..evaluation.classifier import ImageClassifier
 
@@ -130,7 +130,7 @@ def _data_name(arguments: ClassifierTrainArguments) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
-def train_classifier(classifier: ImageClassifier, train: ImageData, arguments: ClassifierTrainArguments) -> int:
+def train_classifier(classifier: ImageClassifier, train: ExampleData, arguments: ClassifierTrainArguments) -> int:
     """Fit the classifier to the training data; the number of steps taken."""
     from ..data.schedule import BatchSchedule
     from ..evaluation.classifier_training import RandomAffine, fit

@@ -23,7 +23,7 @@ from ..schedulers.registry import SamplerChoice, check_options, samplers_with
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import option
 from ..training.checkpoint import list_checkpoints
-from .real_images import RealDataArguments, check_classifier, real_and_floor
+from .real_images import RealDataArguments, check_classifier, real_and_baseline
 from .sampler_options import SamplerOptions
 from .shared import DTYPE_HELP, DTYPES, load_checkpoint, load_classifier, load_pipeline, progress_bar
 
@@ -142,7 +142,7 @@ def _by_length(
 ) -> None:
     latents = starting_noise(pipeline, arguments.num_images, arguments.seed)
     reference = exact_flow(pipeline, latents.double()) if perfect else None
-    real, floor = _real_features(arguments, pipeline, classifier, None, arguments.num_images)
+    real, baseline = _real_features(arguments, pipeline, classifier, None, arguments.num_images)
     runs, samples = compare_lengths(
         pipeline, latents, choices, arguments.lengths, arguments.subsequences, reference, arguments.seed
     )
@@ -161,7 +161,7 @@ def _by_length(
             f"{name:24} {run.length:5} steps {run.evaluations:5} evaluations {run.seconds:8.2f} s "
             f"rms {run.rms_error:.4f} from {against}{frechet}"
         )
-    _print_real(classifier, real, floor)
+    _print_real(classifier, real, baseline)
 
 
 def _by_class(
@@ -174,7 +174,7 @@ def _by_class(
 ) -> None:
     labels = torch.tensor(classes).repeat_interleave(arguments.num_images)
     latents = starting_noise(pipeline, len(labels), arguments.seed)
-    real, floor = _real_features(arguments, pipeline, classifier, classes, len(labels))
+    real, baseline = _real_features(arguments, pipeline, classifier, classes, len(labels))
     runs, samples = compare_classes(
         pipeline,
         latents,
@@ -199,7 +199,7 @@ def _by_class(
             f"{run.sampler:20} guidance {run.guidance_scale:4g} {run.length:5} steps {run.evaluations:5} evaluations "
             f"{run.seconds:8.2f} s{accuracy}{frechet}, {run.num_images} images"
         )
-    _print_real(classifier, real, floor)
+    _print_real(classifier, real, baseline)
 
 
 def _real_features(
@@ -214,18 +214,18 @@ def _real_features(
         return None, None
     channels, height, width = image_shape(pipeline)
     resolution = height if height == width else None
-    sets = real_and_floor(arguments, number, channels, resolution, classes, equal_counts=True)
+    sets = real_and_baseline(arguments, number, channels, resolution, classes, equal_counts=True)
     check_classifier(classifier, pipeline, sets[0].data)
-    real, floor = (extract(images.batches(), classifier, classifier, images.labels) for images in sets)
-    return real, floor
+    real, baseline = (extract(images.batches(), classifier, classifier, images.labels) for images in sets)
+    return real, baseline
 
 
-def _print_real(classifier: ImageClassifier | None, real: FeatureSet | None, floor: FeatureSet | None) -> None:
+def _print_real(classifier: ImageClassifier | None, real: FeatureSet | None, baseline: FeatureSet | None) -> None:
     if classifier is None:
         return
     print(f"classifier: {classifier.description()}")
-    if real is not None and floor is not None:
+    if real is not None and baseline is not None:
         accuracy = real.accuracy()
         right = "" if accuracy is None else f", of which the classifier takes {100 * accuracy:.2f} % for their class"
-        distance = frechet_distance(floor.features, real.features)
-        print(f"real images: Frechet {distance:.4f} between {len(floor)} and {len(real)} of them{right}")
+        distance = frechet_distance(baseline.features, real.features)
+        print(f"real images: Frechet {distance:.4f} between {len(baseline)} and {len(real)} of them{right}")

@@ -14,14 +14,14 @@ import torch
 from ..conditions.class_label import chosen_classes
 from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
-from ..evaluation.features import FeatureSet, compare_sets, extract, floor_measures
+from ..evaluation.features import FeatureSet, baseline_measures, compare_sets, extract
 from ..hub.averages import weights_of
 from ..hub.model_card import sampler_of
 from ..hub.provenance import versions
 from ..pipelines.batched_generation import generate_images, image_shape
 from ..schedulers.registry import SamplerChoice, check_options
 from ..settings import option
-from .real_images import RealDataArguments, RealImages, check_classifier, real_and_floor
+from .real_images import RealDataArguments, RealImages, check_classifier, real_and_baseline
 from .sampler_options import OneSampler
 from .shared import DTYPE_HELP, DTYPES, best_device, load_classifier, load_pipeline
 
@@ -88,7 +88,7 @@ class Bench:
         classifier: names the classes; None leaves class accuracy out.
         features: a module whose features are compared; see `evaluation.features.extract`.
         real: real images that samples are compared with.
-        floor: other real images, which are compared with `real` as the samples are.
+        baseline: other real images, which are compared with `real` as the samples are.
         labels: the classes to ask for, one a sample, or None.
         num_images: number of samples.
         batch_size, seed: of sampling.
@@ -100,7 +100,7 @@ class Bench:
     classifier: ImageClassifier | None
     features: torch.nn.Module
     real: FeatureSet
-    floor: FeatureSet
+    baseline: FeatureSet
     labels: torch.Tensor | None
     num_images: int
     batch_size: int
@@ -118,9 +118,9 @@ class Bench:
         seconds = time.perf_counter() - began
         return extract(images.split(self.batch_size), self.features, self.classifier, self.labels), seconds
 
-    def floor_measures(self) -> dict[str, float]:
+    def baseline_measures(self) -> dict[str, float]:
         """What real images get where samples stand."""
-        return floor_measures(self.floor, self.real)
+        return baseline_measures(self.baseline, self.real)
 
     def report(self, guidance_scale: float) -> dict[str, Any]:
         """The measures of samples and of real images, with everything needed to classifier them."""
@@ -129,7 +129,7 @@ class Bench:
         return {
             **self.settings,
             "samples": {**self.settings["samples"], **scale, "seconds": round(seconds, 2)},
-            "measures": {"samples": compare_sets(samples, self.real), "real_images": self.floor_measures()},
+            "measures": {"samples": compare_sets(samples, self.real), "real_images": self.baseline_measures()},
         }
 
 
@@ -148,23 +148,23 @@ def prepare(arguments: SamplingArguments) -> Bench:
     classes = chosen_classes(pipeline, arguments.class_labels, names)
     channels, height, width = image_shape(pipeline)
     resolution = height if height == width else None
-    real, floor = real_and_floor(arguments, arguments.num_images, channels, resolution, classes)
+    real, baseline = real_and_baseline(arguments, arguments.num_images, channels, resolution, classes)
     if classifier is not None:
         check_classifier(classifier, pipeline, real.data)
-    real_set, floor_set = (extract(s.batches(), features, classifier, s.labels) for s in (real, floor))
+    real_set, baseline_set = (extract(s.batches(), features, classifier, s.labels) for s in (real, baseline))
     return Bench(
         pipeline,
         classifier,
         features,
         real_set,
-        floor_set,
+        baseline_set,
         None if classes is None or real.labels is None else cycled(real.labels, arguments.num_images),
         arguments.num_images,
         arguments.batch_size,
         arguments.seed,
         {"num_inference_steps": steps},
         {
-            **_settings(arguments, pipeline, steps, classes, classifier, real, floor),
+            **_settings(arguments, pipeline, steps, classes, classifier, real, baseline),
             "features": {
                 "name": getattr(features, "name", "the classifier's"),
                 "dimensions": real_set.features.shape[1],
@@ -196,7 +196,7 @@ def _settings(
     classes: Sequence[int] | None,
     classifier: ImageClassifier | None,
     real: RealImages,
-    floor: RealImages,
+    baseline: RealImages,
 ) -> dict[str, Any]:
     data = arguments.train_data_dir or arguments.dataset_name or "embedded"
     return {
@@ -216,7 +216,7 @@ def _settings(
             "batch_size": arguments.batch_size,
         },
         "real_images": {"data": data, "split": real.split, "num_images": len(real)},
-        "floor": {"data": data, "split": floor.split, "num_images": len(floor)},
+        "baseline": {"data": data, "split": baseline.split, "num_images": len(baseline)},
         "classifier": None
         if classifier is None
         else {"folder": arguments.classifier, "description": classifier.description()},
@@ -225,7 +225,7 @@ def _settings(
 
 def print_report(report: dict[str, Any]) -> None:
     """The measures as a table, between what they were taken of and what they were taken with."""
-    samples, real, floor = report["samples"], report["real_images"], report["floor"]
+    samples, real, baseline = report["samples"], report["real_images"], report["baseline"]
     scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
     print(
         f"{samples['num_images']:,} samples of {samples['model']} (weights: {samples['weights']}), "
@@ -233,11 +233,11 @@ def print_report(report: dict[str, Any]) -> None:
         f"in {samples['seconds']:.1f} s"
     )
     print(f"against {real['num_images']:,} real images ({real['split']})")
-    print(f"floor: {floor['num_images']:,} real images ({floor['split']}) against the same")
-    if floor["split"] != real["split"]:
+    print(f"real-data baseline: {baseline['num_images']:,} real images ({baseline['split']}) against the same")
+    if baseline["split"] != real["split"]:
         print(
-            f"The floor is of another split, for {real['split']} has too few such images for two sets; features "
-            "that were learned on one of the splits tell them apart."
+            f"The real-data baseline is of another split, for {real['split']} has too few such images for two sets; "
+            "features that were learned on one of the splits tell them apart."
         )
     if report["classifier"] is not None:
         print(f"classifier: {report['classifier']['description']}")

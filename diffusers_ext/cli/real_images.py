@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.images import ImageData, load_image_data
+from ..data.images import ExampleData, load_image_data
 from ..data.randomness import permutation
 from ..evaluation.features import evenly_spread
 from ..pipelines.batched_generation import image_shape
@@ -29,7 +29,9 @@ class RealDataArguments(CheckedSettings):
     image_column: str | None = option(None, "Column with the images.")
     label_column: str | None = option(None, "Column with the classes.")
     split: str = option("test", "Split that samples are compared with.")
-    floor_split: str = option("train", "Split for the floor where `split` has too few images for two sets.")
+    baseline_split: str = option(
+        "train", "Split for the real-data baseline where `split` has too few images for two sets."
+    )
     cache_dir: str | None = option(None, "Where downloads are kept.")
 
 
@@ -43,7 +45,7 @@ class RealImages:
         indices: which of its images, (number,).
     """
 
-    data: ImageData
+    data: ExampleData
     split: str
     indices: torch.Tensor
 
@@ -61,7 +63,7 @@ class RealImages:
             yield self.data.__getitems__(part.tolist())["samples"]
 
 
-def real_and_floor(
+def real_and_baseline(
     arguments: RealDataArguments,
     number: int,
     channels: int,
@@ -71,8 +73,8 @@ def real_and_floor(
 ) -> tuple[RealImages, RealImages]:
     """Two disjoint sets of real images: up to `number` to compare with, and up to `number` to compare those with.
 
-    Both come from `split` where that has enough images of the classes, else the second from `floor_split`. The classes
-    stand in their proportions, or with `equal_counts` as often as one another.
+    Both come from `split` where that has enough images of the classes, else the second from `baseline_split`. The
+    classes stand in their proportions, or with `equal_counts` as often as one another.
 
     Raises ValueError where there are no images of the classes, or the data have no classes.
     """
@@ -81,15 +83,15 @@ def real_and_floor(
     real = RealImages(data, arguments.split, indices[:number])
     if len(indices) >= 2 * number:
         return real, RealImages(data, arguments.split, indices[number : 2 * number])
-    if arguments.floor_split.partition("[")[0] == arguments.split.partition("[")[0]:  # parts of one may overlap
+    if arguments.baseline_split.partition("[")[0] == arguments.split.partition("[")[0]:  # parts of one may overlap
         half = len(indices) // 2
         return RealImages(data, arguments.split, indices[:half]), RealImages(data, arguments.split, indices[half:])
-    other = _load(arguments, arguments.floor_split, channels, resolution)
-    rest = _of_classes(other, classes, arguments.floor_split, equal_counts)[:number]
-    return real, RealImages(other, arguments.floor_split, rest)
+    other = _load(arguments, arguments.baseline_split, channels, resolution)
+    rest = _of_classes(other, classes, arguments.baseline_split, equal_counts)[:number]
+    return real, RealImages(other, arguments.baseline_split, rest)
 
 
-def _load(arguments: RealDataArguments, split: str, channels: int, resolution: int | None) -> ImageData:
+def _load(arguments: RealDataArguments, split: str, channels: int, resolution: int | None) -> ExampleData:
     return load_image_data(
         arguments.dataset_name,
         arguments.dataset_config_name,
@@ -104,11 +106,11 @@ def _load(arguments: RealDataArguments, split: str, channels: int, resolution: i
     )
 
 
-def _of_classes(data: ImageData, classes: Sequence[int] | None, split: str, equal_counts: bool) -> torch.Tensor:
+def _of_classes(data: ExampleData, classes: Sequence[int] | None, split: str, equal_counts: bool) -> torch.Tensor:
     """Indices of the images of these classes, in a random order that is always the same.
 
     With classes, every part of the order holds them in fixed proportions: samples are asked for the classes of the real
-    images they are compared with, and the floor would look too high if its classes came as they fall.
+    images they are compared with, and the real-data baseline would look too high if its classes came as they fall.
     """
     order = torch.from_numpy(permutation(0, 0, len(data)))
     if classes is None:
@@ -132,7 +134,7 @@ def check_names(first: dict[str, str] | None, second: Any, what: str) -> None:
         )
 
 
-def check_classifier(classifier: ImageClassifier, pipeline: Any, data: ImageData | None = None) -> None:
+def check_classifier(classifier: ImageClassifier, pipeline: Any, data: ExampleData | None = None) -> None:
     """Raises ValueError where classifier, pipeline and data do not speak of the same classes or channels."""
     channels, _, _ = image_shape(pipeline)
     if classifier.config.in_channels != channels:

@@ -13,7 +13,7 @@ import torch
 from ..conditions.image_transforms import ImageTransform, image_transform
 from ..evaluation.metrics import peak_signal_to_noise_ratio
 from ..settings import option
-from .real_images import RealDataArguments, real_and_floor
+from .real_images import RealDataArguments, real_and_baseline
 from .shared import DTYPE_HELP, DTYPES, load_pipeline, progress_bar
 
 SHOWN = 8  # images in the picture
@@ -43,7 +43,7 @@ def restore(arguments: RestoreArguments) -> None:
     pipeline.set_progress_bar_config(**progress_bar(leave=False))
     condition = _condition_of(pipeline, arguments.model)
     config = pipeline.unet.config
-    real, _ = real_and_floor(arguments, arguments.num_images, config.in_channels, config.sample_size, None)
+    real, _ = real_and_baseline(arguments, arguments.num_images, config.in_channels, config.sample_size, None)
     targets = torch.cat(list(real.batches()))
     generator = torch.Generator().manual_seed(arguments.seed)
     given = condition.user_input(targets, generator)

@@ -33,24 +33,24 @@ def sweep(arguments: SweepArguments) -> None:
     bench = prepare(arguments)
     if bench.labels is None:
         raise ValueError(f"A sweep needs a network with classes, and that of '{arguments.model}' has none.")
-    floor = bench.floor_measures()
+    baseline = bench.baseline_measures()
     rows = [measured(bench, scale) for scale in scales]
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, floor, folder / "sweep.csv")
-    report = {**bench.settings, "measures": {"samples": rows, "real_images": floor}}
+    write_csv(rows, baseline, folder / "sweep.csv")
+    report = {**bench.settings, "measures": {"samples": rows, "real_images": baseline}}
     (folder / "sweep.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     figures.plot_guidance_sweep(
         scales,
         [row["class_accuracy"] for row in rows],
         [row["diversity"] for row in rows],
         folder / "sweep.png",
-        real_accuracy=floor["class_accuracy"],
+        real_accuracy=baseline["class_accuracy"],
         title=f"Guidance: {bench.num_images:,} samples a scale, {bench.options['num_inference_steps']} steps",
     )
     print(
-        f"real images: class accuracy {100 * floor['class_accuracy']:.2f} % of {len(bench.real):,}, "
-        f"Frechet floor {floor['frechet_distance']:.4f}"
+        f"real images: class accuracy {100 * baseline['class_accuracy']:.2f} % of {len(bench.real):,}, "
+        f"Frechet distance of the real-data baseline {baseline['frechet_distance']:.4f}"
     )
     print(f"Figure and table in {folder}")
 
@@ -72,10 +72,10 @@ def measured(bench: Bench, scale: float) -> dict[str, Any]:
     return row
 
 
-def write_csv(rows: Sequence[dict[str, Any]], floor: dict[str, float], path: Path) -> None:
+def write_csv(rows: Sequence[dict[str, Any]], baseline: dict[str, float], path: Path) -> None:
     """A line a scale, and a last one of real images."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-        writer.writerow({"guidance_scale": "real images", **floor})
+        writer.writerow({"guidance_scale": "real images", **baseline})

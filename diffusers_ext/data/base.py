@@ -21,7 +21,7 @@ Key = int | tuple[int, int]  # the index of an example, or (index, epoch)
 class TrainingData(Protocol):
     """Numbered examples with their labels, read in batches.
 
-    `ImageData` follows this protocol, and so does the result of `as_training_data` for every data set of the user.
+    `ExampleData` follows this protocol, and so does the result of `as_training_data` for every data set of the user.
 
     Attributes:
         channels: number of channels of a sample.
@@ -89,7 +89,7 @@ class Stream(Protocol):
         """
 
 
-class ImageSource(Protocol):
+class ExampleSource(Protocol):
     """Numbered image files.
 
     Attributes:

@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 from .opening import MAX_IMAGE_PIXELS, WHITE_IS_ZERO, open_header, open_image
 
 if TYPE_CHECKING:
-    from .base import ImageSource
+    from .base import ExampleSource
 
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as Pillow turns colour into grey
@@ -82,7 +82,7 @@ class ImageDecoder:
         channels = self.channels or natural_channels(image, self.background)
         return height * width * channels * (4 if self.precise else 1)
 
-    def for_source(self, source: ImageSource) -> ImageDecoder:
+    def for_source(self, source: ExampleSource) -> ImageDecoder:
         """With 1 channel when every image of the source is greyscale, else 3; see `common_channels`."""
         return replace(self, channels=common_channels(source, self.background))
 
@@ -91,7 +91,7 @@ class ImageDecoder:
         return replace(self, channels=None)
 
 
-def common_channels(source: ImageSource, background: tuple[int, int, int]) -> int:
+def common_channels(source: ExampleSource, background: tuple[int, int, int]) -> int:
     """1 when every image is greyscale, else 3; reads headers up to the first image with colour."""
     for index in range(len(source)):
         with contextlib.suppress(Exception):

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from .base import ImageSource
-from .transforms import Images, stack_if_alike
+from .base import ExampleSource
+from .transforms import Arrays, stack_if_alike
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ class Decoder(Protocol):
     def decoded_bytes(self, data: bytes) -> int:
         """How many bytes the array will take."""
 
-    def for_source(self, source: ImageSource) -> Any:
+    def for_source(self, source: ExampleSource) -> Any:
         """The decoder with the number of channels that all examples of a source can have."""
 
     def without_channels(self) -> Any:
         """The decoder as a fingerprint of the data takes it."""
 
 
-def decode(source: ImageSource, decoder: Decoder, index: int) -> np.ndarray:
+def decode(source: ExampleSource, decoder: Decoder, index: int) -> np.ndarray:
     """Example `index` of the source, (channels, *size). Raises UnreadableImageError, or ImportError by the decoder."""
     try:
         data = source.read(index)
@@ -69,14 +69,14 @@ def decode(source: ImageSource, decoder: Decoder, index: int) -> np.ndarray:
 
 
 def read_examples(
-    source: ImageSource, decoder: Decoder, max_memory_bytes: int, skip_unreadable: bool
-) -> MemoryImages | DiskImages:
+    source: ExampleSource, decoder: Decoder, max_memory_bytes: int, skip_unreadable: bool
+) -> MemoryExamples | DiskExamples:
     """Decode all examples now when they take at most `max_memory_bytes`, or leave them where they are."""
     if estimated_bytes(source, decoder) <= max_memory_bytes:
-        return MemoryImages(source, decoder, skip_unreadable)
+        return MemoryExamples(source, decoder, skip_unreadable)
     if decoder.channels is None:
         decoder = decoder.for_source(source)
-    return DiskImages(source, decoder, skip_unreadable)
+    return DiskExamples(source, decoder, skip_unreadable)
 
 
 def probes(count: int) -> list[int]:
@@ -84,7 +84,7 @@ def probes(count: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, PROBES).astype(int)).tolist()
 
 
-def source_digest(source: ImageSource, decoder: Decoder) -> bytes:
+def source_digest(source: ExampleSource, decoder: Decoder) -> bytes:
     """A hash of the number of rows, some of the image files, and how they are decoded."""
     digest = hashlib.sha256(f"{len(source)} {decoder.without_channels()!r}".encode())
     for index in probes(len(source)):
@@ -93,7 +93,7 @@ def source_digest(source: ImageSource, decoder: Decoder) -> bytes:
     return digest.digest()
 
 
-def estimated_bytes(source: ImageSource, decoder: Decoder) -> int:
+def estimated_bytes(source: ExampleSource, decoder: Decoder) -> int:
     """The size of all images when decoded, estimated from the headers of a few of them."""
     sizes = []
     for index in probes(len(source)):
@@ -102,12 +102,12 @@ def estimated_bytes(source: ImageSource, decoder: Decoder) -> int:
     return round(len(source) * float(np.mean(sizes))) if sizes else 0
 
 
-class MemoryImages:
+class MemoryExamples:
     """All images decoded: one array (number, channels, height, width), or a list when the sizes differ."""
 
     where = "in memory"
 
-    def __init__(self, source: ImageSource, decoder: Decoder, skip_unreadable: bool):
+    def __init__(self, source: ExampleSource, decoder: Decoder, skip_unreadable: bool):
         arrays: list[np.ndarray] = []
         kept: list[int] = []
         problems: list[UnreadableImageError] = []
@@ -133,14 +133,14 @@ class MemoryImages:
         """A hash of some of the image files."""
         return self._digest
 
-    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Images, np.ndarray]:
+    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Arrays, np.ndarray]:
         """The images at `indices` and their indices."""
         if isinstance(self._images, np.ndarray):
             return self._images[indices], indices
         return stack_if_alike([self._images[index] for index in indices]), indices
 
 
-def _decode_all(source: ImageSource, decoder: Decoder) -> Generator[np.ndarray | UnreadableImageError, None, None]:
+def _decode_all(source: ExampleSource, decoder: Decoder) -> Generator[np.ndarray | UnreadableImageError, None, None]:
     def decode_some(indices: range) -> list[np.ndarray | UnreadableImageError]:
         results: list[np.ndarray | UnreadableImageError] = []
         for index in indices:
@@ -175,7 +175,7 @@ def _report(problems: Sequence[UnreadableImageError], total: int, noun: str) -> 
         logger.warning("%d of %d %ss could not be read and are skipped", len(problems), total, noun)
 
 
-def assemble(arrays: list[np.ndarray]) -> Images:
+def assemble(arrays: list[np.ndarray]) -> Arrays:
     """Make the images one array, or a list when their sizes differ; among colour images grey ones become colour.
 
     Empties `arrays`, so that the images are not held twice.
@@ -190,12 +190,12 @@ def assemble(arrays: list[np.ndarray]) -> Images:
     return pixels
 
 
-class DiskImages:
+class DiskExamples:
     """Images that are decoded whenever they are read; an unreadable one is replaced by the next readable one."""
 
     where = "on disk"
 
-    def __init__(self, source: ImageSource, decoder: Decoder, skip_unreadable: bool):
+    def __init__(self, source: ExampleSource, decoder: Decoder, skip_unreadable: bool):
         self._source, self._decoder, self._skip_unreadable = source, decoder, skip_unreadable
         self._unreadable: set[int] = set()
         self.positions = np.arange(len(source))
@@ -212,7 +212,7 @@ class DiskImages:
         """A hash of some of the image files."""
         return source_digest(self._source, self._decoder)
 
-    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Images, np.ndarray]:
+    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Arrays, np.ndarray]:
         """The images at `indices`, or those that replace them, and the indices of what is given."""
         arrays, used = zip(*(self._readable(int(index)) for index in indices))
         return stack_if_alike(list(arrays)), np.array(used)
@@ -255,7 +255,7 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Images, np.ndarray]:
+    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Arrays, np.ndarray]:
         """The arrays at `indices`, and the indices of what is given: another example may replace an unreadable one."""
 
     def digest(self) -> bytes:

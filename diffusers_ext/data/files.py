@@ -172,7 +172,7 @@ def check_ratio(unpacked_bytes: int, archive_bytes: int, where: str) -> None:
 
 
 class FileSource:
-    """Files below a folder or inside an archive, as an `ImageSource`.
+    """Files below a folder or inside an archive, as an `ExampleSource`.
 
     Args:
         found: the files.

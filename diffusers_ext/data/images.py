@@ -1,6 +1,6 @@
 """Images for training: options, and batches by keys.
 
-`load_image_data` finds and reads the images, and `ImageData` turns keys into batches. All randomness is a function of
+`load_image_data` finds and reads the images, and `ExampleData` turns keys into batches. All randomness is a function of
 (seed, epoch, index), so a run can be resumed at any batch and split over any number of processes without a change of
 what it sees.
 """
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .base import Batch, ImageSource, Key, Stream
+from .base import Batch, ExampleSource, Key, Stream
 from .decoding import ImageDecoder, parse_background
 from .examples import Examples, UnreadableImageError, read_examples
-from .transforms import Images, Preparation, Transform, different_sizes, size_text
+from .transforms import Arrays, Preparation, Transform, different_sizes, size_text
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def load_image_data(
     train_data_dir: str | os.PathLike | None = None,
     split: str = "train",
     **settings: Any,
-) -> ImageData:
+) -> ExampleData:
     """Load images for training.
 
     Args:
@@ -115,15 +115,15 @@ def load_image_data(
     return load_data(request, ImageOptions(**prepared))
 
 
-def image_data(source: ImageSource, options: ImageOptions, title: str) -> ImageData:
+def image_data(source: ExampleSource, options: ImageOptions, title: str) -> ExampleData:
     """The images of a source, decoded now or when they are read."""
     images = read_examples(source, options.decoder, options.max_memory_bytes, options.skip_unreadable)
-    return ImageData(
+    return ExampleData(
         images, options.transform, source.labels, source.class_names, title, source.captions, source.columns
     )
 
 
-class ImageData(torch.utils.data.Dataset):
+class ExampleData(torch.utils.data.Dataset):
     """Numbered examples with their labels, read in batches by keys (index, epoch). Follows `TrainingData`.
 
     Args:
@@ -156,7 +156,7 @@ class ImageData(torch.utils.data.Dataset):
         self.label_names = label_names
         if self.labels is not None and label_names is None:
             self.label_names = [str(number) for number in range(int(self.labels.max()) + 1)]
-        self.companion: ImageData | None = None
+        self.companion: ExampleData | None = None
         self.stream: Stream | None = None
         self.size: tuple[int, ...] = ()  # until the first example has been read
         self.channels, *size = self[0]["samples"].shape
@@ -190,13 +190,13 @@ class ImageData(torch.utils.data.Dataset):
             batch["condition"] = self.companion._prepared(beside, epochs, indices)
         return batch
 
-    def _prepared(self, arrays: Images, epochs: np.ndarray, indices: np.ndarray) -> torch.Tensor:
+    def _prepared(self, arrays: Arrays, epochs: np.ndarray, indices: np.ndarray) -> torch.Tensor:
         samples = self._prepare(arrays, epochs, indices)
         if self.size and samples.shape[1:] != (self.channels, *self.size):
             raise ValueError(different_sizes([self.size, samples.shape[2:]]))
         return torch.from_numpy(samples)
 
-    def _rows(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Images, np.ndarray, Images | None]:
+    def _rows(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Arrays, np.ndarray, Arrays | None]:
         """Arrays, their indices, and the companion's arrays of the same rows.
 
         Raises UnreadableImageError when no row is readable in both.
@@ -228,7 +228,7 @@ class ImageData(torch.utils.data.Dataset):
         self.labels = torch.tensor([numbers[name] for name in called])[places]
         self.label_names = list(names)
 
-    def accompany(self, companion: ImageData) -> None:
+    def accompany(self, companion: ExampleData) -> None:
         """Add the images of `companion`, another column of the same rows, to every batch as "condition".
 
         Raises ValueError when rows do not match, because some images of either could not be read.

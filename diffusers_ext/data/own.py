@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .base import TrainingData, number_column
-from .images import ImageData, ImageOptions, image_data
+from .images import ExampleData, ImageOptions, image_data
 from .own_rows import (
     CAPTION_KEYS,
     CONDITION_KEYS,
@@ -61,7 +61,7 @@ def as_training_data(
     Raises ValueError or TypeError, in one sentence, for data that cannot be used.
     """
     options = ImageOptions(**image_options)
-    if isinstance(dataset, ImageData):
+    if isinstance(dataset, ExampleData):
         return dataset
     if _is_plain_image_table(dataset):
         return _table_data(dataset, options, name)
@@ -105,7 +105,7 @@ def _is_plain_image_table(dataset: Any) -> bool:
     return any(isinstance(dataset.features[key], datasets.Image) for key in named)
 
 
-def _table_data(table: Any, options: ImageOptions, name: str) -> ImageData:
+def _table_data(table: Any, options: ImageOptions, name: str) -> ExampleData:
     if len(table) == 0:
         raise ValueError(f"{name} has no rows.")
     features = table.features
@@ -130,7 +130,7 @@ def complete_columns(values: Mapping[str, list[Any]], name: str) -> dict[str, np
     return columns
 
 
-class OwnData(ImageData):
+class OwnData(ExampleData):
     """The data of a data set of the user, with how its rows are read."""
 
     form: RowFormat
@@ -164,7 +164,7 @@ def _row_data(rows: Rows, form: RowFormat, options: ImageOptions, label_names: l
             f"is {options.resolution}; leave resolution out, or give 'images', which are resized."
         )
     if form.condition is not None:
-        data.companion = ImageData(RowExamples(rows, form.condition), form.prepare, title=rows.name)
+        data.companion = ExampleData(RowExamples(rows, form.condition), form.prepare, title=rows.name)
     return data
 
 

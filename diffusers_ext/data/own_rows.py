@@ -18,7 +18,7 @@ from .base import numbers_of
 from .decoding import ImageDecoder
 from .examples import probes
 from .randomness import OWN_CODE, counter_hash
-from .transforms import Images, stack_if_alike
+from .transforms import Arrays, stack_if_alike
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def _channels_first(array: np.ndarray, is_tensor: bool, where: str) -> np.ndarra
 
 
 class RowExamples:
-    """The arrays of a data set of the user, read row by row; the `Examples` of an `ImageData`."""
+    """The arrays of a data set of the user, read row by row; the `Examples` of an `ExampleData`."""
 
     where = "read row by row"
     skipped = 0
@@ -241,7 +241,7 @@ class RowExamples:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Images, np.ndarray]:
+    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[Arrays, np.ndarray]:
         """The arrays at `indices` as they are in `epochs`, and `indices`."""
         return stack_if_alike([self.array(int(i), int(e)) for i, e in zip(indices, epochs)]), indices
 
@@ -263,7 +263,7 @@ class AsTheyAre:
 
     name: str
 
-    def __call__(self, arrays: Images, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    def __call__(self, arrays: Arrays, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """The samples float32 (B, channels, *size). Raises ValueError when their shapes differ."""
         if isinstance(arrays, list):
             shapes = sorted({array.shape for array in arrays})

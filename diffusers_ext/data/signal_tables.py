@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import ImageSource, number_classes, number_column
+from .base import ExampleSource, number_classes, number_column
 from .names import take_split
 from .opening import read_regular_file
 from .signals import ArraySource, SignalOptions, npy_bytes
@@ -92,7 +92,7 @@ def open_signal_table(
     label_column: str | None = None,
     caption_column: str | None = None,
     number_columns: Sequence[str] = (),
-) -> ImageSource:
+) -> ExampleSource:
     """The signals of a table.
 
     Args:
@@ -151,7 +151,7 @@ def _is_plain_number(feature: Any) -> bool:
 
 
 class SignalRows:
-    """A column of sounds or of lists of numbers, a signal in each row, as an `ImageSource`."""
+    """A column of sounds or of lists of numbers, a signal in each row, as an `ExampleSource`."""
 
     def __init__(self, table: datasets.Dataset, column: str):
         import datasets
@@ -193,7 +193,7 @@ def _long_signal(table: Any, columns: Sequence[str], where: str) -> np.ndarray:
 
 
 class Windows(ArraySource):
-    """One long signal in windows, one per `length` frames, as an `ImageSource`.
+    """One long signal in windows, one per `length` frames, as an `ExampleSource`.
 
     Each is up to twice as long as `length`, so that a random crop can start at any frame.
     """

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from .base import ImageSource
+from .base import ExampleSource
 from .examples import Examples, probes, read_examples
-from .images import ImageData
+from .images import ExampleData
 from .normalization import Normalization
 from .randomness import CROP, uniforms
 from .sounds import SignalDecoder, read_signal
-from .transforms import Images
+from .transforms import Arrays
 
 MEASURED_AT_ONCE = 256
 MEASURED_SIGNALS = 20_000  # of a larger set, evenly spread ones are measured
@@ -83,7 +83,7 @@ class FitToLength:
     seed: int = field(default=0, repr=False)
     normalization: Normalization | None = None
 
-    def __call__(self, signals: Images, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    def __call__(self, signals: Arrays, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Signals (B, channels, frames), or a list of (channels, frames), as float32 (B, channels, length).
 
         Raises ValueError for signals of different lengths without a `length`.
@@ -107,7 +107,7 @@ class FitToLength:
         return np.pad(signal.astype(np.float32), ((0, 0), (0, -spare)))
 
 
-class SignalData(ImageData):
+class SignalData(ExampleData):
     """Numbered signals with their labels, read in batches by keys (index, epoch). Follows `TrainingData`.
 
     Attributes:
@@ -119,7 +119,7 @@ class SignalData(ImageData):
     sample_rate: int | None
 
     def __init__(
-        self, examples: Examples, options: SignalOptions, source: ImageSource, sample_rate: int | None, title: str
+        self, examples: Examples, options: SignalOptions, source: ExampleSource, sample_rate: int | None, title: str
     ):
         fit = FitToLength(options.length, options.center_crop, options.seed)
         self.sample_rate = sample_rate
@@ -151,7 +151,7 @@ def _measured_batches(examples: Examples, fit: FitToLength) -> Iterator[np.ndarr
         yield fit(examples.read(indices, epochs)[0], epochs, indices)
 
 
-def signal_data(source: ImageSource, options: SignalOptions, title: str) -> SignalData:
+def signal_data(source: ExampleSource, options: SignalOptions, title: str) -> SignalData:
     """The signals of a source, read now or when they are needed.
 
     Raises ValueError or ImportError, in one sentence, for signals that can't be used.
@@ -161,7 +161,7 @@ def signal_data(source: ImageSource, options: SignalOptions, title: str) -> Sign
     return SignalData(examples, options, source, rate, title)
 
 
-def settled(source: ImageSource, options: SignalOptions) -> tuple[SignalDecoder, int | None]:
+def settled(source: ExampleSource, options: SignalOptions) -> tuple[SignalDecoder, int | None]:
     """(decoder with the rate and channels of all signals, frames per second or None), from up to 64 of the signals."""
     channels, rates = [1], []
     for index in probes(len(source)):
@@ -174,7 +174,7 @@ def settled(source: ImageSource, options: SignalOptions) -> tuple[SignalDecoder,
 
 
 class ArraySource:
-    """Signals in an array or a list of arrays, as an `ImageSource`.
+    """Signals in an array or a list of arrays, as an `ExampleSource`.
 
     Args:
         signals: each (channels, frames), (frames, channels) or (frames,).

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from .files import IMAGE_FILES, SIGNAL_FILES, first_kind, open_files
-from .images import ImageData, ImageOptions, image_data
+from .images import ExampleData, ImageOptions, image_data
 from .signal_tables import holds_sounds, is_array_file, open_array_file, open_signal_table
 from .signals import SignalData, SignalOptions, signal_data
 from .tables import EMBEDDED_NAME, load_splits, open_table
@@ -78,7 +78,7 @@ class Source(Protocol):
     def accepts(self, request: DataRequest) -> bool:
         """Whether the request is for this kind of source."""
 
-    def load(self, request: DataRequest, options: ImageOptions) -> ImageData:
+    def load(self, request: DataRequest, options: ImageOptions) -> ExampleData:
         """The data. Raises ValueError, FileNotFoundError or ConnectionError, in one sentence."""
 
 
@@ -142,7 +142,7 @@ class FolderOrArchive:
         """Whether `train_data_dir` is given."""
         return request.train_data_dir is not None
 
-    def load(self, request: DataRequest, options: ImageOptions) -> ImageData:
+    def load(self, request: DataRequest, options: ImageOptions) -> ExampleData:
         """The images of the folder or archive."""
         path = request.train_data_dir
         assert path is not None
@@ -158,7 +158,7 @@ class Streamed:
         """Whether a number of `streamed_examples` is given."""
         return request.streamed_examples is not None
 
-    def load(self, request: DataRequest, options: ImageOptions) -> ImageData:
+    def load(self, request: DataRequest, options: ImageOptions) -> ExampleData:
         """The first images of the stream, and all of them as the attribute `stream`."""
         from .streaming import open_stream, streamed_image_data
 
@@ -177,7 +177,7 @@ class Table:
         """Always: what no other source accepts is the name of a data set."""
         return True
 
-    def load(self, request: DataRequest, options: ImageOptions) -> ImageData:
+    def load(self, request: DataRequest, options: ImageOptions) -> ExampleData:
         """The images of the table, or its sounds where it has sounds and no images."""
         if request.modality is None and request.name != EMBEDDED_NAME and self._holds_sounds(request):
             return SignalTable().load(request, options)
@@ -204,6 +204,6 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def load_data(request: DataRequest, options: ImageOptions) -> ImageData:
+def load_data(request: DataRequest, options: ImageOptions) -> ExampleData:
     """The data that a request is for, from the first source that accepts it."""
     return next(source for source in SOURCES.values() if source.accepts(request)).load(request, options)

@@ -21,7 +21,7 @@ import torch
 from .base import Batch, number_column
 from .decoding import ImageDecoder
 from .examples import NAMED_WARNINGS, UnreadableImageError, available_cpus, decode
-from .images import ImageData, ImageOptions, image_data
+from .images import ExampleData, ImageOptions, image_data
 from .opening import read_regular_file
 from .randomness import ORDER, SHARDS, counter_hash
 from .tables import EMBEDDED_NAME, check_number_columns, find_image_column, find_label_column, load_splits
@@ -102,7 +102,7 @@ class RowReader:
 
 
 class RowSource:
-    """Rows at hand as an `ImageSource`."""
+    """Rows at hand as an `ExampleSource`."""
 
     captions: list[str] | None = None
 
@@ -173,7 +173,7 @@ def open_stream(
 
 def streamed_image_data(
     reader: RowReader, options: ImageOptions, title: str, streamed_examples: int, shuffle_buffer_size: int
-) -> ImageData:
+) -> ExampleData:
     """The first `streamed_examples` images of a stream; all of them in the attribute `stream` of the result."""
     head = reader.first(streamed_examples)
     if len(head) == 0:
@@ -271,7 +271,7 @@ class ImageStream:
             logger.warning("%s; it is skipped", error)
 
     def assemble(self, examples: list[tuple[int, Row, np.ndarray]], position: Position) -> Batch:
-        """A batch as `ImageData` gives it, and the stream's "position" after it, int64 (4,)."""
+        """A batch as `ExampleData` gives it, and the stream's "position" after it, int64 (4,)."""
         epochs, rows, images = zip(*examples)
         numbers = np.array([row.number for row in rows])
         pixels = self.transform(stack_if_alike(list(images)), np.array(epochs), numbers)

@@ -12,13 +12,13 @@ from .randomness import CROP, FLIP, uniforms
 
 # One array (B, C, H, W) when the shapes agree, else a list of (C, H, W). In NumPy, since a batch of small images is too
 # little work to wake PyTorch's threads for.
-Images = np.ndarray | list[np.ndarray]
+Arrays = np.ndarray | list[np.ndarray]
 # Arrays of examples and their keys, epochs (B,) and indices (B,), to float32 (B, C, *size) in [-1, 1].
-Preparation = Callable[[Images, np.ndarray, np.ndarray], np.ndarray]
+Preparation = Callable[[Arrays, np.ndarray, np.ndarray], np.ndarray]
 CROP_ATTEMPTS = 10  # random areas tried before a random resized crop gives up and takes the centre
 
 
-def stack_if_alike(images: list[np.ndarray]) -> Images:
+def stack_if_alike(images: list[np.ndarray]) -> Arrays:
     """One array when all shapes agree, else the list."""
     return np.stack(images) if all(image.shape == images[0].shape for image in images) else images
 
@@ -57,7 +57,7 @@ class Transform:
         """What the shorter side is resized to before the crop, in pixels."""
         return None if self.resolution is None else int(self.resize_scale * self.resolution)
 
-    def __call__(self, images: Images, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    def __call__(self, images: Arrays, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Crop and flip images (B, C, H, W), or a list of (C, H, W), by their keys (B,); may change them in place.
 
         Returns float32 (B, C, resolution, resolution) in [-1, 1].
@@ -75,7 +75,7 @@ class Transform:
             images[mirrored] = images[mirrored][..., ::-1]
         return symmetric(images)
 
-    def _random_crops(self, images: Images, size: int, epochs: np.ndarray, indices: np.ndarray) -> Images:
+    def _random_crops(self, images: Arrays, size: int, epochs: np.ndarray, indices: np.ndarray) -> Arrays:
         heights, widths = heights_and_widths(images)
         if (heights == size).all() and (widths == size).all():
             return images
@@ -86,7 +86,7 @@ class Transform:
         windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(2, 3))
         return windows[np.arange(len(images)), :, corners[:, 0], corners[:, 1]]
 
-    def _random_resized_crops(self, images: Images, epochs: np.ndarray, indices: np.ndarray) -> Images:
+    def _random_resized_crops(self, images: Arrays, epochs: np.ndarray, indices: np.ndarray) -> Arrays:
         assert self.random_resized_crop is not None
         assert self.resolution is not None
         draws = uniforms(self.seed, CROP, epochs, indices, CROP_ATTEMPTS * 4).reshape(-1, CROP_ATTEMPTS, 4)
@@ -95,7 +95,7 @@ class Transform:
         return np.stack([resize_square(crop, self.resolution) for crop in crops])
 
 
-def heights_and_widths(images: Images) -> tuple[np.ndarray, np.ndarray]:
+def heights_and_widths(images: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """Heights (B,) and widths (B,) of a batch."""
     shapes = np.array([image.shape[-2:] for image in images])
     return shapes[:, 0], shapes[:, 1]

@@ -94,11 +94,13 @@ def _call(network: torch.nn.Module, function: Any, images: torch.Tensor) -> torc
 
 
 def compare_sets(generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
-    """Every measure of `metrics` that the two sets allow, by name; of real images in place of `generated`: the floor.
+    """Every measure of `metrics` that the two sets allow, by name.
+
+    With real images in place of `generated` they are the real-data baseline.
 
     Neighbour measures need more than five images a set, class measures a classifier and labels. Where both sets have
     the very same number of images of each class, the kernel distance comes out a little below 0 for equal laws, since
-    its estimate takes images for independent: one more reason to read it beside the floor.
+    its estimate takes images for independent: one more reason to read it beside the real-data baseline.
     """
     result: dict[str, float] = {}
     accuracy = generated.accuracy()
@@ -116,12 +118,12 @@ def compare_sets(generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
     return result
 
 
-def floor_measures(floor: FeatureSet, real: FeatureSet) -> dict[str, float]:
+def baseline_measures(baseline: FeatureSet, real: FeatureSet) -> dict[str, float]:
     """What real images get where samples stand; the accuracy is that on the images samples are compared with."""
     accuracy = real.accuracy()
     return {
         **({} if accuracy is None else {"class_accuracy": accuracy}),
-        **{k: v for k, v in compare_sets(floor, real).items() if not k.startswith("class_accuracy")},
+        **{k: v for k, v in compare_sets(baseline, real).items() if not k.startswith("class_accuracy")},
     }
 
 

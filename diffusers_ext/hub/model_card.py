@@ -98,7 +98,7 @@ class CardFacts:
             Reconstruction.of(folder),
             vae=_json(folder / "vae" / "config.json") if "vae" in index else {},
         )
-        parts = ("measures", "samples", "real_images", "floor")
+        parts = ("measures", "samples", "real_images", "baseline")
         if facts.evaluation and not all(isinstance(facts.evaluation.get(part), dict) for part in parts):
             raise ValueError(f"'{folder / EVALUATION}' is not a report of `diffusers-ext evaluate`.")
         facts.parameters, facts.dtypes, facts.variant = _weights(folder / "unet")
@@ -572,7 +572,7 @@ def _evaluation(facts: CardFacts) -> str:
     report = facts.evaluation
     if not report:
         return ""
-    samples, real, baseline = report["samples"], report["real_images"], report["floor"]
+    samples, real, baseline = report["samples"], report["real_images"], report["baseline"]
     scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
     networks = f" Classifier: {report['classifier']['description']}." if report.get("classifier") else ""
     if isinstance(report.get("features"), dict):

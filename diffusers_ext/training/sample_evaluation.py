@@ -14,7 +14,7 @@ from ..data.base import TrainingData
 from ..data.randomness import permutation
 from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
-from ..evaluation.features import FeatureSet, compare_sets, evenly_spread, extract, floor_measures
+from ..evaluation.features import FeatureSet, baseline_measures, compare_sets, evenly_spread, extract
 from ..objectives.randomness import seed_of
 from ..pipelines.batched_generation import as_tensor
 
@@ -24,7 +24,7 @@ BATCH_SIZE = 50  # samples at a time; a constant, since the noise of a sample de
 
 
 class SampleEvaluation:
-    """Samples beside as many held-out images, and as many other held-out images beside these: the floor.
+    """Samples beside as many held-out images, and as many other held-out images beside these: the real-data baseline.
 
     Noise and classes are the same at every call and on any number of processes, which share the work.
 
@@ -75,7 +75,7 @@ class SampleEvaluation:
             order = order[evenly_spread(data.labels[order])]
         self.size = min(size, len(data) // 2)
         self.real = self._features_of(data, order[: self.size])
-        self.floor = floor_measures(self._features_of(data, order[self.size : 2 * self.size]), self.real)
+        self.baseline = baseline_measures(self._features_of(data, order[self.size : 2 * self.size]), self.real)
         self.labels = self.real.labels if by_class else None
 
     def _features_of(self, data: TrainingData, indices: torch.Tensor) -> FeatureSet:
@@ -105,8 +105,8 @@ class SampleEvaluation:
             **{f"evaluation_{name}": value for name, value in self.options.items() if self.labels is not None},
             **({BROKEN: broken} if broken else {}),
         }
-        floor = {f"{name}_real": value for name, value in self.floor.items() if name in measures}
-        return {**taken, **measures, **floor}
+        baseline = {f"{name}_real": value for name, value in self.baseline.items() if name in measures}
+        return {**taken, **measures, **baseline}
 
     def _steps_of(self, pipeline: Any) -> int:
         return min(self.steps, pipeline.scheduler.config.num_train_timesteps)
