@@ -11,6 +11,12 @@ import torch
 from .user_images import Size
 
 NetworkArguments = dict[str, torch.Tensor]
+Batch = Mapping[str, torch.Tensor]
+
+
+def setting(kind: Any, default: Any, text: str, **declared: Any) -> dict[str, Any]:
+    """An entry of `Condition.settings` or `Condition.flags`: type, default, help and what `settings.option` takes."""
+    return {"type": kind, "default": default, "text": text, **declared}
 
 
 class PythonCode(str):
@@ -36,8 +42,8 @@ class Condition:
             any, the network's signature says so.
         null_value: stands for "no condition" in each entry of the network's argument.
         takes_negative: whether the pipeline takes `negative_{argument}`.
-        settings: training settings that the constructor takes by name, as `{name: {"type", "default", "text"}}`.
-        flags: flags of the command line that samples, in the same form.
+        settings: training settings that the constructor takes by name, each from `setting`.
+        flags: flags of the command line that samples, likewise.
         figure_images: samples in the picture of a finished run.
         adjective: how a model card's summary begins, with its article.
         task: the Hub's name for what a pipeline with this condition does.
@@ -113,12 +119,7 @@ class Condition:
         return network
 
     def inputs(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        data: Any,
-        dropped: torch.Tensor,
-        generator: torch.Generator,
-        before: int,
+        self, batch: Batch, data: Any, dropped: torch.Tensor, generator: torch.Generator, before: int
     ) -> dict[str, Any]:
         """The network's keyword arguments for a batch of training data.
 

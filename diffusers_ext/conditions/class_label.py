@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .base import Condition, NetworkArguments, config_entry, has_argument
+from .base import Batch, Condition, NetworkArguments, config_entry, has_argument, setting
 from .user_images import Size
 
 # Names listed in a message; a data set may have thousands.
@@ -34,18 +34,14 @@ class ClassCondition(Condition):
     network_entries = ("num_class_embeds",)
     figure_images = 100
     settings = {
-        "label_column": {
-            "type": str | None,
-            "default": None,
-            "text": "Column with the classes; `label` or `labels` when not given.",
-        }
+        "label_column": setting(str | None, None, "Column with the classes; `label` or `labels` when not given."),
     }
     flags = {
-        "class_labels": {
-            "type": list[str] | None,
-            "default": None,
-            "text": "all, or numbers or names: as many samples of each, a row of the grid for each class.",
-        }
+        "class_labels": setting(
+            list[str] | None,
+            None,
+            "all, or numbers or names: as many samples of each, a row of the grid for each class.",
+        ),
     }
 
     classes: Classes
@@ -75,12 +71,7 @@ class ClassCondition(Condition):
         held_out.number_classes_as(list(self.id2label.values()))
 
     def inputs(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        data: Any,
-        dropped: torch.Tensor,
-        generator: torch.Generator,
-        before: int,
+        self, batch: Batch, data: Any, dropped: torch.Tensor, generator: torch.Generator, before: int
     ) -> dict[str, Any]:
         labels = batch["labels"]
         if data.stream is not None and labels.min() < 0:  # other data are checked before training

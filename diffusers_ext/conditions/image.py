@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .base import Condition, NetworkArguments, PythonCode, config_entry, spread
+from .base import Batch, Condition, NetworkArguments, PythonCode, config_entry, setting, spread
 from .image_transforms import IMAGE_TRANSFORMS, ImageTransform, image_transform
 from .user_images import Size
 
@@ -39,30 +39,20 @@ class ImageCondition(Condition):
     adjective = "An image-to-image"
     task = "image-to-image"
     settings = {
-        "condition_image_column": {
-            "type": str | None,
-            "default": None,
-            "text": "Column with the images that the network is conditioned on.",
-        },
-        "image_condition": {
-            "type": str | None,
-            "default": None,
-            "on_resume": "refused",
-            "text": "Make the condition from the target: super_resolution_2, _4 or _8, colorization or inpainting.",
-            "choices": FROM_TARGET,
-        },
+        "condition_image_column": setting(
+            str | None, None, "Column with the images that the network is conditioned on."
+        ),
+        "image_condition": setting(
+            str | None,
+            None,
+            "Make the condition from the target: super_resolution_2, _4 or _8, colorization or inpainting.",
+            on_resume="refused",
+            choices=FROM_TARGET,
+        ),
     }
     flags = {
-        "image": {
-            "type": str | None,
-            "default": None,
-            "text": "File of the image that the network is conditioned on.",
-        },
-        "mask_image": {
-            "type": str | None,
-            "default": None,
-            "text": "File of the mask, white where to repaint.",
-        },
+        "image": setting(str | None, None, "File of the image that the network is conditioned on."),
+        "mask_image": setting(str | None, None, "File of the mask, white where to repaint."),
     }
 
     transform: ImageTransform
@@ -101,12 +91,7 @@ class ImageCondition(Condition):
             )
 
     def inputs(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        data: Any,
-        dropped: torch.Tensor,
-        generator: torch.Generator,
-        before: int,
+        self, batch: Batch, data: Any, dropped: torch.Tensor, generator: torch.Generator, before: int
     ) -> dict[str, Any]:
         if "condition" in batch:
             condition = batch["condition"]

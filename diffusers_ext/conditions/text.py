@@ -11,7 +11,7 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
-from .base import Condition, NetworkArguments, spread
+from .base import Batch, Condition, NetworkArguments, setting, spread
 from .user_images import Size
 
 logger = logging.get_logger(__name__)
@@ -44,36 +44,19 @@ class TextCondition(Condition):
     adjective = "A text-to-image"
     task = "text-to-image"
     settings = {
-        "caption_column": {
-            "type": str | None,
-            "default": None,
-            "text": "Column with the texts; `text` or `caption` when not given.",
-        },
-        "text_encoder": {
-            "type": str,
-            "default": SMALL,
-            "on_resume": "refused",
-            "text": "Name or folder of a transformers text encoder with its tokenizer, or `small`: a CLIP text model "
+        "caption_column": setting(str | None, None, "Column with the texts; `text` or `caption` when not given."),
+        "text_encoder": setting(
+            str,
+            SMALL,
+            "Name or folder of a transformers text encoder with its tokenizer, or `small`: a CLIP text model "
             "of two layers and a tokenizer, both trained on the data set's own captions.",
-        },
-        "train_text_encoder": {
-            "type": bool,
-            "default": False,
-            "text": "Train a named text encoder too; `small` is always trained.",
-        },
-        "max_text_tokens": {
-            "type": int,
-            "default": 77,
-            "text": "Texts are cut to this many tokens.",
-            "at_least": 2,
-        },
+            on_resume="refused",
+        ),
+        "train_text_encoder": setting(bool, False, "Train a named text encoder too; `small` is always trained."),
+        "max_text_tokens": setting(int, 77, "Texts are cut to this many tokens.", at_least=2),
     }
     flags = {
-        "prompts": {
-            "type": list[str] | None,
-            "default": None,
-            "text": "Texts: as many samples of each, a row of the grid for each text.",
-        }
+        "prompts": setting(list[str] | None, None, "Texts: as many samples of each, a row of the grid for each text."),
     }
 
     encoder: Any = None
@@ -127,12 +110,7 @@ class TextCondition(Condition):
         return network.unet if self.trained else network
 
     def inputs(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        data: Any,
-        dropped: torch.Tensor,
-        generator: torch.Generator,
-        before: int,
+        self, batch: Batch, data: Any, dropped: torch.Tensor, generator: torch.Generator, before: int
     ) -> dict[str, Any]:
         device, index = batch["samples"].device, batch["index"].cpu()
         ids, mask = self._all_tokens(data)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .base import Condition, NetworkArguments, config_entry, spread
+from .base import Batch, Condition, NetworkArguments, config_entry, setting, spread
 from .user_images import Size
 
 
@@ -31,19 +31,19 @@ class VectorCondition(Condition):
     network_entries = ("vector_dim",)
     null_value = math.nan
     settings = {
-        "vector_columns": {
-            "type": str | None,
-            "default": None,
-            "on_resume": "refused",
-            "text": "Columns of numbers that the network is conditioned on, `angle,scale` say.",
-        }
+        "vector_columns": setting(
+            str | None,
+            None,
+            "Columns of numbers that the network is conditioned on, `angle,scale` say.",
+            on_resume="refused",
+        ),
     }
     flags = {
-        "vector": {
-            "type": list[str] | None,
-            "default": None,
-            "text": "Numbers with commas between them, `30,1.5` say: as many samples of each, a row of the grid each.",
-        }
+        "vector": setting(
+            list[str] | None,
+            None,
+            "Numbers with commas between them, `30,1.5` say: as many samples of each, a row of the grid each.",
+        ),
     }
 
     @staticmethod
@@ -89,12 +89,7 @@ class VectorCondition(Condition):
                 )
 
     def inputs(
-        self,
-        batch: Mapping[str, torch.Tensor],
-        data: Any,
-        dropped: torch.Tensor,
-        generator: torch.Generator,
-        before: int,
+        self, batch: Batch, data: Any, dropped: torch.Tensor, generator: torch.Generator, before: int
     ) -> dict[str, Any]:
         numbers = torch.cat([batch[name] for name in self.columns], dim=1)
         return {"vector": numbers.masked_fill(dropped.to(numbers.device)[:, None], math.nan)}
