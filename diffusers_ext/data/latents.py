@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .base import Batch, Key, Stream, TrainingData
+from .base import Batch, TrainingData
+from .images import ExampleData
 from .randomness import CROP, FLIP, LATENT, counter_hash, uniforms
+from .transforms import Arrays
 
 BATCH_SIZE = 32  # images that are encoded at a time
 DESCRIPTION = "latents.json"
@@ -53,8 +55,8 @@ class LatentOptions:
         return self.crops * (2 if self.mirror else 1)
 
 
-class LatentData(torch.utils.data.Dataset):
-    """The latents of `TrainingData`, as `TrainingData` with the same labels, captions and columns.
+class LatentExamples:
+    """The latents in a cache, as the `Examples` of `LatentData`.
 
     A latent is drawn from the encoder's distribution, with numbers that are a function of (seed, epoch, index).
 
@@ -63,86 +65,34 @@ class LatentData(torch.utils.data.Dataset):
         arrays: of the cache, see `LatentCache.arrays`.
         options: how they were encoded.
         key: of the cache.
-        autoencoder: that encoded them, with the name by which the description calls it.
-
-    Attributes:
-        images: the same.
-        vae: the autoencoder.
     """
 
-    def __init__(
-        self,
-        images: TrainingData,
-        arrays: dict[str, np.ndarray],
-        options: LatentOptions,
-        key: str,
-        autoencoder: tuple[Any, str],
-    ):
-        self.images, self._options, self._key = images, options, key
-        self.vae, name = autoencoder
-        self._mean, self._std, self._rows = arrays["mean"], arrays.get("std"), arrays["rows"]
-        self.channels, *size = self._mean.shape[2:]
-        self.size: tuple[int, ...] = tuple(size)
-        where = "read from disk" if isinstance(self._mean, np.memmap) else "in memory"
-        shape = "x".join(map(str, self._mean.shape[2:]))
-        self.description = f"{images.description}; encoded by '{name}' to latents of {shape}, {where}"
-
-    @property
-    def labels(self) -> torch.Tensor | None:
-        """Class numbers of the images, or None."""
-        return self.images.labels
-
-    @property
-    def label_names(self) -> list[str] | None:
-        """A name for every class number, or None."""
-        return self.images.label_names
-
-    @property
-    def captions(self) -> list[str] | None:
-        """A text for each image, or None."""
-        return self.images.captions
-
-    @property
-    def columns(self) -> dict[str, torch.Tensor]:
-        """Further numbers of each image."""
-        return self.images.columns
-
-    @property
-    def companion(self) -> None:
-        """Latents have no second image."""
-        return None
-
-    @property
-    def stream(self) -> Stream | None:
-        """Latents are never streamed."""
-        return None
+    def __init__(self, images: TrainingData, arrays: dict[str, np.ndarray], options: LatentOptions, key: str):
+        self._images, self._options, self._key = images, options, key
+        self.mean, self.std, self._rows = arrays["mean"], arrays.get("std"), arrays["rows"]
+        self.positions = np.arange(len(images))
+        self.where = "read from disk" if isinstance(self.mean, np.memmap) else "in memory"
 
     @property
     def skipped(self) -> int:
         """How many images could not be read."""
-        return self.images.skipped
+        return self._images.skipped
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.positions)
 
-    def __getitem__(self, key: Key) -> Batch:
-        """One example by its key, without the batch dimension."""
-        return {name: values[0] for name, values in self.__getitems__([key]).items()}
-
-    def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """A batch by its keys; see `TrainingData`. The samples are latents."""
-        pairs = np.asarray(keys, dtype=np.int64).reshape(len(keys), -1)
-        indices, epochs = pairs[:, 0], pairs[:, 1] if pairs.shape[1] > 1 else np.zeros(len(pairs), dtype=np.int64)
+    def read(self, indices: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Latents of the images at `indices`, and the indices of the images that were encoded."""
         views = self._views(epochs, indices)
-        samples = torch.from_numpy(np.ascontiguousarray(self._mean[views, indices]))
-        if self._std is not None:
-            std = torch.from_numpy(np.ascontiguousarray(self._std[views, indices]))
-            samples = samples + std * self._noise(epochs, indices, samples.shape[1:])
-        rows = torch.from_numpy(self._rows[views, indices].astype(np.int64))
-        batch = {"samples": samples, "index": rows, **{name: values[rows] for name, values in self.columns.items()}}
-        if self.labels is not None:
-            batch["labels"] = self.labels[rows]
-        return batch
+        samples = np.ascontiguousarray(self.mean[views, indices])
+        if self.std is not None:
+            std = torch.from_numpy(np.ascontiguousarray(self.std[views, indices]))
+            samples = (torch.from_numpy(samples) + std * self._noise(epochs, indices, samples.shape[1:])).numpy()
+        return samples, self._rows[views, indices].astype(np.int64)
+
+    def digest(self) -> bytes:
+        """Changes with the autoencoder and with the pixels that it encoded."""
+        return f"{self._key} {self._images.fingerprint()}".encode()
 
     def _views(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Which version of each image is drawn, int64 (B,)."""
@@ -158,26 +108,62 @@ class LatentData(torch.utils.data.Dataset):
         generator = torch.Generator()
         return torch.stack([torch.randn(*shape, generator=generator.manual_seed(int(seed))) for seed in seeds])
 
-    def number_classes_as(self, names: Sequence[str]) -> None:
-        """Give each class the number that its name has in `names`."""
-        self.images.number_classes_as(names)
 
-    def fingerprint(self) -> str:
-        """The hash of the autoencoder and of the pixels that it encoded."""
-        return hashlib.sha256(f"{self._key} {self.images.fingerprint()}".encode()).hexdigest()[:16]
+class LatentData(ExampleData):
+    """The latents of images, as `TrainingData` with the same labels, captions and columns.
+
+    Args:
+        images, arrays, options, key: see `LatentExamples`.
+        autoencoder: that encoded them, with the name by which the description calls it.
+
+    Attributes:
+        images: the same.
+        vae: the autoencoder.
+    """
+
+    def __init__(
+        self,
+        images: TrainingData,
+        arrays: dict[str, np.ndarray],
+        options: LatentOptions,
+        key: str,
+        autoencoder: tuple[Any, str],
+    ):
+        self._latents = LatentExamples(images, arrays, options, key)
+        super().__init__(
+            self._latents,
+            _as_they_are,
+            None if images.labels is None else images.labels.numpy(),
+            images.label_names,
+            captions=images.captions,
+            columns={name: values.numpy() for name, values in images.columns.items()},
+        )
+        self.images, (self.vae, name) = images, autoencoder
+        shape = "x".join(map(str, (self.channels, *self.size)))
+        self.description = f"{images.description}; encoded by '{name}' to latents of {shape}, {self._latents.where}"
+
+    def number_classes_as(self, names: Sequence[str]) -> None:
+        """Give each class the number that its name has in `names`, here and in the images."""
+        super().number_classes_as(names)
+        self.images.number_classes_as(names)
 
     def spread(self) -> float:
         """Standard deviation of the latents: 1 when the autoencoder's scale fits these images."""
-        total = np.zeros(2)
-        for views in range(len(self._mean)):
+        means, deviations, total = self._latents.mean, self._latents.std, np.zeros(2)
+        for views in range(len(means)):
             for start in range(0, len(self), 1024):
-                part = self._mean[views, start : start + 1024].astype(np.float64)
+                part = means[views, start : start + 1024].astype(np.float64)
                 square = np.square(part).mean()
-                if self._std is not None:
-                    square += np.square(self._std[views, start : start + 1024].astype(np.float64)).mean()
+                if deviations is not None:
+                    square += np.square(deviations[views, start : start + 1024].astype(np.float64)).mean()
                 total += np.array([part.mean(), square]) * len(part)
-        mean, square = total / (len(self._mean) * len(self))
+        mean, square = total / (len(means) * len(self))
         return float(np.sqrt(max(square - mean**2, 0.0)))
+
+
+def _as_they_are(arrays: Arrays, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The preparation of latents: none."""
+    return np.asarray(arrays)
 
 
 class LatentCache:

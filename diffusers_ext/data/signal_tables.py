@@ -11,20 +11,13 @@ import numpy as np
 
 from .base import ExampleSource, number_classes, number_column
 from .names import take_split
-from .opening import read_regular_file
-from .signals import ArraySource, SignalOptions, npy_bytes
-from .tables import (
-    check_number_columns,
-    find_caption_column,
-    find_label_column,
-    holds_numbers,
-    read_captions,
-    read_column,
-    read_labels,
-)
+from .signals import ArraySource, npy_bytes
+from .tables import TableSource, find_other_columns, holds_numbers, load_splits, read_column
 
 if TYPE_CHECKING:
     import datasets
+
+    from .sources import DataRequest
 
 SIGNAL_COLUMNS = ("audio", "signal", "signals", "series")
 ARRAY_FILES = (".npy", ".npz")
@@ -84,28 +77,16 @@ def holds_sounds(features: Mapping[str, Any]) -> bool:
     return datasets.Audio in kinds and datasets.Image not in kinds
 
 
-def open_signal_table(
-    splits: Mapping[str, Any],
-    split: str,
-    where: str,
-    options: SignalOptions,
-    label_column: str | None = None,
-    caption_column: str | None = None,
-    number_columns: Sequence[str] = (),
-) -> ExampleSource:
+def open_signal_table(request: DataRequest) -> ExampleSource:
     """The signals of a table.
 
-    Args:
-        splits: the tables by the name of their split.
-        split: which of them, or a part of one.
-        where: what to call the data set in messages.
-        options: `columns` names a column of sounds or of lists of numbers, whose rows are the signals; or columns of
-            plain numbers, which are the channels of one long signal with a row per frame. That is cut into windows.
-        label_column, caption_column, number_columns: as for images.
+    `request.signals.columns` names a column of sounds or of lists of numbers, whose rows are the signals; or columns of
+    plain numbers, which are the channels of one long signal with a row per frame. That is cut into windows.
 
     Raises ValueError, in one sentence, for columns that hold no signals.
     """
-    table = take_split(splits, split, where)
+    where, options = request.where, request.signals
+    table = take_split(load_splits(request), request.split, where)
     columns = [find_signal_column(table.features, where)] if not options.columns else list(options.columns)
     for column in columns:
         if column not in table.features:
@@ -116,15 +97,7 @@ def open_signal_table(
         return Windows(_long_signal(table, columns, where), options.length, where)
     if len(columns) > 1:
         raise ValueError(f"signal_columns of {where} takes one column of signals, or several of plain numbers.")
-    source = SignalRows(table, columns[0])
-    label = find_label_column(table.features, label_column, where)
-    if label is not None:
-        source.labels, source.class_names = read_labels(table, label)
-    caption = find_caption_column(table.features, caption_column, where)
-    source.captions = None if caption is None else read_captions(table, caption)
-    check_number_columns(table.features, number_columns, where)
-    source.columns = {name: number_column(read_column(table, name), name, where) for name in number_columns}
-    return source
+    return SignalRows(table, columns[0], *find_other_columns(table.features, request), where)
 
 
 def find_signal_column(features: Mapping[str, Any], where: str) -> str:
@@ -150,41 +123,24 @@ def _is_plain_number(feature: Any) -> bool:
     return not _is_list(feature) and holds_numbers(feature)
 
 
-class SignalRows:
-    """A column of sounds or of lists of numbers, a signal in each row, as an `ExampleSource`."""
+class SignalRows(TableSource):
+    """A column of sounds or of lists of numbers, a signal in each row."""
 
-    def __init__(self, table: datasets.Dataset, column: str):
+    noun = "signal"
+
+    @staticmethod
+    def _undecoded(table: datasets.Dataset, column: str) -> datasets.Dataset:
         import datasets
 
-        self._sounds = isinstance(table.features[column], datasets.Audio)
-        table = table.select_columns([column])
-        if self._sounds:
-            table = table.cast_column(column, datasets.Audio(decode=False))
-        self._table, self._column = table.with_format("arrow"), column
-        self.labels: np.ndarray | None = None
-        self.class_names: list[str] | None = None
-        self.captions: list[str] | None = None
-        self.columns: dict[str, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def _value(self, index: int) -> Any:
-        return self._table[int(index)][self._column][0].as_py()
-
-    def name(self, index: int) -> str:
-        """The row's number, and its file where it names one."""
-        path = (self._value(index) or {}).get("path") if self._sounds else None
-        return f"row {index}" + (f" ({path})" if path else "")
+        is_sound = isinstance(table.features[column], datasets.Audio)
+        return table.cast_column(column, datasets.Audio(decode=False)) if is_sound else table
 
     def read(self, index: int) -> bytes:
         """The bytes of the sound, or of the list as a .npy file."""
-        value = self._value(index)
-        if value is None:
-            raise ValueError("the row holds no signal")
-        if not self._sounds:
-            return npy_bytes(np.asarray(value, dtype=np.float32))
-        return value["bytes"] if value["bytes"] is not None else read_regular_file(value["path"])
+        value = self._column[index].as_py()
+        if value is None or isinstance(value, dict):
+            return super().read(index)
+        return npy_bytes(np.asarray(value, dtype=np.float32))
 
 
 def _long_signal(table: Any, columns: Sequence[str], where: str) -> np.ndarray:

@@ -67,9 +67,15 @@ class DataRequest:
         return EMBEDDED_NAME if self.dataset_name is None else self.dataset_name
 
     @property
-    def columns(self) -> tuple[str | None, str | None, str | None]:
-        """The columns that are named: image, class, text."""
-        return self.image_column, self.label_column, self.caption_column
+    def where(self) -> str:
+        """What messages call the data set."""
+        return f"dataset_name={self.name!r}"
+
+    @property
+    def title(self) -> str:
+        """What descriptions call the data."""
+        name = self.name if self.train_data_dir is None else Path(self.train_data_dir).absolute().name
+        return f"{name} ({self.split})"
 
 
 class Source(Protocol):
@@ -87,7 +93,8 @@ def check_has_no_columns(request: DataRequest) -> None:
     if request.dataset_name is not None:
         path = str(request.train_data_dir)
         raise ValueError(f"give dataset_name={request.dataset_name!r} or train_data_dir={path!r}, not both")
-    if request.number_columns or request.signals.columns or any(column is not None for column in request.columns):
+    columns = (request.image_column, request.label_column, request.caption_column)
+    if request.number_columns or request.signals.columns or any(column is not None for column in columns):
         raise ValueError(
             "image_column, signal_columns, label_column, caption_column and number_columns name columns of "
             "dataset_name; a train_data_dir has no columns"
@@ -108,11 +115,10 @@ class SignalFiles:
         """The signals of the folder, archive or file."""
         check_has_no_columns(request)
         path = Path(request.train_data_dir or "")
-        title = f"{path.absolute().name} ({request.split})"
         if is_array_file(path):
-            return signal_data(open_array_file(path, request.split), request.signals, title)
+            return signal_data(open_array_file(path, request.split), request.signals, request.title)
         source = open_files(request.train_data_dir or "", request.split, request.cache_dir, kind=SIGNAL_FILES)
-        return signal_data(source, request.signals, title)
+        return signal_data(source, request.signals, request.title)
 
 
 class SignalTable:
@@ -126,13 +132,7 @@ class SignalTable:
         """The signals of the table."""
         if request.streamed_examples is not None:
             raise ValueError("streaming reads images only; leave it out for signals.")
-        splits = load_splits(request.name, request.dataset_config_name, request.cache_dir, request.token)
-        title = f"{request.name} ({request.split})"
-        source = open_signal_table(
-            splits, request.split, f"dataset_name={request.name!r}", request.signals, request.label_column,
-            request.caption_column, request.number_columns,
-        )  # fmt: skip
-        return signal_data(source, request.signals, title)
+        return signal_data(open_signal_table(request), request.signals, request.title)
 
 
 class FolderOrArchive:
@@ -144,11 +144,9 @@ class FolderOrArchive:
 
     def load(self, request: DataRequest, options: ImageOptions) -> ExampleData:
         """The images of the folder or archive."""
-        path = request.train_data_dir
-        assert path is not None
         check_has_no_columns(request)
-        source = open_files(path, request.split, request.cache_dir)
-        return image_data(source, options, f"{Path(path).absolute().name} ({request.split})")
+        source = open_files(request.train_data_dir or "", request.split, request.cache_dir)
+        return image_data(source, options, request.title)
 
 
 class Streamed:
@@ -162,12 +160,8 @@ class Streamed:
         """The first images of the stream, and all of them as the attribute `stream`."""
         from .streaming import open_stream, streamed_image_data
 
-        reader = open_stream(
-            request.name, request.dataset_config_name, request.split, request.image_column, request.label_column,
-            request.cache_dir, request.token, request.number_columns,
-        )  # fmt: skip
-        title, held = f"{request.name} ({request.split})", request.streamed_examples or 1
-        return streamed_image_data(reader, options, title, held, request.shuffle_buffer_size)
+        held = request.streamed_examples or 1
+        return streamed_image_data(open_stream(request), options, request.title, held, request.shuffle_buffer_size)
 
 
 class Table:
@@ -181,16 +175,12 @@ class Table:
         """The images of the table, or its sounds where it has sounds and no images."""
         if request.modality is None and request.name != EMBEDDED_NAME and self._holds_sounds(request):
             return SignalTable().load(request, options)
-        source = open_table(
-            request.name, request.dataset_config_name, request.split, *request.columns[:2], request.cache_dir,
-            request.token, request.caption_column, request.number_columns,
-        )  # fmt: skip
-        return image_data(source, options, f"{request.name} ({request.split})")
+        return image_data(open_table(request), options, request.title)
 
     def _holds_sounds(self, request: DataRequest) -> bool:
         if request.image_column is not None:
             return False
-        splits = load_splits(request.name, request.dataset_config_name, request.cache_dir, request.token)
+        splits = load_splits(request)
         return holds_sounds(next(iter(splits.values())).features)
 
 

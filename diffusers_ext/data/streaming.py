@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
@@ -24,8 +24,11 @@ from .examples import NAMED_WARNINGS, UnreadableImageError, available_cpus, deco
 from .images import ExampleData, ImageOptions, image_data
 from .opening import read_regular_file
 from .randomness import ORDER, SHARDS, counter_hash
-from .tables import EMBEDDED_NAME, check_number_columns, find_image_column, find_label_column, load_splits
+from .tables import check_number_columns, find_image_column, find_label_column, load_splits
 from .transforms import Transform, stack_if_alike
+
+if TYPE_CHECKING:
+    from .sources import DataRequest
 
 logger = logging.getLogger(__name__)
 
@@ -56,31 +59,24 @@ class RowReader:
     Raises ValueError for columns that a stream can't be read by.
     """
 
-    def __init__(
-        self,
-        table: Any,
-        image_column: str | None,
-        label_column: str | None,
-        where: str,
-        number_columns: Sequence[str] = (),
-    ):
+    def __init__(self, table: Any, request: DataRequest):
         import datasets
 
+        where = request.where
         if table.features is None:
             raise ValueError(f"{where} does not say what its columns hold, which streaming needs to know")
-        self._image_column = find_image_column(table.features, image_column, where)
-        named = label_column is not None
-        label_column = find_label_column(table.features, label_column, where)
+        self._image_column = find_image_column(table.features, request.image_column, where)
+        label_column = find_label_column(table.features, request.label_column, where)
         self.class_names = getattr(table.features[label_column], "names", None) if label_column else None
-        if named and self.class_names is None:
+        if request.label_column is not None and self.class_names is None:
             raise ValueError(
                 f"label_column={label_column!r} of {where} has no list of its classes, and a stream can't be searched "
                 "for them; train without streaming, or give the column the ClassLabel type"
             )
         self._label_column = label_column if self.class_names else None
-        check_number_columns(table.features, number_columns, where)
-        self.number_columns = tuple(number_columns)
-        columns = [column for column in (self._image_column, self._label_column, *number_columns) if column]
+        check_number_columns(table.features, request.number_columns, where)
+        self.number_columns = tuple(request.number_columns)
+        columns = [column for column in (self._image_column, self._label_column, *self.number_columns) if column]
         self._table = table.select_columns(columns).cast_column(self._image_column, datasets.Image(decode=False))
         self.num_shards = table.n_shards
 
@@ -143,23 +139,13 @@ def numbers_of_rows(rows: Sequence[Row], columns: Sequence[str]) -> dict[str, np
     return {name: number_column(column, name, "the stream", numbers) for name, column in zip(columns, values)}
 
 
-def open_stream(
-    dataset_name: str | None,
-    config_name: str | None,
-    split: str,
-    image_column: str | None,
-    label_column: str | None,
-    cache_dir: str | None,
-    token: str | bool | None,
-    number_columns: Sequence[str] = (),
-) -> RowReader:
+def open_stream(request: DataRequest) -> RowReader:
     """The image, label and number columns of a data set that is read as it comes.
 
     Raises FileNotFoundError for a data set that is not there, ValueError for a wrong split or column.
     """
-    name = dataset_name or EMBEDDED_NAME
-    where = f"dataset_name={name!r}"
-    splits = load_splits(name, config_name, cache_dir, token, streaming=True)
+    split, where = request.split, request.where
+    splits = load_splits(request, streaming=True)
     if split not in splits:
         part = " streaming takes whole splits;" if "[" in split else ""
         raise ValueError(f"split={split!r} is not in {where};{part} it has: {', '.join(splits)}")
@@ -168,7 +154,7 @@ def open_stream(
         if len(table) == 0:
             raise ValueError(f"split={split!r} of {where} holds no rows")
         table = table.to_iterable_dataset(num_shards=min(TABLE_SHARDS, len(table)))
-    return RowReader(table, image_column, label_column, where, number_columns)
+    return RowReader(table, request)
 
 
 def streamed_image_data(

@@ -20,6 +20,8 @@ from .opening import image_suffixes, read_regular_file
 if TYPE_CHECKING:
     import datasets
 
+    from .sources import DataRequest
+
 logger = logging.getLogger(__name__)
 
 EMBEDDED_NAME = "embedded"
@@ -30,22 +32,28 @@ METADATA_FILES = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 
 
 class TableSource:
-    """The image column of a `datasets.Dataset`, read row by row from the (memory-mapped) table."""
+    """A column of images of a `datasets.Dataset`, read row by row from the (memory-mapped) table.
+
+    Args:
+        table: with the columns.
+        column: with the images.
+        label_column, caption_column, number_columns: with what belongs to them.
+        where: what to call the table in a message.
+    """
+
+    noun = "image"
 
     def __init__(
         self,
         table: datasets.Dataset,
-        image_column: str,
+        column: str,
         label_column: str | None,
         caption_column: str | None = None,
         number_columns: Sequence[str] = (),
         where: str = "the table",
     ):
-        import datasets
-
-        images = table.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-        self._table = images.with_format("arrow")
-        self._image_column = image_column
+        self._table = self._undecoded(table.select_columns([column]), column).with_format("arrow")
+        self._column_name = column
         self.labels: np.ndarray | None = None
         self.class_names: list[str] | None = None
         if label_column is not None:
@@ -53,56 +61,60 @@ class TableSource:
         self.captions = None if caption_column is None else read_captions(table, caption_column)
         self.columns = {name: number_column(read_column(table, name), name, where) for name in number_columns}
 
+    @staticmethod
+    def _undecoded(table: datasets.Dataset, column: str) -> datasets.Dataset:
+        """The table with the column's files as bytes or paths."""
+        import datasets
+
+        return table.cast_column(column, datasets.Image(decode=False))
+
     def __len__(self) -> int:
         return len(self._table)
 
     def name(self, index: int) -> str:
-        value = self._column[index].as_py() or {}
-        return f"row {index}" + (f" ({value['path']})" if value.get("path") else "")
+        """The row's number, and its file where it names one."""
+        value = self._column[index].as_py()
+        path = value.get("path") if isinstance(value, dict) else None
+        return f"row {index}" + (f" ({path})" if path else "")
 
     def read(self, index: int) -> bytes:
+        """The bytes of the row's file. Raises OSError or ValueError when there are none."""
         value = self._column[index].as_py()
         if value is None:
-            raise ValueError("the row holds no image")
+            raise ValueError(f"the row holds no {self.noun}")
         return value["bytes"] if value["bytes"] is not None else read_regular_file(value["path"])
 
     @functools.cached_property
     def _column(self) -> Any:
         # An arrow column is far quicker to index than the dataset around it.
-        return self._table[:][self._image_column]
+        return self._table[:][self._column_name]
 
     def __getstate__(self) -> dict[str, Any]:
         # The dataset pickles as the path of its file; the arrow column would pickle as all of its bytes.
         return {name: value for name, value in self.__dict__.items() if name != "_column"}
 
 
-def open_table(
-    dataset_name: str,
-    config_name: str | None,
-    split: str,
-    image_column: str | None,
-    label_column: str | None,
-    cache_dir: str | None,
-    token: str | bool | None,
-    caption_column: str | None = None,
-    number_columns: Sequence[str] = (),
-) -> TableSource:
+def open_table(request: DataRequest) -> TableSource:
     """The image, label, caption and number columns of the embedded set, a local folder, or a data set on the Hub.
 
     Raises FileNotFoundError for a data set that is not there, ValueError for a wrong split or column.
     """
-    where = f"dataset_name={dataset_name!r}"
-    table = take_split(load_splits(dataset_name, config_name, cache_dir, token), split, where)
-    image_column = find_image_column(table.features, image_column, where)
-    label_column = find_label_column(table.features, label_column, where)
-    caption_column = find_caption_column(table.features, caption_column, where)
-    check_number_columns(table.features, number_columns, where)
-    return TableSource(table, image_column, label_column, caption_column, number_columns, where)
+    table = take_split(load_splits(request), request.split, request.where)
+    image_column = find_image_column(table.features, request.image_column, request.where)
+    return TableSource(table, image_column, *find_other_columns(table.features, request), request.where)
 
 
-def load_splits(
-    name: str, config_name: str | None, cache_dir: str | None, token: str | bool | None, streaming: bool = False
-) -> Mapping[str, Any]:
+def find_other_columns(
+    features: Mapping[str, Any], request: DataRequest
+) -> tuple[str | None, str | None, Sequence[str]]:
+    """The columns with classes, with texts, and with numbers. Raises ValueError for one that can't be used."""
+    label_column = find_label_column(features, request.label_column, request.where)
+    caption_column = find_caption_column(features, request.caption_column, request.where)
+    check_number_columns(features, request.number_columns, request.where)
+    return label_column, caption_column, request.number_columns
+
+
+def load_splits(request: DataRequest, streaming: bool = False) -> Mapping[str, Any]:
     """The splits of a data set by name: as `datasets.Dataset`, or when `streaming` as `datasets.IterableDataset`.
 
     Raises FileNotFoundError, ConnectionError or ValueError, in one sentence.
@@ -110,7 +122,8 @@ def load_splits(
     import datasets
     from pyarrow import parquet
 
-    path, where = Path(name).expanduser(), f"dataset_name={name!r}"
+    name, where = request.name, request.where
+    path = Path(name).expanduser()
     if name == EMBEDDED_NAME:
         # Read as plain parquet: it needs no cache folder, and so works where nothing can be written.
         files = {split: EMBEDDED_FOLDER / f"mnist_{split}.parquet" for split in ("train", "test")}
@@ -129,10 +142,10 @@ def load_splits(
             with _one_sentence(where):
                 table = datasets.Dataset.load_from_disk(str(path))
             return {str(table.split or "train"): table}
-        options: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "streaming": streaming}
+        options = {"cache_dir": request.cache_dir, "token": request.token, "streaming": streaming}
         if not path.exists():
-            return _load_dataset(name, where, name=config_name, **options)
-        return _load_folder(path, config_name, where, **options)
+            return _load_dataset(name, where, name=request.dataset_config_name, **options)
+        return _load_folder(path, request.dataset_config_name, where, **options)
 
 
 def _load_folder(path: Path, config_name: str | None, where: str, **options: Any) -> Mapping[str, Any]:
