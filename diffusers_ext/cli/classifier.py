@@ -6,30 +6,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from ..settings import CheckedSettings, option
+from ..data.images import ExampleData
+from ..data.schedule import BatchSchedule
+from ..evaluation.classifier import ImageClassifier
+from ..evaluation.classifier_training import RandomAffine, accuracy, fit
+from ..settings import option
+from .real_images import DataArguments
 from .shared import best_device
-
-if TYPE_CHECKING:
-    from ..data.images import ExampleData
-    from ..evaluation.classifier import ImageClassifier
 
 
 @dataclass
-class ClassifierTrainArguments(CheckedSettings):
+class ClassifierTrainArguments(DataArguments):
     """Train a classifier: a small classifier of a data set's classes, for measuring samples."""
 
-    dataset_name: str | None = option(None, "Hub name, local folder, or `embedded`; embedded if nothing is given.")
-    dataset_config_name: str | None = option(None, "Configuration of the data set.")
-    train_data_dir: str | None = option(None, "Folder or archive of images in class folders.")
-    image_column: str | None = option(None, "Column with the images.")
-    label_column: str | None = option(None, "Column with the classes.")
     train_split: str = option("train", "Split to train on.")
     test_split: str = option("test", "Split to test on; never trained on.")
-    cache_dir: str | None = option(None, "Where downloads are kept.")
     resolution: int | None = option(None, "Side of the images; their own if not given.", at_least=1, at_most=16_384)
     random_flip: bool = option(False, "Mirror every other training image; not for digits.")
     block_channels: list[int] = option([32, 64, 128], "Channels a level.", at_least=1, at_most=16_384)
@@ -54,8 +49,6 @@ class ClassifierTrainArguments(CheckedSettings):
 
 def classifier_train(arguments: ClassifierTrainArguments) -> None:
     """Train on the training split, test on the test split, save the classifier with its accuracy."""
-    from ..evaluation.classifier_training import accuracy
-
     train = _labelled_images(arguments, arguments.train_split, random_flip=arguments.random_flip)
     test = _labelled_images(arguments, arguments.test_split, channels=train.channels)
     names = [data.label_names or [] for data in (train, test)]
@@ -76,21 +69,7 @@ def classifier_train(arguments: ClassifierTrainArguments) -> None:
 
 
 def _labelled_images(arguments: ClassifierTrainArguments, split: str, **options: Any) -> ExampleData:
-    from ..data.images import load_image_data
-
-    data = load_image_data(
-        arguments.dataset_name,
-        arguments.dataset_config_name,
-        arguments.train_data_dir,
-        split,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-        cache_dir=arguments.cache_dir,
-        resolution=arguments.resolution,
-        center_crop=arguments.resolution is not None,
-        seed=arguments.seed,
-        **options,
-    )
+    data = arguments.load_split(split, arguments.resolution, seed=arguments.seed, **options)
     if data.labels is None:
         raise ValueError(f"A classifier needs labels, and {data.description} has none.")
     return data
@@ -105,8 +84,6 @@ def in_order(data: ExampleData, batch_size: int = 256) -> Iterator[tuple[torch.T
 
 def new_classifier(train: ExampleData, arguments: ClassifierTrainArguments) -> ImageClassifier:
     """An untrained classifier for the data, on its device; the seed decides its weights."""
-    from ..evaluation.classifier import ImageClassifier
-
     names = train.label_names or []
     torch.manual_seed(arguments.seed)
     classifier = ImageClassifier(
@@ -132,9 +109,6 @@ def _data_name(arguments: ClassifierTrainArguments) -> str:
 
 def train_classifier(classifier: ImageClassifier, train: ExampleData, arguments: ClassifierTrainArguments) -> int:
     """Fit the classifier to the training data; the number of steps taken."""
-    from ..data.schedule import BatchSchedule
-    from ..evaluation.classifier_training import RandomAffine, fit
-
     schedule = BatchSchedule(len(train), arguments.train_batch_size, seed=arguments.seed)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -4,35 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..data.images import ExampleData, load_image_data
 from ..data.randomness import permutation
+from ..evaluation.classifier import ImageClassifier
 from ..evaluation.features import evenly_spread
 from ..pipelines.batched_generation import image_shape
-
-if TYPE_CHECKING:
-    from ..evaluation.classifier import ImageClassifier
-
 from ..settings import CheckedSettings, option
 
 
 @dataclass
-class RealDataArguments(CheckedSettings):
-    """Which real images samples are compared with; the base of commands that evaluate."""
+class DataArguments(CheckedSettings):
+    """Which data set of images; the base of commands that read one."""
 
     dataset_name: str | None = option(None, "Hub name, local folder, or `embedded`; embedded if nothing is given.")
     dataset_config_name: str | None = option(None, "Configuration of the data set.")
-    train_data_dir: str | None = option(None, "Folder or archive of images.")
+    train_data_dir: str | None = option(None, "Folder or archive of images, with a folder for each class.")
     image_column: str | None = option(None, "Column with the images.")
     label_column: str | None = option(None, "Column with the classes.")
+    cache_dir: str | None = option(None, "Where downloads are kept.")
+
+    def load_split(self, split: str, resolution: int | None, **options: Any) -> ExampleData:
+        """The images of a split, cropped in the centre to `resolution`, or in their own size for None."""
+        return load_image_data(
+            self.dataset_name,
+            self.dataset_config_name,
+            self.train_data_dir,
+            split,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            cache_dir=self.cache_dir,
+            resolution=resolution,
+            center_crop=resolution is not None,
+            **options,
+        )
+
+
+@dataclass
+class RealDataArguments(DataArguments):
+    """Which real images samples are compared with; the base of commands that evaluate."""
+
     split: str = option("test", "Split that samples are compared with.")
     baseline_split: str = option(
         "train", "Split for the real-data baseline where `split` has too few images for two sets."
     )
-    cache_dir: str | None = option(None, "Where downloads are kept.")
 
 
 @dataclass
@@ -78,7 +96,7 @@ def real_and_baseline(
 
     Raises ValueError where there are no images of the classes, or the data have no classes.
     """
-    data = _load(arguments, arguments.split, channels, resolution)
+    data = arguments.load_split(arguments.split, resolution, channels=channels)
     indices = _of_classes(data, classes, arguments.split, equal_counts)
     real = RealImages(data, arguments.split, indices[:number])
     if len(indices) >= 2 * number:
@@ -86,24 +104,9 @@ def real_and_baseline(
     if arguments.baseline_split.partition("[")[0] == arguments.split.partition("[")[0]:  # parts of one may overlap
         half = len(indices) // 2
         return RealImages(data, arguments.split, indices[:half]), RealImages(data, arguments.split, indices[half:])
-    other = _load(arguments, arguments.baseline_split, channels, resolution)
+    other = arguments.load_split(arguments.baseline_split, resolution, channels=channels)
     rest = _of_classes(other, classes, arguments.baseline_split, equal_counts)[:number]
     return real, RealImages(other, arguments.baseline_split, rest)
-
-
-def _load(arguments: RealDataArguments, split: str, channels: int, resolution: int | None) -> ExampleData:
-    return load_image_data(
-        arguments.dataset_name,
-        arguments.dataset_config_name,
-        arguments.train_data_dir,
-        split,
-        image_column=arguments.image_column,
-        label_column=arguments.label_column,
-        cache_dir=arguments.cache_dir,
-        resolution=resolution,
-        center_crop=resolution is not None,
-        channels=channels,
-    )
 
 
 def _of_classes(data: ExampleData, classes: Sequence[int] | None, split: str, equal_counts: bool) -> torch.Tensor:
