@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
 import logging
 import math
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import figures
+from ..figures.curves import read_records
 from ..training.atomic import atomic_write
 from ..training.recording import METRICS_FILE
 from .running import FINISHED, Job
@@ -228,17 +228,7 @@ def _write_hparams(results: Sequence[RunResult], folder: Path) -> None:
 
 def records_of(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics file; none when there is no such file."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # a run that was killed may have left half a line
-            continue
-        if isinstance(record, Mapping):
-            found.append(dict(record))
-    return found
+    return read_records(path) if path.is_file() else []
 
 
 def _mean_and_error(value: tuple[float, float] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .files import COLORS, LINE_STYLES, PathLike, check_count, drawing
+from .files import COLORS, PathLike, check_count, drawing, line_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,13 +64,18 @@ def _plot_one_schedule(name: str, arrays: tuple[np.ndarray, np.ndarray], path: P
         right.plot(timesteps, alphas_cumprod, color=COLORS[1], linestyle="--")
         _scale_betas(left, [betas])
         right.set_ylim(-0.02, 1.02)
-        right.grid(False)
-        right.spines["right"].set_visible(True)
         left.set_xlabel("timestep t")
-        for axes, label, color in ((left, BETA_LABEL, COLORS[0]), (right, ALPHA_LABEL, COLORS[1])):
-            axes.set_ylabel(label, color=color)
-            axes.tick_params(axis="y", colors=color)
+        _label_twins(left, BETA_LABEL, right, ALPHA_LABEL)
         left.set_title(title or f"Noise schedule: {name}, {len(betas)} timesteps")
+
+
+def _label_twins(left: Axes, left_label: str, right: Axes, right_label: str) -> None:
+    """Show which of two curves belongs to which axis."""
+    right.grid(False)
+    right.spines["right"].set_visible(True)
+    for axes, label, color in ((left, left_label, COLORS[0]), (right, right_label, COLORS[1])):
+        axes.set_ylabel(label, color=color)
+        axes.tick_params(axis="y", colors=color)
 
 
 def _plot_schedules(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], path: PathLike, title: str | None) -> None:
@@ -78,13 +84,8 @@ def _plot_schedules(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], path: P
         left, right = figure.subplots(1, 2)
         for number, (name, (betas, alphas_cumprod)) in enumerate(arrays.items()):
             timesteps = np.arange(1, len(betas) + 1) / (1 if len(lengths) == 1 else len(betas))
-            look = {
-                "color": COLORS[number % len(COLORS)],
-                "linestyle": LINE_STYLES[number // len(COLORS) % 3],
-                "label": name,
-            }
-            left.plot(timesteps, betas, **look)
-            right.plot(timesteps, alphas_cumprod, **look)
+            left.plot(timesteps, betas, **line_style(number), label=name)
+            right.plot(timesteps, alphas_cumprod, **line_style(number), label=name)
         _scale_betas(left, [betas for betas, _ in arrays.values()])
         right.set_ylim(-0.02, 1.02)
         for axes, label in ((left, BETA_LABEL), (right, ALPHA_LABEL)):
@@ -103,17 +104,16 @@ def _scale_betas(axes: Axes, betas: Sequence[np.ndarray]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def plot_losses(metrics: PathLike | Iterable[Mapping[str, Any]], path: PathLike, title: str = "Training") -> None:
+def plot_losses(metrics: PathLike | Iterable[Mapping[str, Any]], path: PathLike) -> None:
     """Plot training and validation loss against the optimizer step.
 
     Args:
         metrics: a file with one JSON object a line, or such records, with `step` and `loss` or `validation_loss`.
         path: of the picture; its suffix says which kind.
-        title: above the plot.
 
     Raises FileNotFoundError for a missing file, ValueError when no record has a finite loss.
     """
-    records = _read_records(metrics) if isinstance(metrics, (str, os.PathLike)) else list(metrics)
+    records = read_records(metrics) if isinstance(metrics, (str, os.PathLike)) else list(metrics)
     steps, losses = series(records, "loss")
     validation_steps, validation_losses = series(records, "validation_loss")
     if len(steps) + len(validation_steps) == 0:
@@ -131,22 +131,21 @@ def plot_losses(metrics: PathLike | Iterable[Mapping[str, Any]], path: PathLike,
         scale_losses(axes, np.concatenate([losses, validation_losses]))
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss")
-        axes.set_title(title)
+        axes.set_title("Training")
         axes.legend()
 
 
-def _read_records(path: PathLike) -> list[dict[str, Any]]:
+def read_records(path: PathLike) -> list[dict[str, Any]]:
+    """The JSON objects in a file, one a line. Raises FileNotFoundError."""
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"metrics={os.fspath(path)!r} is not a file; it takes a file with one JSON object a line"
         )
     records = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):  # a run that was killed may have left half a line
             records.append(json.loads(line))
-        except json.JSONDecodeError:  # a run that was killed may have left half a line
-            continue
-    return records
+    return [record for record in records if isinstance(record, dict)]
 
 
 def series(records: Iterable[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -224,13 +223,8 @@ def plot_guidance_sweep(
         right.axhline(1, color=COLORS[1], linewidth=0.8, linestyle="--", alpha=0.6)
         left.set_ylim(0, 104)
         right.set_ylim(0, 1.04 * max(1.0, *diversity))
-        right.grid(False)
-        right.spines["right"].set_visible(True)
         left.set_xlabel("guidance scale (0 unconditional, 1 conditional)")
-        left.set_ylabel("class accuracy by the classifier, %", color=COLORS[0])
-        right.set_ylabel("diversity within a class (real images 1)", color=COLORS[1])
-        for axes, color in ((left, COLORS[0]), (right, COLORS[1])):
-            axes.tick_params(axis="y", colors=color)
+        _label_twins(left, "class accuracy by the classifier, %", right, "diversity within a class (real images 1)")
         left.set_title(title)
 
 
@@ -270,13 +264,7 @@ def plot_convergence(
         axes.legend(fontsize=8, loc="lower left")
 
 
-def embedding_heatmap(
-    embedding: torch.Tensor | np.ndarray,
-    path: PathLike,
-    title: str = "Timestep embedding",
-    row_title: str = "timestep t",
-    column_title: str = "dimension",
-) -> None:
+def embedding_heatmap(embedding: torch.Tensor | np.ndarray, path: PathLike) -> None:
     """Draw an embedding (timesteps, dimensions) as a map whose colour is the value. Raises ValueError."""
     values = embedding.detach().float().cpu().numpy() if isinstance(embedding, torch.Tensor) else np.asarray(embedding)
     if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
@@ -286,7 +274,7 @@ def embedding_heatmap(
         axes = figure.add_subplot()
         image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
         figure.colorbar(image, ax=axes, label="value")
-        axes.set_xlabel(column_title)
-        axes.set_ylabel(row_title)
-        axes.set_title(title)
+        axes.set_xlabel("dimension")
+        axes.set_ylabel("timestep t")
+        axes.set_title("Timestep embedding")
         axes.grid(False)

@@ -48,6 +48,11 @@ def drawing(path: PathLike, width: float, height: float) -> Iterator[Figure]:
         write_whole(path, lambda part: figure.savefig(part, bbox_inches="tight", pad_inches=0.12))
 
 
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of the curve of this number."""
+    return {"color": COLORS[number % len(COLORS)], "linestyle": LINE_STYLES[number // len(COLORS) % len(LINE_STYLES)]}
+
+
 def write_whole(path: PathLike, save: Callable[[Path], Any]) -> None:
     """Let `save` write a file beside `path`, then rename it to `path`."""
     path = Path(path)

@@ -98,26 +98,23 @@ def save_gif(
     duration_ms: int = 80,
     hold_last_ms: int = 1500,
     columns: int | None = None,
-    scale: int | None = None,
 ) -> None:
     """Write an endless GIF.
 
     Args:
-        frames: each a batch of images, of which a grid is made, or a picture. Values outside [-1, 1] are cut off.
+        frames: each a batch of images, of which a grid is made, or a picture. Values outside [-1, 1] are cut off, and
+            small images are enlarged to about 64 pixels.
         path: of the file.
         duration_ms: how long a frame is shown, in milliseconds.
         hold_last_ms: how long the last one is shown.
         columns: images a row of the grid.
-        scale: enlargement of the grid's images; None brings small ones to about 64 pixels.
 
     Raises ValueError when there are no frames or their sizes differ, and what `image_grid` raises.
     """
     if len(frames) == 0:
         raise ValueError("frames takes at least one frame, not an empty list")
     pictures = [
-        frame
-        if isinstance(frame, Image.Image)
-        else image_grid(frame, columns, scale=scale or _legible(frame), clip=True)
+        frame if isinstance(frame, Image.Image) else image_grid(frame, columns, scale=_legible(frame), clip=True)
         for frame in frames
     ]
     sizes = {f"{picture.width}x{picture.height}" for picture in pictures}
@@ -149,7 +146,6 @@ def strip(
     title: str | None = None,
     column_title: str = "timestep t",
     row_labels: Sequence[Any] | None = None,
-    row_title: str | None = None,
 ) -> None:
     """Draw how samples change along a process: a row a sample, a column a time.
 
@@ -160,7 +156,6 @@ def strip(
         title: above the picture.
         column_title: what the labels are.
         row_labels: of the samples.
-        row_title: what the row labels are.
 
     Raises ValueError when the labels do not match, and what `tensor_to_uint8` raises.
     """
@@ -170,7 +165,7 @@ def strip(
     check_count("labels", labels, len(times), "one a batch of states")
     check_count("states", {len(time) for time in times}, 1, "the same number of samples in every batch")
     rows = [[time[sample] for time in times] for sample in range(len(times[0]))]
-    _draw_cells(rows, labels, row_labels, path, title=title, column_title=column_title, row_title=row_title)
+    _draw_cells(rows, labels, row_labels, path, title=title, column_title=column_title)
 
 
 def comparison_grid(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .curves import scale_losses, series, smooth
-from .files import COLORS, LINE_STYLES, PathLike, drawing
+from .files import PathLike, drawing, line_style
 
 _MANY = 12  # experiments whose names stand in a legend
 
 
-def plot_experiments(
-    experiments: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], path: PathLike, title: str = "Experiments"
-) -> None:
+def plot_experiments(experiments: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], path: PathLike) -> None:
     """Draw the loss curves of experiments on shared axes, and their last losses with the standard error over seeds.
 
     The validation loss where every experiment has one, the training loss otherwise.
@@ -24,7 +22,6 @@ def plot_experiments(
     Args:
         experiments: name -> one list of records for each seed, with `step` and `loss` or `validation_loss`.
         path: of the file; its suffix says which kind.
-        title: above the picture.
 
     Raises ValueError when no record has a finite loss.
     """
@@ -42,11 +39,7 @@ def plot_experiments(
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         _draw_curves(left, with_losses, key)
         _draw_ends(right, with_losses, key)
-        figure.suptitle(title)
-
-
-def _look(number: int) -> dict[str, Any]:
-    return {"color": COLORS[number % len(COLORS)], "linestyle": LINE_STYLES[number // len(COLORS) % len(LINE_STYLES)]}
+        figure.suptitle("Experiments")
 
 
 def _draw_curves(axes: Any, experiments: Mapping[str, Any], key: str) -> None:
@@ -55,7 +48,7 @@ def _draw_curves(axes: Any, experiments: Mapping[str, Any], key: str) -> None:
         for run in runs:
             steps, values = series(run, key)
             values = smooth(values) if key == "loss" else values
-            axes.plot(steps, values, **_look(number), marker="o", markersize=3 if len(steps) < 30 else 0)
+            axes.plot(steps, values, **line_style(number), marker="o", markersize=3 if len(steps) < 30 else 0)
             losses.append(values)
     scale_losses(axes, np.concatenate(losses))
     axes.set_xlabel("optimizer step")
@@ -64,10 +57,10 @@ def _draw_curves(axes: Any, experiments: Mapping[str, Any], key: str) -> None:
 
 def _draw_ends(axes: Any, experiments: Mapping[str, Any], key: str) -> None:
     names = list(experiments)
-    for place, (number, runs) in zip(itertools.count(), enumerate(experiments.values())):
+    for place, runs in enumerate(experiments.values()):
         ends = np.array([(series(run, key)[1] if key != "loss" else smooth(series(run, key)[1]))[-1] for run in runs])
         error = ends.std(ddof=1) / np.sqrt(len(ends)) if len(ends) > 1 else None
-        axes.errorbar(ends.mean(), place, xerr=error, fmt="o", color=_look(number)["color"], capsize=3)
+        axes.errorbar(ends.mean(), place, xerr=error, fmt="o", color=line_style(place)["color"], capsize=3)
         axes.scatter(ends, [place] * len(ends), s=8, color="#999999", zorder=1)
     axes.set_yticks(range(len(names)), [_wrapped(name) for name in names], fontsize=8 if len(names) <= _MANY else 6)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -77,10 +70,8 @@ def _draw_ends(axes: Any, experiments: Mapping[str, Any], key: str) -> None:
     what = "validation loss" if key == "validation_loss" else "training loss"
     axes.set_xlabel(f"last {what}" + (" (mean ± standard error over seeds)" if several else ""))
     for number, label in enumerate(axes.get_yticklabels()):
-        label.set_color(_look(number)["color"])
+        label.set_color(line_style(number)["color"])
 
 
-def _wrapped(name: str, width: int = 28) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(name, width)[:3])
+def _wrapped(name: str) -> str:
+    return "\n".join(textwrap.wrap(name, 28)[:3])
