@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def _by_length(
         for run, images in zip(runs, samples):
             found = extract([images.float().clamp(-1, 1)], classifier)
             run.frechet_distance = frechet_distance(found.features, real.features)
-    write_csv(runs, folder / "comparison.csv")
+    write_csv([asdict(run) for run in runs], folder / "comparison.csv")
     draw(runs, samples, folder / "comparison.png", reference)
     steps = pipeline.scheduler.config.num_train_timesteps
     against = "the exact flow" if perfect else f"the network's own {steps}-step flow"
@@ -187,7 +187,7 @@ def _by_class(
         arguments.batch_size,
         arguments.seed,
     )
-    write_csv(runs, folder / "comparison.csv")
+    write_csv([asdict(run) for run in runs], folder / "comparison.csv")
     names = classifier.label_names() if classifier is not None else [str(number) for number in range(max(classes) + 1)]
     names = [(pipeline.config.id2label or {}).get(str(number), names[number]) for number in classes]
     title = f"The same starting noise through every sampler, {arguments.num_images} images a class"

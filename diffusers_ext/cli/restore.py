@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from ..conditions.image_transforms import ImageTransform, image_transform
+from ..evaluation.comparison import write_csv
 from ..evaluation.metrics import peak_signal_to_noise_ratio
 from ..settings import option
 from .real_images import RealDataArguments, real_and_baseline
@@ -70,7 +70,9 @@ def restore(arguments: RestoreArguments) -> None:
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _draw(columns, targets, decibels, folder / "restoration.png", condition.name)
-    _write(decibels, folder / "restoration.csv")
+    values = {name: [f"{value:.4f}" for value in column] for name, column in decibels.items()}
+    rows = [{"image": i, **{name: column[i] for name, column in values.items()}} for i in range(len(targets))]
+    write_csv(rows, folder / "restoration.csv")
     each = f"{arguments.num_samples} samples each"
     print(f"{condition.name} of {len(targets)} images ({real.split}), {each}, {seconds:.1f} s")
     for name, values in decibels.items():
@@ -95,10 +97,3 @@ def _draw(
     table = [[*(images[i].clamp(-1, 1) for images in columns.values()), targets[i]] for i in rows]
     captions = [[*(f"{values[i]:.1f} dB" for values in decibels.values()), ""] for i in rows]
     figures.comparison_grid(["" for _ in rows], [*columns, "true"], table, path, captions, title)
-
-
-def _write(decibels: dict[str, torch.Tensor], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", *decibels])
-        writer.writerows([i, *(f"{v:.4f}" for v in row)] for i, row in enumerate(zip(*decibels.values())))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import figures
+from ..evaluation.comparison import write_csv
 from ..evaluation.features import compare_sets
 from ..settings import option
 from .evaluate import Bench, SamplingArguments, prepare
@@ -37,7 +36,7 @@ def sweep(arguments: SweepArguments) -> None:
     rows = [measured(bench, scale) for scale in scales]
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, baseline, folder / "sweep.csv")
+    write_csv([*rows, {"guidance_scale": "real images", **baseline}], folder / "sweep.csv")
     report = {**bench.settings, "measures": {"samples": rows, "real_images": baseline}}
     (folder / "sweep.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     figures.plot_guidance_sweep(
@@ -70,12 +69,3 @@ def measured(bench: Bench, scale: float) -> dict[str, Any]:
         f"{len(samples):,} samples in {seconds:.1f} s"
     )
     return row
-
-
-def write_csv(rows: Sequence[dict[str, Any]], baseline: dict[str, float], path: Path) -> None:
-    """A line a scale, and a last one of real images."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-        writer.writerow({"guidance_scale": "real images", **baseline})

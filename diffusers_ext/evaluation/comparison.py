@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,12 @@ def timed_samples(
     return torch.cat(results).cpu(), round(rows / len(latents)), seconds
 
 
-def write_csv(runs: Sequence[Any], path: Path) -> None:
-    """The runs, objects of one dataclass, as a table, one a line."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(runs[0])])
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a table whose columns are those of the first row."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(asdict(run) for run in runs)
+        writer.writerows(rows)
 
 
 def mixture_pipeline(num_train_timesteps: int = 1000) -> GenerationPipeline:

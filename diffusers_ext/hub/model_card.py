@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
@@ -307,10 +307,10 @@ def _metadata(facts: CardFacts, repo_id: str, license: str, tags: Sequence[str])
             task_type=_task(facts),
             dataset_type=hub_name or "custom",
             dataset_name=plain(data_set),
-            dataset_split=plain(figure["split"]),
-            metric_type=plain(figure["type"]),
-            metric_name=plain(figure["name"]),
-            metric_value=figure["number"],
+            dataset_split=plain(figure.split),
+            metric_type=plain(figure.type),
+            metric_name=plain(figure.name),
+            metric_value=figure.number,
         )
         for figure in _figures(facts)
     ]
@@ -320,7 +320,7 @@ def _metadata(facts: CardFacts, repo_id: str, license: str, tags: Sequence[str])
         pipeline_tag=_task(facts),
         tags=list(dict.fromkeys(map(plain, found))),
         datasets=[hub_name] if hub_name else None,
-        metrics=sorted({plain(figure["type"]) for figure in _figures(facts)}) or None,
+        metrics=sorted({plain(figure.type) for figure in _figures(facts)}) or None,
         model_name=repo_id.rpartition("/")[2],
         eval_results=results or None,
     )
@@ -520,7 +520,18 @@ def _where(facts: CardFacts) -> str:
     return f"The settings are in `{RECIPE}`, the losses of {steps} in `{METRICS}`."
 
 
-def _figures(facts: CardFacts) -> Iterator[dict[str, Any]]:
+class Measure(NamedTuple):
+    """A number of the run or of an evaluation: as the Hub takes it, and as the card shows it."""
+
+    name: str
+    type: str
+    number: float
+    value: str
+    on: str
+    split: Any
+
+
+def _figures(facts: CardFacts) -> Iterator[Measure]:
     """The measurements: the losses of the training run, and the results of an evaluation."""
     predicted = facts.scheduler.get("prediction_type")
     weights = "EMA weights" if facts.recipe.get("use_ema") else "weights as trained"
@@ -536,35 +547,21 @@ def _figures(facts: CardFacts) -> Iterator[dict[str, Any]]:
             value = min((record[name] for record in facts.records if name in record), default=None)
         if value is not None and math.isfinite(value):
             label = f"{name.replace('_', ' ')} ({facts.recipe.get('loss', 'l2')}, {predicted})"
-            yield {
-                "name": label,
-                "type": "loss",
-                "number": round(value, 4),
-                "value": f"{value:.4f}",
-                "on": on,
-                "split": split,
-            }
+            yield Measure(label, "loss", round(value, 4), f"{value:.4f}", on, split)
     yield from _evaluated(facts)
 
 
-def _evaluated(facts: CardFacts) -> Iterator[dict[str, Any]]:
+def _evaluated(facts: CardFacts) -> Iterator[Measure]:
     """The measures of `diffusers-ext evaluate`, each with its real-data baseline."""
     report = facts.evaluation
     if not report:
         return
     samples, real = report["measures"]["samples"], report["measures"]["real_images"]
+    on, split = f"{int(report['samples']['num_images']):,} samples, see below", report["real_images"]["split"]
     for name, value in samples.items():
-        if name.endswith("standard_error"):
-            continue
-        baseline = f" (real images: {real[name]:.4g})" if name in real else ""
-        yield {
-            "name": name.replace("_", " "),
-            "type": name,
-            "number": round(value, 5),
-            "value": f"{value:.4g}{baseline}",
-            "on": f"{int(report['samples']['num_images']):,} samples, see below",
-            "split": report["real_images"]["split"],
-        }
+        if not name.endswith("standard_error"):
+            baseline = f" (real images: {real[name]:.4g})" if name in real else ""
+            yield Measure(name.replace("_", " "), name, round(value, 5), f"{value:.4g}{baseline}", on, split)
 
 
 def _evaluation(facts: CardFacts) -> str:

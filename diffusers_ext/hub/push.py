@@ -6,6 +6,7 @@ the recipe, the evaluation and the configurations name no folders of this machin
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import logging
@@ -88,34 +89,25 @@ def push_to_hub(
         huggingface_hub.errors.HfHubHTTPError: if the Hub refuses, or is still out of order at the last attempt.
     """
     token = clean_token(token)
-    if isinstance(pipeline, DiffusionPipeline):
-        with tempfile.TemporaryDirectory() as temporary:
-            export(pipeline, temporary, variant=variant, max_shard_size=max_shard_size)
-            return push_to_hub(
-                temporary,
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-                ignore_patterns=ignore_patterns,
-                attempts=attempts,
+    with contextlib.ExitStack() as stack:
+        folder = pipeline
+        if isinstance(pipeline, DiffusionPipeline):
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            export(pipeline, folder, variant=variant, max_shard_size=max_shard_size)
+        folder = Path(folder)
+        files = files_to_push(folder, ignore_patterns, allow_patterns)
+        api = HfApi(token=token)
+
+        def push() -> CommitInfo:
+            repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None:
+                api.create_branch(repo, branch=revision, exist_ok=True)
+            operations = _operations(api, repo, revision, folder, files)
+            return api.create_commit(
+                repo, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
             )
-    folder = Path(pipeline)
-    files = files_to_push(folder, ignore_patterns, allow_patterns)
-    api = HfApi(token=token)
 
-    def push() -> CommitInfo:
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo, branch=revision, exist_ok=True)
-        operations = _operations(api, repo, revision, folder, files)
-        return api.create_commit(
-            repo, operations, commit_message=commit_message, revision=revision, create_pr=create_pr
-        )
-
-    return _with_retries(push, attempts, token)
+        return _with_retries(push, attempts, token)
 
 
 # --- which files ------------------------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ import torch
 
 from ..schedulers.noise_path import CLEAN, DiscretePath
 from .diffusion import DiffusionObjective
-from .timestep_sampling import TimestepSampler
-from .weighting import Weighting
 
 # Factor of the variational bound beside the simple loss, eq. 16; the bound is a sum over all T timesteps.
 BOUND_WEIGHT = 0.001
@@ -28,24 +26,15 @@ class LearnedVarianceObjective(DiffusionObjective):
 
     Args:
         path: the noise path, in discrete time.
-        prediction_type, loss, weighting: of the simple loss; see `DiffusionObjective`.
-        sampler: the noise levels to train on; the bound is unbiased for uniform ones.
-        dequantize: see `DiffusionObjective`.
+        simple, options: the other arguments of `DiffusionObjective`. Its prediction type, loss and weighting are those
+            of the simple loss; the bound is unbiased for a sampler of uniform noise levels.
 
     Raises:
         ValueError: for a path in continuous time, or of a single timestep.
     """
 
-    def __init__(
-        self,
-        path: Any,
-        prediction_type: str = "epsilon",
-        loss: str = "l2",
-        weighting: Weighting | None = None,
-        sampler: TimestepSampler | None = None,
-        dequantize: bool = False,
-    ):
-        super().__init__(path, prediction_type, loss, weighting, sampler, dequantize)
+    def __init__(self, path: Any, *simple: Any, **options: Any):
+        super().__init__(path, *simple, **options)
         if not isinstance(path, DiscretePath) or len(path) < 2:
             raise ValueError("A learned variance needs a noise path of at least two discrete timesteps.")
         steps = [(*path.posterior(t, t - 1 if t else CLEAN), path.transition(t, t - 1 if t else CLEAN)[1])
