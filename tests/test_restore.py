@@ -1,4 +1,4 @@
-"""Restoring held-out images from what an image-conditional pipeline is told of them."""
+"""Restoring held-out images from the condition of an image-conditional pipeline."""
 
 import csv
 
@@ -20,7 +20,7 @@ def test_psnr_of_a_known_error():
         peak_signal_to_noise_ratio(images, images[:1])
 
 
-def test_restore_judges_what_was_told_beside_the_samples(tmp_path, capsys):
+def test_restore_measures_the_condition_beside_the_samples(tmp_path, capsys):
     unet = build_model(
         "small-adm", base_channels=8, norm_num_groups=4, channel_multipliers=(1,), attention_resolutions=(),
         in_channels=1, condition_channels=1, sample_size=28,
@@ -40,8 +40,8 @@ def test_restore_judges_what_was_told_beside_the_samples(tmp_path, capsys):
     small = torch.nn.functional.avg_pool2d(targets, 4)
     bicubic = torch.nn.functional.interpolate(small, scale_factor=4, mode="bicubic").clamp(-1, 1)
     expected = 10 * torch.log10(4 / (bicubic - targets).square().mean(dim=(1, 2, 3)))
-    assert [float(row["told"]) for row in rows] == pytest.approx(expected.tolist(), abs=2e-3)
-    assert all(float(row["sample"]) < float(row["told"]) for row in rows)  # this network has learnt nothing
+    assert [float(row["condition"]) for row in rows] == pytest.approx(expected.tolist(), abs=2e-3)
+    assert all(float(row["sample"]) < float(row["condition"]) for row in rows)  # this network has learnt nothing
     assert "super_resolution_4 of 5 images (test), 2 samples each" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""`diffusers-ext classifier train`: train the classifier by which samples of a data set are judged."""
+"""`diffusers-ext classifier train`: train a classifier that measures samples of a data set."""
 
 from __future__ import annotations
 

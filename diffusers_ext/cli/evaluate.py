@@ -123,7 +123,7 @@ class Bench:
         return baseline_measures(self.baseline, self.real)
 
     def report(self, guidance_scale: float) -> dict[str, Any]:
-        """The measures of samples and of real images, with everything needed to classifier them."""
+        """The measures of samples and of real images, with all that is needed to reproduce them."""
         samples, seconds = self.sample(guidance_scale)
         scale = {} if self.labels is None else {"guidance_scale": guidance_scale}
         return {

@@ -1,4 +1,4 @@
-"""Real images beside which samples are judged: of some classes, in a fixed random order."""
+"""Real images that samples are compared with: of some classes, in a fixed random order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`diffusers-ext restore`: an image-conditional pipeline on held-out images, beside what it was told."""
+"""`diffusers-ext restore`: an image-conditional pipeline on held-out images, beside its condition."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from ..conditions.image_transforms import ImageTransform, image_transform
 from ..evaluation.comparison import write_csv
 from ..evaluation.metrics import peak_signal_to_noise_ratio
+from ..pipelines.batched_generation import samples_of
 from ..settings import option
 from .real_images import RealDataArguments, real_and_baseline
 from .shared import DTYPE_HELP, DTYPES, load_pipeline, progress_bar
@@ -25,7 +26,7 @@ class RestoreArguments(RealDataArguments):
 
     model: str = option(text="Folder or Hub name of a pipeline with an image condition.")
     num_images: int = option(100, "Number of images.", at_least=1, at_most=10_000_000)
-    num_samples: int = option(4, "Samples an image; their mean is judged too.", at_least=1, at_most=10_000_000)
+    num_samples: int = option(4, "Samples an image; their mean is measured too.", at_least=1, at_most=10_000_000)
     guidance_scale: float = option(1.0, "0 unconditional, 1 conditional, above 1 more so.", at_least=0)
     num_inference_steps: int = option(25, "Sampling steps.", at_least=1, at_most=100_000)
     seed: int = option(0, "Seed of all randomness.", at_least=0)
@@ -35,9 +36,9 @@ class RestoreArguments(RealDataArguments):
 
 
 def restore(arguments: RestoreArguments) -> None:
-    """Write a picture (told, sample, mean of samples, true) and a table of PSNR, and print the means.
+    """Write a picture (condition, sample, mean of samples, target) and a table of PSNR, and print the means.
 
-    What is told is judged too: for super-resolution that is bicubic interpolation.
+    The condition is measured too: for super-resolution it is bicubic interpolation.
     """
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(**progress_bar(leave=False))
@@ -47,25 +48,16 @@ def restore(arguments: RestoreArguments) -> None:
     targets = torch.cat(list(real.batches()))
     generator = torch.Generator().manual_seed(arguments.seed)
     given = condition.user_input(targets, generator)
-    told = condition.from_user(given["image"], given.get("mask_image"), (targets.shape[2], targets.shape[3]))
+    seen = condition.from_user(given["image"], given.get("mask_image"), (targets.shape[2], targets.shape[3]))
     began = time.perf_counter()
-    samples = torch.stack(
-        [
-            pipeline(
-                **given,
-                guidance_scale=arguments.guidance_scale,
-                num_inference_steps=arguments.num_inference_steps,
-                generator=generator,
-                output_type="pt",
-            ).images.cpu()
-            * 2
-            - 1
-            for _ in range(arguments.num_samples)
-        ]
+    options = {"guidance_scale": arguments.guidance_scale, "num_inference_steps": arguments.num_inference_steps}
+    results = (
+        pipeline(**given, **options, generator=generator, output_type="pt") for _ in range(arguments.num_samples)
     )
+    samples = torch.stack([samples_of(result) for result in results])
     seconds = time.perf_counter() - began
-    shown = told[:, : config.in_channels].expand_as(targets)
-    columns = {"told": shown, "sample": samples[0], "mean of samples": samples.mean(dim=0)}
+    shown = seen[:, : config.in_channels].expand_as(targets)
+    columns = {"condition": shown, "sample": samples[0], "mean of samples": samples.mean(dim=0)}
     decibels = {name: peak_signal_to_noise_ratio(images, targets) for name, images in columns.items()}
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,4 +88,4 @@ def _draw(
     rows = range(min(SHOWN, len(targets)))
     table = [[*(images[i].clamp(-1, 1) for images in columns.values()), targets[i]] for i in rows]
     captions = [[*(f"{values[i]:.1f} dB" for values in decibels.values()), ""] for i in rows]
-    figures.comparison_grid(["" for _ in rows], [*columns, "true"], table, path, captions, title)
+    figures.comparison_grid(["" for _ in rows], [*columns, "target"], table, path, captions, title)

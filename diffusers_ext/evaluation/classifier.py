@@ -47,7 +47,7 @@ class ImageClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
         block_channels: of the levels; the last is the number of features.
         blocks_per_level: residual blocks a level.
         dropout: share of features dropped in training.
-        sample_size: side of the training images, or (height, width); only told, any size is taken.
+        sample_size: side of the training images, or (height, width); for information only, any size is taken.
         id2label: names of the classes, class number as a string -> name; the numbers themselves when None.
         dataset: what it was trained on.
         train_split, num_train_images: of the training images.
