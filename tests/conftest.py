@@ -22,6 +22,11 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+def records_of(folder):
+    """The records of a run's metrics.jsonl."""
+    return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture
 def tiny_run(tmp_path):
     """Settings of a run of seconds; keyword arguments override them."""

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_MODEL
+from conftest import ROOT, TINY_MODEL, records_of
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -372,8 +372,7 @@ def test_the_script_under_torchrun_trains_on_two_processes_as_one_does(condition
     assert done.returncode == 0, done.stderr
     losses = []
     for arguments in (one, two):
-        with open(os.path.join(arguments.output_dir, "metrics.jsonl")) as file:
-            losses.append([record["loss"] for record in map(json.loads, file) if "loss" in record])
+        losses.append([record["loss"] for record in records_of(arguments.output_dir) if "loss" in record])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 

@@ -42,15 +42,6 @@ def _quiet(recwarn):
     """Some projects' paths end far from noise, of which their schedulers warn; that is tested with the schedulers."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Networks this small lose more to a second thread than it does for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def images(channels, size=16, batch=3):
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1))
 

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, records_of
 from local_processes import run_processes
 from safetensors.torch import load_file
 
@@ -45,8 +45,7 @@ def warnings_of(tiny_run, corners_data, caplog):
         trainer = Trainer(TrainingArguments(**{**settings, "condition": "class", **overrides}))
         broken(trainer)
         trainer.train()
-        with open(trainer.output_dir / "metrics.jsonl") as file:
-            told = [record["warning"] for record in map(json.loads, file) if "warning" in record]
+        told = [record["warning"] for record in records_of(trainer.output_dir) if "warning" in record]
         assert told == [record.getMessage() for record in caplog.records if record.name.endswith("recording")]
         return told
 
@@ -155,8 +154,7 @@ def test_bad_data_of_the_second_process_are_told_of_once_and_change_no_weight(ti
         assert run_processes(2, train_on_bad_data_of_one, arguments, watched) == 0
     told = {}
     for watched, folder in folders.items():
-        with open(folder / "metrics.jsonl") as file:
-            told[watched] = [record["warning"] for record in map(json.loads, file) if "warning" in record]
+        told[watched] = [record["warning"] for record in records_of(folder) if "warning" in record]
     assert told[False] == []
     assert len(told[True]) == 1
     assert told[True][0].startswith("The training samples reach from -2 to 2, outside [-1, 1]")

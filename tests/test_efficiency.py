@@ -1,10 +1,10 @@
 """What a run says of how it used the machine."""
 
-import json
 import time
 
 import pytest
 import torch
+from conftest import records_of
 
 from diffusers_ext.training import Trainer
 from diffusers_ext.training.efficiency import StepClock, flops_of, peak_flops, undisturbed
@@ -49,8 +49,7 @@ def test_the_clock_counts_time_within_only():
 def test_a_run_says_how_it_used_the_machine(tiny_run, capsys):
     trainer = Trainer(tiny_run(validation_steps=2))
     trainer.train()
-    with open(trainer.output_dir / "metrics.jsonl") as file:
-        (told,) = [record for record in map(json.loads, file) if "flops_over_peak" in record]
+    (told,) = [record for record in records_of(trainer.output_dir) if "flops_over_peak" in record]
     assert 0 < told["flops_over_peak"] < 1
     assert 0 < told["time_outside_steps"] < 0.9
     assert told["peak_memory_bytes"] > 1e8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import StopAt
+from conftest import StopAt, records_of
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
@@ -165,8 +164,7 @@ def test_the_first_length_is_what_is_saved(tiny_run):
     saved = DiffusionPipeline.from_pretrained(arguments.output_dir).unet.state_dict()
     average = load_file(os.path.join(arguments.output_dir, "checkpoint-6", "ema-0.1.safetensors"))
     assert all(torch.equal(saved[name], value) for name, value in average.items())
-    with open(os.path.join(arguments.output_dir, "metrics.jsonl")) as file:
-        decays = [record["ema_decay"] for record in map(json.loads, file) if "ema_decay" in record]
+    decays = [record["ema_decay"] for record in records_of(arguments.output_dir) if "ema_decay" in record]
     assert decays == pytest.approx([(1 - 1 / (step + 1)) ** (gamma_of(0.1) + 1) for step in (2, 4, 6)])
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TINY_MODEL, KillAt, Killed
+from conftest import TINY_MODEL, KillAt, Killed, records_of
 from local_processes import run_processes
 from safetensors.torch import load_file
 
@@ -87,11 +87,6 @@ def differences(first, second, where=""):
     return [] if equal else [where]
 
 
-def metrics(arguments):
-    with open(os.path.join(arguments.output_dir, "metrics.jsonl")) as file:
-        return [json.loads(line) for line in file]
-
-
 def last_checkpoint(arguments):
     return os.path.join(arguments.output_dir, f"checkpoint-{arguments.max_train_steps}")
 
@@ -158,7 +153,7 @@ def test_killed_before_the_last_validation_and_resumed_ends_as_unbroken(tiny_run
         train(broken, callbacks=[KillAt("on_save", 6)])
     train(broken)
     assert not differences(states(last_checkpoint(whole)), states(last_checkpoint(broken)))
-    first, second = ([r["step"] for r in metrics(a) if "validation_loss" in r] for a in (whole, broken))
+    first, second = ([r["step"] for r in records_of(a.output_dir) if "validation_loss" in r] for a in (whole, broken))
     assert first == second == [4, 6]
     saved = (os.path.join(a.output_dir, "unet", "diffusion_pytorch_model.safetensors") for a in (whole, broken))
     assert not differences(*map(load_file, saved))
@@ -178,10 +173,13 @@ def test_killed_after_the_last_measures_and_resumed_records_them_once(random_run
     broken = random_run(**measured, output_dir=str(tmp_path / "broken"), resume_from_checkpoint="latest")
     with pytest.raises(Killed):
         train(broken, callbacks=[KillAt(killed_in, 6)])
-    assert [r["step"] for r in metrics(broken) if "validation_loss" in r] == [4, 6]  # the last ones had been recorded
+    assert [r["step"] for r in records_of(broken.output_dir) if "validation_loss" in r] == [
+        4,
+        6,
+    ]  # the last ones had been recorded
     train(broken)
     told = [
-        [{k: v for k, v in r.items() if "second" not in k} for r in metrics(a) if "mode" not in r]
+        [{k: v for k, v in r.items() if "second" not in k} for r in records_of(a.output_dir) if "mode" not in r]
         for a in (whole, broken)
     ]
     assert told[0] == told[1]
@@ -242,7 +240,7 @@ def test_two_processes_follow_one_of_the_same_global_batch_for_50_steps(random_r
     assert run_processes(1, train_alone, one) == 0
     two = random_run(**settings, train_batch_size=2, output_dir=str(tmp_path / "two"))
     assert run_processes(2, train_alone, two) == 0
-    first, second = ([r["loss"] for r in metrics(arguments) if "loss" in r] for arguments in (one, two))
+    first, second = ([r["loss"] for r in records_of(arguments.output_dir) if "loss" in r] for arguments in (one, two))
     assert len(first) == 50
     assert sum(first[-10:]) < 0.9 * sum(first[:10])  # the weights did move
     assert second == pytest.approx(first, abs=1e-4)

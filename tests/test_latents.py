@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from conftest import records_of
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -140,8 +141,7 @@ def test_an_autoencoder_trains_and_loads_with_diffusers_alone(tmp_path, tiny_run
     _, std = latent_moments(loaded, load_image_data(split="train[:128]"))
     assert loaded.config.scaling_factor == pytest.approx(1 / std, rel=1e-4)
     torch.testing.assert_close(loaded.state_dict(), {n: v.cpu() for n, v in trained.state_dict().items()})
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    measured = next(record for record in records if "reconstruction_psnr" in record)
+    measured = next(record for record in records_of(tmp_path / "run") if "reconstruction_psnr" in record)
     assert measured["evaluation_split"] == "test[:32]"
     assert 0 < measured["reconstruction_psnr"] < 60
     if preset == "ae-tiny-4x":

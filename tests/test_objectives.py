@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import StopAt
+from conftest import StopAt, records_of
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from scipy import stats
@@ -422,8 +422,7 @@ def test_flow_matching_trains_and_is_sampled_by_diffusers_alike(tiny_run):
     pipeline = train(
         arguments := tiny_run(**flow, max_train_steps=40, learning_rate=5e-3, logging_steps=5, save_figures=True)
     )
-    with open(os.path.join(arguments.output_dir, "metrics.jsonl")) as file:
-        losses = [record["loss"] for record in map(json.loads, file) if "loss" in record]
+    losses = [record["loss"] for record in records_of(arguments.output_dir) if "loss" in record]
     assert losses[-1] < 0.8 * losses[0]
     assert os.path.exists(os.path.join(arguments.output_dir, "figures", "reverse.gif"))
     loaded = DiffusionPipeline.from_pretrained(arguments.output_dir)

@@ -1,11 +1,11 @@
 """Evaluation of samples during training: right, the same on any number of processes, and without effect on it."""
 
-import json
 from types import SimpleNamespace
 
 import corners
 import pytest
 import torch
+from conftest import records_of
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
@@ -39,8 +39,7 @@ def run(tiny_run, corners_data):
 
 
 def evaluations(arguments):
-    with open(f"{arguments.output_dir}/metrics.jsonl") as file:
-        return [record for record in map(json.loads, file) if "frechet_distance" in record]
+    return [record for record in records_of(arguments.output_dir) if "frechet_distance" in record]
 
 
 def test_it_is_measured_every_so_many_steps_and_changes_no_weight(run, corners_classifier):
@@ -71,8 +70,7 @@ def test_samples_that_are_no_numbers_are_told_and_do_not_stop_the_run(run, corne
     monkeypatch.setattr(GuidedNetwork, "__call__", broken)
     train(arguments := run("broken", classifier=corners_classifier, evaluation_steps=4))
     assert evaluations(arguments) == []
-    with open(f"{arguments.output_dir}/metrics.jsonl") as file:
-        records = [record for record in map(json.loads, file) if "evaluation_samples" in record]
+    records = [record for record in records_of(arguments.output_dir) if "evaluation_samples" in record]
     assert [record["evaluation_samples_not_finite"] for record in records] == [2, 2]  # one a batch
     with open(f"{arguments.output_dir}/metrics.jsonl") as file:
         assert "2 samples to be measured hold pixels that are no numbers" in file.read()

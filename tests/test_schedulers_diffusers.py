@@ -29,16 +29,6 @@ from diffusers_ext.schedulers import (
 )
 from diffusers_ext.schedulers.registry import FLOW, build_sampler, samplers_on
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads cost more than they give on tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # Both packages' default spacing, and every schedule, whatever they are good for.
 pytestmark = pytest.mark.filterwarnings("ignore:This noise path", "ignore:With timestep_spacing 'leading'")
 

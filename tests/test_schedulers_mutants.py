@@ -243,14 +243,6 @@ CAUGHT_BY = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("mistake", CAUGHT_BY, ids=lambda mistake: mistake.__name__)
 def test_planted_mistake_is_caught(mistake, monkeypatch):
     mistake(monkeypatch)

@@ -47,15 +47,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This noise path ends")
 Make = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads cost more than they give on tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # Three schedules that reach noise at any T.
 SCHEDULES = ("linear_rescaled", "cosine", "sigmoid_alpha_bar")
 

@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 import torch
-from conftest import ROOT, KillAt, Killed, StopAt
+from conftest import ROOT, KillAt, Killed, StopAt, records_of
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from local_processes import run_processes, run_program, start_program
 from PIL import Image
@@ -80,11 +80,6 @@ def images_of(pipeline, steps=3):
     return pipeline(batch_size=2, num_inference_steps=steps, generator=generator, output_type="pt").images
 
 
-def metrics(arguments):
-    with open(os.path.join(arguments.output_dir, "metrics.jsonl")) as file:
-        return [json.loads(line) for line in file]
-
-
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_trains_saves_and_loads_bit_for_bit(tiny_run, channels_last):
     arguments = tiny_run(channels_last=channels_last)
@@ -111,7 +106,7 @@ def test_leaves_what_the_reader_looks_for(tiny_run):
     assert {"loss", "validation_loss", "learning_rate"} <= set(told.Tags()["scalars"])
     assert [event.step for event in told.Images("samples")] == [3, 6, 6]
     assert all(event.encoded_image_string.startswith(b"\x89PNG") for event in told.Images("samples"))
-    records = metrics(arguments)
+    records = records_of(arguments.output_dir)
     assert [r["step"] for r in records if "loss" in r] == [2, 4, 6]
     assert [r["step"] for r in records if "validation_loss" in r] == [3, 6]
     assert all(math.isfinite(r.get("loss", 0.0)) for r in records)
@@ -130,7 +125,7 @@ def test_the_recipe_it_writes_runs_again(tiny_run):
 
 def test_loss_falls(tiny_run):
     train(arguments := tiny_run(max_train_steps=150, learning_rate=5e-3, logging_steps=30))
-    losses = [r["loss"] for r in metrics(arguments) if "loss" in r]
+    losses = [r["loss"] for r in records_of(arguments.output_dir) if "loss" in r]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -167,7 +162,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tiny_run, tmp_path):
     last = f"checkpoint-{steps}"
     assert same(weights(os.path.join(whole.output_dir, last)), weights(tmp_path / "killed" / last))
     assert not list((tmp_path / "killed").glob(".*.partial"))
-    recorded = [r["step"] for r in metrics(broken) if "loss" in r]
+    recorded = [r["step"] for r in records_of(broken.output_dir) if "loss" in r]
     assert recorded == sorted(set(recorded)) == list(range(2, steps + 1, 2))
 
 
@@ -324,7 +319,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step(tiny_run):
 
 def test_time_budget_ends_the_run(tiny_run):
     train(arguments := tiny_run(max_train_steps=None, num_epochs=10_000, max_train_seconds=1.0, logging_steps=1))
-    seconds = [r["seconds"] for r in metrics(arguments) if "loss" in r]
+    seconds = [r["seconds"] for r in records_of(arguments.output_dir) if "loss" in r]
     assert seconds[-1] >= 1.0
     # The file rounds to milliseconds: 0.9996 s reads 1.0.
     assert all(s <= 1.0 for s in seconds[:-1])
@@ -341,7 +336,7 @@ def test_learning_rate_decays_with_the_time_budget(tiny_run):
 
 def test_learning_rate_counts_optimizer_steps(tiny_run):
     train(arguments := tiny_run(max_train_steps=20, gradient_accumulation_steps=4, logging_steps=1))
-    rates = [r["learning_rate"] for r in metrics(arguments) if "loss" in r]
+    rates = [r["learning_rate"] for r in records_of(arguments.output_dir) if "loss" in r]
     assert rates[0] == 0.0
     assert max(rates) == pytest.approx(1e-4)
     assert rates[-1] < 0.02e-4
@@ -359,7 +354,7 @@ def test_early_stopping_keeps_the_best_weights_and_says_so(tiny_run, tmp_path, c
     trainer = Trainer(arguments)
     pipeline = trainer.train()
     assert "Stopped early: the validation loss has not been below" in capsys.readouterr().out
-    losses = [r["validation_loss"] for r in metrics(arguments) if "validation_loss" in r]
+    losses = [r["validation_loss"] for r in records_of(arguments.output_dir) if "validation_loss" in r]
     assert trainer.state.global_step < 200
     assert min(losses) == losses[-3]
     saved = DiffusionPipeline.from_pretrained(arguments.output_dir).unet.state_dict()
@@ -522,7 +517,7 @@ def test_two_processes_follow_one_of_the_same_global_batch(tiny_run, tmp_path, s
     train(one)
     two = tiny_run(train_batch_size=8, **settings, output_dir=str(tmp_path / "two"))
     assert run_processes(2, train_alone, two) == 0
-    first, second = ([r["loss"] for r in metrics(a) if "loss" in r] for a in (one, two))
+    first, second = ([r["loss"] for r in records_of(a.output_dir) if "loss" in r] for a in (one, two))
     assert len(second) == 10
     assert second == pytest.approx(first, abs=1e-4)
 
@@ -577,16 +572,16 @@ def test_a_mistaken_resume_loses_nothing_before_its_first_checkpoint(tiny_run, t
     def kept():
         return [path.name for path in (*list_checkpoints(tmp_path / "run"), *list_snapshots(tmp_path / "run"))]
 
-    before = kept(), metrics(arguments)
+    before = kept(), records_of(arguments.output_dir)
     begin(arguments)
-    assert (kept(), metrics(arguments)) == before
+    assert (kept(), records_of(arguments.output_dir)) == before
     assert "Deleted" not in capsys.readouterr().out
     train(arguments)
     assert kept() == [
         *(f"checkpoint-{step}" for step in (2, 4, 5)),
         *(f"step-{step:08d}.safetensors" for step in (2, 4, 5)),
     ]
-    assert [r["step"] for r in metrics(arguments) if "loss" in r] == [2, 4, 5]
+    assert [r["step"] for r in records_of(arguments.output_dir) if "loss" in r] == [2, 4, 5]
     assert capsys.readouterr().out.count("Deleted checkpoint-4, checkpoint-6: later than step 2") == 1
 
 
@@ -651,8 +646,8 @@ def test_a_first_start_forgets_a_run_that_was_killed_before_its_first_checkpoint
     (tmp_path / "run" / MARKER).write_text("{}")  # which every run leaves
     train(arguments := tiny_run(max_train_steps=2, ema_snapshots=2, resume_from_checkpoint=resumed))
     assert [path.name for path in snapshots.iterdir()] == ["step-00000002.safetensors"]
-    assert [r["step"] for r in metrics(arguments) if "loss" in r] == [2]
-    assert all(r.get("warning") != "old" for r in metrics(arguments))
+    assert [r["step"] for r in records_of(arguments.output_dir) if "loss" in r] == [2]
+    assert all(r.get("warning") != "old" for r in records_of(arguments.output_dir))
 
 
 def test_a_short_run_on_a_folder_without_validation_leaves_its_pictures(tiny_run, tmp_path):
@@ -671,7 +666,7 @@ def test_a_short_run_on_a_folder_without_validation_leaves_its_pictures(tiny_run
     )
     train(arguments)
     assert (tmp_path / "run" / "figures" / "losses.png").exists()
-    assert [r["step"] for r in metrics(arguments) if "loss" in r] == [1]
+    assert [r["step"] for r in records_of(arguments.output_dir) if "loss" in r] == [1]
 
 
 @pytest.mark.slow
@@ -1012,7 +1007,7 @@ def test_accumulation_by_the_launcher_is_taken_over(tiny_run, monkeypatch, own, 
     trainer = Trainer(arguments)
     assert trainer.accelerator.gradient_accumulation_steps == expected
     trainer.train()
-    assert [r["epoch"] for r in metrics(arguments) if "loss" in r] == [
+    assert [r["epoch"] for r in records_of(arguments.output_dir) if "loss" in r] == [
         pytest.approx(s * expected / 64, abs=1e-4) for s in (1, 2)
     ]
     weights_before = trainer.network.state_dict()
@@ -1055,5 +1050,5 @@ def test_a_validation_loss_does_not_depend_on_the_batches_of_training(tiny_run, 
         folder = str(tmp_path / str(batch))
         arguments = tiny_run(train_batch_size=batch, validation_size=40, max_train_steps=1, output_dir=folder)
         train(arguments, callbacks=[Resets()])
-        losses.append(next(r["validation_loss"] for r in metrics(arguments) if "validation_loss" in r))
+        losses.append(next(r["validation_loss"] for r in records_of(arguments.output_dir) if "validation_loss" in r))
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
