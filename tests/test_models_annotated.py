@@ -197,7 +197,7 @@ def test_guided_labels_enter_where_timesteps_cannot_reach():
 @pytest.mark.parametrize("place", ["everywhere", "bottleneck"])
 def test_guided_class_reaches_every_block_or_the_bottleneck_alone(place):
     model, entered = tiny("GuidedUNet2DModel", class_conditioning=place), []
-    block = model.down_levels[0].block1
+    block = model.down_levels[0].blocks[0]
     block.register_forward_hook(lambda *call: entered.append(call[2].detach()))
     outputs = [run(model, images(), class_labels=torch.tensor([label, label])) for label in (0, 1)]
     assert not torch.equal(*outputs)

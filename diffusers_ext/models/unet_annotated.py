@@ -44,7 +44,96 @@ class AnnotatedLevel(nn.Module):
         self.resample = resample
 
 
-class AnnotatedUNet2DModel(DenoisingNetwork):
+class AnnotatedNetwork(DenoisingNetwork):
+    """The skeleton: levels on the way down, a middle, and levels on the way up.
+
+    A subclass has the arguments of `AnnotatedUNet2DModel` that it needs; the others have their defaults there.
+    """
+
+    _no_split_modules: Any = ["FilmResidualBlock", "PixelAttention"]
+    _repeated_blocks = ["FilmResidualBlock", "PixelAttention"]
+
+    # torch's containers have no element type
+    down_levels: Any
+    up_levels: Any
+    mid_attn: nn.Module | None
+
+    def _block(self, in_channels: int, out_channels: int) -> FilmResidualBlock:
+        c = self.config
+        return FilmResidualBlock(
+            in_channels,
+            out_channels,
+            c.get("time_embed_dim") or 4 * c.base_channels,
+            c.get("block_norm", "group"),
+            c.norm_num_groups,
+            c.weight_standardization,
+            c.dropout,
+        )
+
+    def _attention(self, channels: int, kind: AttentionKind) -> PixelAttention | None:
+        if kind is None:
+            return None
+        c, norm = self.config, self.config.get("attention_norm", "group")
+        memory = c.get("num_memory_kv", 0)
+        return make_pixel_attention(channels, kind, norm, c.attention_heads, c.attention_head_dim, memory)
+
+    def _make_levels(
+        self, level_attention: Sequence[AttentionKind], mid_attention: AttentionKind, layers: int, upsample_type: str
+    ) -> None:
+        """Make the levels, each with `layers` blocks, and the middle."""
+        base = self.config.base_channels
+        widths = [base, *(base * m for m in self.config.channel_multipliers)]
+        levels = list(zip(widths[:-1], widths[1:], level_attention))
+        last = len(levels) - 1
+        self.down_levels = nn.ModuleList(
+            AnnotatedLevel(
+                [self._block(upper, upper) for _ in range(layers)],
+                self._attention(upper, kind),
+                nn.Conv2d(upper, lower, 2, stride=2) if i < last else nn.Conv2d(upper, lower, 3, padding=1),
+            )
+            for i, (upper, lower, kind) in enumerate(levels)
+        )
+        self.mid_block1 = self._block(widths[-1], widths[-1])
+        self.mid_attn = self._attention(widths[-1], mid_attention)
+        self.mid_block2 = self._block(widths[-1], widths[-1])
+        self.up_levels = nn.ModuleList(
+            AnnotatedLevel(
+                [self._block(lower + upper, lower) for _ in range(layers)],
+                self._attention(lower, kind),
+                Upsample(lower, upper, upsample_type) if i > 0 else nn.Conv2d(lower, upper, 3, padding=1),
+            )
+            for i, (upper, lower, kind) in reversed(list(enumerate(levels)))
+        )
+
+    def _run_down(self, x: Tensor, temb: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The features after the levels down and the middle, and the skips."""
+        skips = []
+        for level in self.down_levels:
+            for block in level.blocks[:-1]:
+                x = self._run(block, x, temb)
+                skips.append(x)
+            x = self._attend(level.attention, self._run(level.blocks[-1], x, temb))
+            skips.append(x)
+            x = level.resample(x)
+        x = self._attend(self.mid_attn, self._run(self.mid_block1, x, temb))
+        return self._run(self.mid_block2, x, temb), skips
+
+    def _run_up(self, x: Tensor, temb: Tensor, skips: list[Tensor]) -> Tensor:
+        for level in self.up_levels:
+            for block in level.blocks:
+                x = self._run(block, x, temb, skips.pop())
+            x = level.resample(self._attend(level.attention, x))
+        return x
+
+    def _attend(self, attention: nn.Module | None, x: Tensor) -> Tensor:
+        return x if attention is None else self._run(attention, x)
+
+    def _embed_waves(self, values: Tensor, sample: Tensor) -> Tensor:
+        """The time MLP of timesteps (batch,), before its SiLU, in the sample's dtype."""
+        return self.time_embedding(sinusoidal_embedding(values, self.config.base_channels).to(sample.dtype))
+
+
+class AnnotatedUNet2DModel(AnnotatedNetwork):
     """Predicts from a noisy image and its timestep; covers annotated diffusion and denoising-diffusion-pytorch.
 
     The defaults are the annotated U-Net in its right form: 1x1 stem, weight-standardised convolutions, GroupNorm with 4
@@ -80,14 +169,6 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
     Down-sampling is a 2x2 convolution of stride 2: the same map, with the same parameters, as moving 2x2 pixels into
     channels and a 1x1 convolution, without the copy.
     """
-
-    _no_split_modules: Any = ["FilmResidualBlock", "PixelAttention"]
-    _repeated_blocks = ["FilmResidualBlock", "PixelAttention"]
-
-    # torch's containers have no element type
-    down_levels: Any
-    up_levels: Any
-    mid_attn: nn.Module | None
 
     @register_to_config
     def __init__(
@@ -145,53 +226,12 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         stem_channels = in_channels * (2 if self_condition else 1) * patch_size**2
         self.stem = nn.Conv2d(stem_channels, base_channels, stem_kernel_size, padding=stem_kernel_size // 2)
 
-        widths = [base_channels, *(base_channels * m for m in channel_multipliers)]
-        levels = list(zip(widths[:-1], widths[1:], level_attention))
-        last = len(levels) - 1
-        self.down_levels = nn.ModuleList(
-            AnnotatedLevel(
-                [self._block(upper, upper) for _ in range(layers_per_level)],
-                self._attention(upper, kind),
-                nn.Conv2d(upper, lower, 2, stride=2) if i < last else nn.Conv2d(upper, lower, 3, padding=1),
-            )
-            for i, (upper, lower, kind) in enumerate(levels)
-        )
-        self.mid_block1 = self._block(widths[-1], widths[-1])
-        self.mid_attn = self._attention(widths[-1], mid_attention)
-        self.mid_block2 = self._block(widths[-1], widths[-1])
-        self.up_levels = nn.ModuleList(
-            AnnotatedLevel(
-                [self._block(lower + upper, lower) for _ in range(layers_per_level)],
-                self._attention(lower, kind),
-                Upsample(lower, upper, upsample_type) if i > 0 else nn.Conv2d(lower, upper, 3, padding=1),
-            )
-            for i, (upper, lower, kind) in reversed(list(enumerate(levels)))
-        )
+        self._make_levels(level_attention, mid_attention, layers_per_level, upsample_type)
         self.final_block = self._block(2 * base_channels, base_channels) if stem_skip else None
         self.conv_out = nn.Conv2d(base_channels, out_channels * patch_size**2, 1)
         if zero_init_output:
             nn.init.zeros_(self.conv_out.weight)
             nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
-
-    def _block(self, in_channels: int, out_channels: int) -> FilmResidualBlock:
-        config = self.config
-        return FilmResidualBlock(
-            in_channels,
-            out_channels,
-            config.time_embed_dim,
-            config.block_norm,
-            config.norm_num_groups,
-            config.weight_standardization,
-            config.dropout,
-        )
-
-    def _attention(self, channels: int, kind: str | None) -> PixelAttention | None:
-        if kind is None:
-            return None
-        c = self.config
-        return make_pixel_attention(
-            channels, kind, c.attention_norm, c.attention_heads, c.attention_head_dim, c.num_memory_kv
-        )
 
     def forward(
         self,
@@ -216,35 +256,19 @@ class AnnotatedUNet2DModel(DenoisingNetwork):
         """
         self._check_sample(sample)
         # Every block would start with this SiLU.
-        temb = F.silu(self._with_conditions(self._embed_time(sample, timestep), class_labels, vector, duration))
+        temb = F.silu(
+            self._with_conditions(
+                self._embed_waves(batched_timesteps(timestep, sample), sample), class_labels, vector, duration
+            )
+        )
         patch_size = self.config.patch_size
         x = joined_with_prediction(sample, self_condition, self.config.self_condition)
         x = self.stem(F.pixel_unshuffle(x, patch_size) if patch_size > 1 else x)
-        stem, skips = x, []
-        for level in self.down_levels:
-            for block in level.blocks[:-1]:
-                x = self._run(block, x, temb)
-                skips.append(x)
-            x = self._run(level.blocks[-1], x, temb)
-            x = self._attend(level.attention, x)
-            skips.append(x)
-            x = level.resample(x)
-        x = self._run(self.mid_block1, x, temb)
-        x = self._attend(self.mid_attn, x)
-        x = self._run(self.mid_block2, x, temb)
-        for level in self.up_levels:
-            for block in level.blocks:
-                x = self._run(block, x, temb, skips.pop())
-            x = level.resample(self._attend(level.attention, x))
+        stem = x
+        x, skips = self._run_down(x, temb)
+        x = self._run_up(x, temb, skips)
         if self.final_block is not None:
             x = self._run(self.final_block, x, temb, stem)
         x = self.conv_out(x)
         x = F.pixel_shuffle(x, patch_size) if patch_size > 1 else x
         return UNet2DOutput(sample=x) if return_dict else (x,)
-
-    def _attend(self, attention: nn.Module | None, x: Tensor) -> Tensor:
-        return x if attention is None else self._run(attention, x)
-
-    def _embed_time(self, sample: Tensor, timestep: Tensor | float | int) -> Tensor:
-        waves = sinusoidal_embedding(batched_timesteps(timestep, sample), self.config.base_channels)
-        return self.time_embedding(waves.to(sample.dtype))

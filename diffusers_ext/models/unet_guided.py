@@ -4,8 +4,7 @@ The label goes through the *time* MLP, moved past the last timestep (label + lab
 blocks; without a label they run unmodulated.
 """
 
-import itertools
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,28 +13,15 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from .layers import (
-    DenoisingNetwork,
-    FilmResidualBlock,
-    PixelAttention,
-    Upsample,
     batched_timesteps,
     check_choice,
     checked_labels,
     joined_with_prediction,
-    make_pixel_attention,
-    sinusoidal_embedding,
 )
+from .unet_annotated import AnnotatedNetwork
 
 
-class GuidedLevel(nn.Module):
-    """The modules of one resolution, on the way down or up: two residual blocks, attention and the resampling."""
-
-    def __init__(self, block1: nn.Module, block2: nn.Module, attention: nn.Module, resample: nn.Module):
-        super().__init__()
-        self.block1, self.block2, self.attention, self.resample = block1, block2, attention, resample
-
-
-class GuidedUNet2DModel(DenoisingNetwork):
+class GuidedUNet2DModel(AnnotatedNetwork):
     """Predicts from a noisy image, its timestep and its class.
 
     Args:
@@ -55,13 +41,6 @@ class GuidedUNet2DModel(DenoisingNetwork):
         label_shift: what "bottleneck" adds to a label before the time MLP, to keep it clear of every timestep.
         self_condition: take an earlier prediction as further input channels (Chen et al., "Analog Bits", 2022).
     """
-
-    _no_split_modules: Any = ["FilmResidualBlock", "PixelAttention"]
-    _repeated_blocks = ["FilmResidualBlock", "PixelAttention"]
-
-    # torch's containers have no element type
-    down_levels: Any
-    up_levels: Any
 
     @register_to_config
     def __init__(
@@ -93,41 +72,11 @@ class GuidedUNet2DModel(DenoisingNetwork):
         everywhere = class_conditioning == "everywhere"
         self.class_embedding = nn.Embedding(num_class_embeds + 1, time_channels) if everywhere else None
         self.stem = nn.Conv2d(in_channels * (2 if self_condition else 1), base_channels, 1)
-        widths = [base_channels, *(base_channels * m for m in channel_multipliers)]
-        levels = list(itertools.pairwise(widths))
-        last = len(levels) - 1
-        self.down_levels = nn.ModuleList(
-            GuidedLevel(
-                self._block(upper, upper),
-                self._block(upper, upper),
-                self._attention(upper, "linear"),
-                nn.Conv2d(upper, lower, 2, stride=2) if i < last else nn.Conv2d(upper, lower, 3, padding=1),
-            )
-            for i, (upper, lower) in enumerate(levels)
-        )
-        self.mid_block1, self.mid_block2 = self._block(widths[-1], widths[-1]), self._block(widths[-1], widths[-1])
-        self.mid_attn = self._attention(widths[-1], "full")
-        self.class_block1, self.class_block2 = self._block(widths[-1], widths[-1]), self._block(widths[-1], widths[-1])
-        self.up_levels = nn.ModuleList(
-            GuidedLevel(
-                self._block(lower + upper, lower),
-                self._block(lower + upper, lower),
-                self._attention(lower, "linear"),
-                Upsample(lower, upper) if i > 0 else nn.Conv2d(lower, upper, 3, padding=1),
-            )
-            for i, (upper, lower) in reversed(list(enumerate(levels)))
-        )
+        self._make_levels(["linear"] * len(channel_multipliers), "full", layers=2, upsample_type="nearest")
+        width = base_channels * channel_multipliers[-1]
+        self.class_block1, self.class_block2 = self._block(width, width), self._block(width, width)
         self.final_block = self._block(2 * base_channels, base_channels)
         self.conv_out = nn.Conv2d(base_channels, out_channels, 1)
-
-    def _block(self, in_channels: int, out_channels: int) -> FilmResidualBlock:
-        c = self.config
-        options = ("group", c.norm_num_groups, c.weight_standardization, c.dropout)
-        return FilmResidualBlock(in_channels, out_channels, 4 * c.base_channels, *options)
-
-    def _attention(self, channels: int, kind: str) -> PixelAttention:
-        c = self.config
-        return make_pixel_attention(channels, kind, "group", c.attention_heads, c.attention_head_dim)
 
     def forward(
         self,
@@ -149,25 +98,15 @@ class GuidedUNet2DModel(DenoisingNetwork):
         for self-conditioning the model was not built for.
         """
         self._check_sample(sample)
-        temb = self._embed(batched_timesteps(timestep, sample), sample)
+        temb = self._embed_waves(batched_timesteps(timestep, sample), sample)
         if self.class_embedding is not None:
             temb = self._with_class(temb, class_labels)
         temb = F.silu(temb)
         x = self.stem(joined_with_prediction(sample, self_condition, self.config.self_condition))
-        stem, skips = x, []
-        for level in self.down_levels:
-            x = self._run(level.block1, x, temb)
-            skips.append(x)
-            x = self._run(level.attention, self._run(level.block2, x, temb))
-            skips.append(x)
-            x = level.resample(x)
-        x = self._run(self.mid_attn, self._run(self.mid_block1, x, temb))
-        x = self._run(self.mid_block2, x, temb)
+        stem = x
+        x, skips = self._run_down(x, temb)
         x = self._run_class_blocks(x, temb, class_labels, sample)
-        for level in self.up_levels:
-            x = self._run(level.block1, x, temb, skips.pop())
-            x = self._run(level.block2, x, temb, skips.pop())
-            x = level.resample(self._run(level.attention, x))
+        x = self._run_up(x, temb, skips)
         x = self.conv_out(self._run(self.final_block, x, temb, stem))
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
@@ -175,7 +114,7 @@ class GuidedUNet2DModel(DenoisingNetwork):
         """Twice: the bottleneck's attention once more (the same module), then a block modulated by the class."""
         film, strength = self._label_film(class_labels, sample) if self.class_embedding is None else (temb, None)
         for block in (self.class_block1, self.class_block2):
-            x = self._run(block, self._run(self.mid_attn, x), film, None, strength)
+            x = self._run(block, self._attend(self.mid_attn, x), film, None, strength)
         return x
 
     def _label_film(self, class_labels: Tensor | None, sample: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -183,12 +122,8 @@ class GuidedUNet2DModel(DenoisingNetwork):
         if class_labels is None:
             return None, None
         labels = checked_labels(class_labels, sample, self.config.num_class_embeds)
-        film = F.silu(self._embed(labels.float() + self.config.label_shift, sample))
+        film = F.silu(self._embed_waves(labels.float() + self.config.label_shift, sample))
         return film, self._modulation_strength(labels)
-
-    def _embed(self, values: Tensor, sample: Tensor) -> Tensor:
-        """The time MLP of timesteps or shifted labels, (batch, 4 * base_channels), before its SiLU."""
-        return self.time_embedding(sinusoidal_embedding(values, self.config.base_channels).to(sample.dtype))
 
     def _modulation_strength(self, labels: Tensor) -> Tensor:
         """1 for a class and 0 for the null class, (batch,), by a look-up.

@@ -101,8 +101,6 @@ _ANNOTATED_NAMES = (
     (r"^final_block\.", "final_res_block."),
     (r"^conv_out\.", "final_conv."),
     (r"^(down|up)_levels\.(\d+)\.blocks\.(\d)\.", r"\1s.\2.\3."),
-    (r"^(down|up)_levels\.(\d+)\.block1\.", r"\1s.\2.0."),
-    (r"^(down|up)_levels\.(\d+)\.block2\.", r"\1s.\2.1."),
     (r"^(down|up)_levels\.(\d+)\.attention\.", r"\1s.\2.2."),
     (r"^(down|up)_levels\.(\d+)\.resample\.(conv\.)?", lambda m: f"{m[1]}s.{m[2]}.3." + ("1." if m[3] else "")),
     (r"\.time_proj\.", ".mlp.1."),
