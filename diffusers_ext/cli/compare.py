@@ -18,7 +18,7 @@ from ..evaluation.comparison import draw, exact_flow, mixture_pipeline, write_cs
 from ..evaluation.features import FeatureSet, extract
 from ..evaluation.metrics import frechet_distance
 from ..evaluation.models_alike import draw_models
-from ..pipelines.batched_generation import image_shape
+from ..pipelines.batched_generation import image_shape, starting_noise
 from ..schedulers.registry import SamplerChoice, check_options, samplers_with
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import option
@@ -122,14 +122,6 @@ def _choices(samplers: Sequence[str], options: Mapping[str, Any]) -> list[Sample
     for choice in choices:
         check_options(choice.name, dict(choice.options))
     return choices
-
-
-def starting_noise(pipeline: Any, number: int, seed: int) -> torch.Tensor:
-    """Noise of variance 1 in the shape of what the network generates."""
-    config = pipeline.unet.config
-    height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(number, config.in_channels, height, width, generator=generator)
 
 
 def _by_length(

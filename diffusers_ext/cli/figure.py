@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..pipelines.batched_generation import starting_noise
 from ..schedulers import SCHEDULES, NoisePath
 from ..settings import CheckedSettings, option
 from .shared import load_pipeline, run_folder
@@ -88,7 +89,6 @@ def _process(arguments: FigureArguments, file: Path) -> None:
 
 def _sampling(arguments: FigureArguments, file: Path) -> None:
     from ..evaluation import process_figures
-    from .compare import starting_noise
 
     pipeline = _pipeline(arguments)
     noise = starting_noise(pipeline, arguments.num_images, arguments.seed)

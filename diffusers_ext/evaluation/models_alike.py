@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import figures
+from ..pipelines.batched_generation import samples_of, starting_noise
 
 SMALLEST = 28  # pixels
 
@@ -29,27 +30,22 @@ def sample_alike(
     Raises:
         ValueError: for a number of steps that the scheduler can't have.
     """
-    config = pipeline.unet.config
-    height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(number, config.in_channels, height, width, generator=generator)
     request: dict[str, Any] = {}
-    classes = getattr(config, "num_class_embeds", None)
+    classes = getattr(pipeline.unet.config, "num_class_embeds", None)
     if classes:
         labels = list(class_labels) if class_labels else [place % classes for place in range(number)]
         request = {"class_labels": [labels[p % len(labels)] for p in range(number)], "guidance_scale": guidance_scale}
-    prior = getattr(pipeline.scheduler, "sample_prior", None)
-    latents = {} if prior is not None else {"latents": noise}
+    if not hasattr(pipeline.scheduler, "sample_prior"):
+        request["latents"] = starting_noise(pipeline, number, seed)
     steps = min(num_inference_steps, pipeline.scheduler.config.num_train_timesteps)
     result = pipeline(
         batch_size=number,
         num_inference_steps=steps,
         generator=torch.Generator().manual_seed(seed),
         output_type="pt",
-        **latents,
         **request,
     )
-    return result.images.cpu().float() * 2 - 1
+    return samples_of(result).float()
 
 
 def draw_models(

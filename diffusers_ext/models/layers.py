@@ -549,6 +549,23 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
 
     A subclass has `config.in_channels`. Its constructor calls `_embed_conditions` if the network takes classes
     (`config.num_class_embeds`), numbers (`vector_dim`, `vector_mean`, `vector_std`) or a duration (`second_time`).
+
+    `forward` gives (batch, out_channels, *size), *size being (height, width) or (length,). A network takes those of
+    these arguments that it was built for:
+
+    - `sample`: (batch, in_channels, *size);
+    - `timestep`: a number, a 0-d or a (batch,) tensor, whole or fractional;
+    - `class_labels`: (batch,) of integers in 0..num_class_embeds, the last being the null class, which None stands for;
+    - `vector`: (batch, vector_dim), a row of NaN or None for no numbers;
+    - `duration`: t - r in the timestep's unit, shaped as `timestep`; None stands for 0;
+    - `self_condition`: an earlier prediction shaped as `sample`; None stands for zeros;
+    - `encoder_hidden_states`: (batch, tokens, cross_attention_dim), and `encoder_attention_mask`: (batch, tokens),
+      nonzero at tokens to attend to;
+    - `image_condition`: (batch, condition_channels, *size); None stands for zeros.
+
+    It raises ValueError for a sample of other channels or of a size the down-sampling does not divide, for an argument
+    of another shape, for labels out of range (found without a device synchronisation: on a CPU only), for a missing
+    text, and for conditions that the network was not built for.
     """
 
     _supports_gradient_checkpointing = True

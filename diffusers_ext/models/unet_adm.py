@@ -210,19 +210,7 @@ class ADMNetwork(DenoisingNetwork):
         duration: Tensor | float | int | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predicts (batch, out_channels, *size) from `sample` (batch, in_channels, *size).
-
-        `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
-        in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
-        `duration` is t - r in the timestep's unit, shaped as `timestep`; None stands for 0.
-        `encoder_hidden_states` is (batch, tokens, cross_attention_dim), with `encoder_attention_mask` (batch, tokens),
-        nonzero at tokens to attend to.  `image_condition` is (batch, condition_channels, *size); None
-        stands for zeros.
-
-        Raises ValueError for a sample of other channels or of a size the down-sampling does not divide, for a timestep
-        or a condition of another shape, for labels out of range (found without a device synchronisation: on a CPU
-        only), for a missing text and for conditions the model was not built for.
-        """
+        """Predicts (batch, out_channels, *size); `DenoisingNetwork` describes the arguments."""
         self._check_sample(sample)
         c = self.config
         context, mask = text_context(sample, encoder_hidden_states, encoder_attention_mask, c.cross_attention_dim)

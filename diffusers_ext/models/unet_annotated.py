@@ -243,17 +243,7 @@ class AnnotatedUNet2DModel(AnnotatedNetwork):
         duration: Tensor | float | int | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
-
-        `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
-        in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
-        `duration` is t - r in the timestep's unit, shaped as `timestep`; None stands for 0.
-        `self_condition` is an earlier prediction shaped as `sample`; None stands for zeros.
-
-        Raises ValueError for a sample of other channels or of a size the down-sampling does not divide, for a timestep
-        or labels of another shape, for labels out of range (found without a device synchronisation: on a CPU only) and
-        for conditions the model was not built for.
-        """
+        """Predicts (batch, out_channels, height, width); `DenoisingNetwork` describes the arguments."""
         self._check_sample(sample)
         # Every block would start with this SiLU.
         temb = F.silu(

@@ -156,15 +156,7 @@ class AttentionUNet2DModel(DenoisingNetwork):
         vector: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
-
-        `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
-        in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
-
-        Raises ValueError for a sample of other channels or smaller than 8x8, for a timestep or labels of another shape,
-        for labels out of range (found without a device synchronisation: on a CPU only) and for labels given to a model
-        without classes.
-        """
+        """Predicts (batch, out_channels, height, width); `DenoisingNetwork` describes the arguments."""
         self._check_sample(sample)
         temb = self._embed(sample, timestep, class_labels, vector)
         x = self._run(self.conv_in, sample)

@@ -86,16 +86,9 @@ class GuidedUNet2DModel(AnnotatedNetwork):
         self_condition: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
+        """Predicts (batch, out_channels, height, width); `DenoisingNetwork` describes the arguments.
 
-        `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
-        in 0..num_class_embeds, the last being the null class, which None stands for; with `class_conditioning` of
-        "bottleneck" its samples pass the class blocks unmodulated.  `self_condition` is an earlier prediction shaped as
-        `sample`; None stands for zeros.
-
-        Raises ValueError for a sample of other channels or of a size the down-sampling does not divide, for a timestep
-        or labels of another shape, for labels out of range (found without a device synchronisation: on a CPU only) and
-        for self-conditioning the model was not built for.
+        With `class_conditioning` of "bottleneck", samples of the null class pass the class blocks unmodulated.
         """
         self._check_sample(sample)
         temb = self._embed_waves(batched_timesteps(timestep, sample), sample)

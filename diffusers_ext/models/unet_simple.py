@@ -44,6 +44,7 @@ class SimpleUNet2DModel(DenoisingNetwork):
 
     _no_split_modules: Any = ["SimpleConvBlock"]
     _repeated_blocks = ["SimpleConvBlock"]
+    downsample_factor = 4  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -85,15 +86,7 @@ class SimpleUNet2DModel(DenoisingNetwork):
         vector: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
-
-        `timestep` is a number, a 0-d or a (batch,) tensor, whole or fractional.  `class_labels` is (batch,) of integers
-        in 0..num_class_embeds, the last being the null class, which None stands for.  `vector` is (batch, vector_dim).
-
-        Raises ValueError for a sample of other channels or of a size that is not a multiple of 4, for a timestep or
-        labels of another shape, for labels out of range (found without a device synchronisation: on a CPU only) and for
-        labels given to a model without classes.
-        """
+        """Predicts (batch, out_channels, height, width); `DenoisingNetwork` describes the arguments."""
         self._check_sample(sample)
         full = self._run(self.conv_in, sample)
         half = self._run(self.down1, full)
@@ -114,8 +107,3 @@ class SimpleUNet2DModel(DenoisingNetwork):
             timesteps = timesteps / self.config.num_train_timesteps
         embedding = self.time_embedding(timesteps[:, None].to(sample.dtype))
         return self.time_proj(self._with_conditions(embedding, class_labels, vector))
-
-    @property
-    def downsample_factor(self) -> int:
-        """What height and width must be a multiple of."""
-        return 4

@@ -37,6 +37,7 @@ class ToyUNet2DModel(DenoisingNetwork):
 
     _no_split_modules: Any = ["ToyConvPair"]
     _repeated_blocks = ["ToyConvPair"]
+    downsample_factor = 4  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -62,11 +63,7 @@ class ToyUNet2DModel(DenoisingNetwork):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predicts (batch, out_channels, height, width) from `sample` (batch, in_channels, height, width).
-
-        `timestep` is ignored.  Raises ValueError for a sample of other channels, for a height or width that is not a
-        multiple of 4, and for `class_labels`, which this network has no place for.
-        """
+        """Predicts (batch, out_channels, height, width); `timestep` is ignored, and `class_labels` are refused."""
         if class_labels is not None:
             raise ValueError("class_labels were given to ToyUNet2DModel, which takes no condition.")
         self._check_sample(sample)
@@ -76,8 +73,3 @@ class ToyUNet2DModel(DenoisingNetwork):
         x = self._run(self.up2, F.interpolate(x, scale_factor=2.0, mode="nearest") + half)
         x = self._run(self.up1, F.interpolate(x, scale_factor=2.0, mode="nearest") + full)
         return UNet2DOutput(sample=x) if return_dict else (x,)
-
-    @property
-    def downsample_factor(self) -> int:
-        """What height and width must be a multiple of."""
-        return 4

@@ -62,6 +62,14 @@ def generate_images(
     return torch.cat(images)
 
 
+def starting_noise(pipeline: Any, number: int, seed: int) -> torch.Tensor:
+    """Noise of variance 1 in the shape of `number` samples of the network, on the CPU."""
+    config = pipeline.unet.config
+    size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(number, config.in_channels, *size, generator=generator)
+
+
 def image_shape(pipeline: Any) -> tuple[int, int, int]:
     """(channels, height, width) of the images that a pipeline makes when it is asked for no size."""
     config, vae = pipeline.unet.config, getattr(pipeline, "vae", None)

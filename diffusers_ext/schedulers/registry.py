@@ -7,6 +7,7 @@ that make it this sampler, and the options that a user may give.
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -262,14 +263,12 @@ def _check_value(key: str, value: Any) -> None:
 
 
 def _check_number(key: str, option: SamplerOption, value: Any) -> None:
-    low, above, high = option.at_least, option.above, option.at_most
-    kinds = Integral if option.kind is int else Real
-    bounds = {"at least": low, "above": above, "at most": high}
-    words = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
-    fits = isinstance(value, kinds) and not isinstance(value, bool)
-    if not fits or not (low is None or value >= low) or not (above is None or value > above):
-        raise ValueError(f"{key} must be {words}, got {value!r}.")
-    if high is not None and not value <= high:
+    least, above, most = option.at_least, option.above, option.at_most
+    every = (("at least", operator.ge, least), ("above", operator.gt, above), ("at most", operator.le, most))
+    bounds = [(word, fits, bound) for word, fits, bound in every if bound is not None]
+    is_number = isinstance(value, Integral if option.kind is int else Real) and not isinstance(value, bool)
+    if not is_number or not all(fits(value, bound) for _, fits, bound in bounds):
+        words = " and ".join(f"{word} {bound}" for word, _, bound in bounds)
         raise ValueError(f"{key} must be {words}, got {value!r}.")
 
 
