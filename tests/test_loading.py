@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from diffusers_ext.data.loading import LostWorkerError, is_lost_worker, load_batches
+from diffusers_ext.data.loading import LostWorkerError, load_batches
 from diffusers_ext.data.own import as_training_data
 from diffusers_ext.data.schedule import BatchSchedule
 
@@ -64,11 +64,8 @@ def test_an_error_that_cannot_travel_arrives_as_text():
 
 
 def test_a_killed_worker_is_an_error_of_its_own():
-    with pytest.raises(LostWorkerError, match="A process that loads data was killed, most often for lack") as caught:
+    with pytest.raises(LostWorkerError, match="A process that loads data was killed, most often for lack"):
         list(batches(killed, 1))
-    assert is_lost_worker(caught.value)
-    assert is_lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
-    assert not is_lost_worker(RuntimeError("CUDA out of memory"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -98,11 +98,7 @@ def load_image_data(
     """Load images for training.
 
     Args:
-        dataset_name: a data set on the Hub, a local folder in the layout of the `datasets` library, or "embedded", the
-            MNIST subset inside this package (the default when `train_data_dir` is not given either).
-        dataset_config_name: which configuration of `dataset_name`.
-        train_data_dir: a folder of images, nested or flat, or a .zip or .tar(.gz, .bz2, .xz) archive of one.
-        split: "train", "test", ..., or a part as in "train[:100]".
+        dataset_name, dataset_config_name, train_data_dir, split: where the images are; see `sources.DataRequest`.
         settings: the other arguments of `sources.DataRequest`, and those of `ImageOptions`.
 
     Raises ValueError, FileNotFoundError or ConnectionError, in one sentence, for data that cannot be found or read.

@@ -95,10 +95,5 @@ def load_batches(
         yield batch
 
 
-def is_lost_worker(error: BaseException) -> bool:
-    """Whether an error says that a worker process was killed. PyTorch can raise it at any moment, from a signal."""
-    return isinstance(error, LostWorkerError) or "DataLoader worker (pid" in str(error)
-
-
 def _unchanged(batch: Any) -> Any:
     return batch

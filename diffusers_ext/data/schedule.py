@@ -63,10 +63,6 @@ class BatchSchedule:
         self._used_per_epoch = min(num_examples, self.batches_per_epoch * self._global_batch_size)
         self._permutation: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))
 
-    def epoch_of(self, batch: int) -> int:
-        """The epoch of batch number `batch` of the run; with fewer examples than a batch, every batch is an epoch."""
-        return batch // self.batches_per_epoch
-
     def keys(self, batch: int) -> list[tuple[int, int]]:
         """The (index, epoch) of the examples of batch number `batch` of the run, for this process."""
         start = batch * self._global_batch_size + self.process_index * self.batch_size

@@ -28,20 +28,14 @@ class Modality(Protocol):
     def pipeline_parts(self, data: Any) -> dict[str, Any]:
         """Keyword arguments of the pipeline that keep what was done to the training data."""
 
-    def samples(self, result: Any) -> torch.Tensor:
-        """The samples of a pipeline's result with `output_type="pt"`, (number, channels, *size), on the CPU.
-
-        Images in [-1, 1], signals in the units of the data.
-        """
-
     def real(self, data: Any, indices: Sequence[int]) -> torch.Tensor:
-        """Examples of the data in the same form as `samples`."""
+        """Examples of the data, as `batched_generation.samples_of` gives samples."""
 
     def draw(self, samples: torch.Tensor, path: Path, pipeline: Any, columns: int | None = None) -> np.ndarray:
         """Write a picture of the samples; the picture itself as uint8 (1, height, width, 3).
 
         Args:
-            samples: as `samples` gives them.
+            samples: (number, channels, *size), as `batched_generation.samples_of` gives them.
             path: of the picture.
             pipeline: that made them.
             columns: samples a row, where the caller knows.

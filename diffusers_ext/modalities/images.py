@@ -11,7 +11,6 @@ import torch
 
 from .. import figures
 from ..pipelines import GenerationPipeline
-from ..pipelines.batched_generation import samples_of
 
 CELL = 64  # pixels that small images are enlarged to
 
@@ -25,10 +24,6 @@ class ImageModality:
     def pipeline_parts(self, data: Any) -> dict[str, Any]:
         """Nothing."""
         return {}
-
-    def samples(self, result: Any) -> torch.Tensor:
-        """Images in [-1, 1]."""
-        return samples_of(result)
 
     def real(self, data: Any, indices: Sequence[int]) -> torch.Tensor:
         """Images of the data in [-1, 1]."""

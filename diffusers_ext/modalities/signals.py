@@ -13,7 +13,6 @@ from PIL import Image
 from ..data.signals import as_signals
 from ..data.sounds import wav_bytes
 from ..pipelines import SignalPipeline
-from ..pipelines.batched_generation import samples_of
 from . import signal_figures
 
 DRAWN = 20  # signals of a picture
@@ -32,10 +31,6 @@ class SignalModality:
         normalization = getattr(data, "normalization", None)
         signal = {"sample_rate": getattr(data, "sample_rate", None)}
         return {"signal": signal if normalization is None else {**signal, **normalization.config()}}
-
-    def samples(self, result: Any) -> torch.Tensor:
-        """Signals in the units of the data."""
-        return samples_of(result)
 
     def real(self, data: Any, indices: Sequence[int]) -> torch.Tensor:
         """Signals of the data, in their units."""

@@ -18,6 +18,7 @@ from ..conditions.base import spread
 from ..modalities import modality_of_pipeline
 from ..objectives.randomness import seed_of
 from ..pipelines import GenerationPipeline
+from ..pipelines.batched_generation import samples_of
 from ..schedulers import NoisePath
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def sample(pipeline: Any, steps: int, generator: torch.Generator, **request: Any
     finally:
         pipeline.set_progress_bar_config()
     modality = modality_of_pipeline(pipeline)
-    samples = modality.samples(result).float()
+    samples = samples_of(result).float()
     broken = int((~samples.isfinite()).flatten(1).any(1).sum())
     if broken:
         logger.warning(
