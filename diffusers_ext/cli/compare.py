@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from ..conditions.class_label import chosen_classes
-from ..evaluation.class_comparison import compare_classes, draw_classes
+from ..evaluation.class_comparison import ClassRun, compare_classes, draw_classes
 from ..evaluation.classifier import ImageClassifier
+from ..evaluation.comparison import Run, draw, exact_flow, mixture_pipeline, write_csv
 from ..evaluation.comparison import compare as compare_lengths
-from ..evaluation.comparison import draw, exact_flow, mixture_pipeline, write_csv
 from ..evaluation.features import FeatureSet, extract
 from ..evaluation.metrics import frechet_distance
 from ..evaluation.models_alike import draw_models
@@ -75,10 +75,16 @@ def compare(arguments: CompareArguments) -> None:
     classes = chosen_classes(pipeline, arguments.class_labels, names)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if classes is not None:
-        _by_class(arguments, pipeline, choices, classes, classifier, folder)
+    number = arguments.num_images if classes is None else arguments.num_images * len(classes)
+    real, baseline = _real_features(arguments, pipeline, classifier, classes, number)
+    latents = starting_noise(pipeline, number, arguments.seed)
+    runs: Sequence[Run] | Sequence[ClassRun]
+    if classes is None:
+        runs = _by_length(arguments, pipeline, choices, latents, classifier, real, perfect)
     else:
-        _by_length(arguments, pipeline, choices, classifier, folder, perfect)
+        runs = _by_class(arguments, pipeline, choices, latents, classes, classifier, real)
+    write_csv([asdict(run) for run in runs], folder / "comparison.csv")
+    _print_real(classifier, real, baseline)
     print(f"Picture and table in {folder}")
 
 
@@ -128,13 +134,12 @@ def _by_length(
     arguments: CompareArguments,
     pipeline: Any,
     choices: Sequence[SamplerChoice],
+    latents: torch.Tensor,
     classifier: ImageClassifier | None,
-    folder: Path,
+    real: FeatureSet | None,
     perfect: bool,
-) -> None:
-    latents = starting_noise(pipeline, arguments.num_images, arguments.seed)
+) -> list[Run]:
     reference = exact_flow(pipeline, latents.double()) if perfect else None
-    real, baseline = _real_features(arguments, pipeline, classifier, None, arguments.num_images)
     runs, samples = compare_lengths(
         pipeline, latents, choices, arguments.lengths, arguments.subsequences, reference, arguments.seed
     )
@@ -142,56 +147,47 @@ def _by_length(
         for run, images in zip(runs, samples):
             found = extract([images.float().clamp(-1, 1)], classifier)
             run.frechet_distance = frechet_distance(found.features, real.features)
-    write_csv([asdict(run) for run in runs], folder / "comparison.csv")
-    draw(runs, samples, folder / "comparison.png", reference)
+    draw(runs, samples, Path(arguments.output_dir) / "comparison.png", reference)
     steps = pipeline.scheduler.config.num_train_timesteps
     against = "the exact flow" if perfect else f"the network's own {steps}-step flow"
     for run in runs:
         name = f"{run.sampler} {run.subsequence}".strip()
-        frechet = "" if run.frechet_distance is None else f", Frechet {run.frechet_distance:.4f}"
         print(
             f"{name:24} {run.length:5} steps {run.evaluations:5} evaluations {run.seconds:8.2f} s "
-            f"rms {run.rms_error:.4f} from {against}{frechet}"
+            f"rms {run.rms_error:.4f} from {against}{_frechet(run)}"
         )
-    _print_real(classifier, real, baseline)
+    return runs
 
 
 def _by_class(
     arguments: CompareArguments,
     pipeline: Any,
     choices: Sequence[SamplerChoice],
+    latents: torch.Tensor,
     classes: Sequence[int],
     classifier: ImageClassifier | None,
-    folder: Path,
-) -> None:
-    labels = torch.tensor(classes).repeat_interleave(arguments.num_images)
-    latents = starting_noise(pipeline, len(labels), arguments.seed)
-    real, baseline = _real_features(arguments, pipeline, classifier, classes, len(labels))
+    real: FeatureSet | None,
+) -> list[ClassRun]:
+    lengths, scales, count = arguments.lengths, arguments.guidance_scales, arguments.num_images
+    labels = torch.tensor(classes).repeat_interleave(count)
     runs, samples = compare_classes(
-        pipeline,
-        latents,
-        labels,
-        choices,
-        arguments.lengths,
-        arguments.guidance_scales,
-        classifier,
-        real,
-        arguments.batch_size,
-        arguments.seed,
+        pipeline, latents, labels, choices, lengths, scales, classifier, real, arguments.batch_size, arguments.seed
     )
-    write_csv([asdict(run) for run in runs], folder / "comparison.csv")
     names = classifier.label_names() if classifier is not None else [str(number) for number in range(max(classes) + 1)]
     names = [(pipeline.config.id2label or {}).get(str(number), names[number]) for number in classes]
-    title = f"The same starting noise through every sampler, {arguments.num_images} images a class"
-    draw_classes(runs, samples, names, folder / "comparison.png", title)
+    title = f"The same starting noise through every sampler, {count} images a class"
+    draw_classes(runs, samples, names, Path(arguments.output_dir) / "comparison.png", title)
     for run in runs:
         accuracy = "" if run.class_accuracy is None else f" class accuracy {100 * run.class_accuracy:6.2f} %"
-        frechet = "" if run.frechet_distance is None else f", Frechet {run.frechet_distance:.4f}"
         print(
             f"{run.sampler:20} guidance {run.guidance_scale:4g} {run.length:5} steps {run.evaluations:5} evaluations "
-            f"{run.seconds:8.2f} s{accuracy}{frechet}, {run.num_images} images"
+            f"{run.seconds:8.2f} s{accuracy}{_frechet(run)}, {run.num_images} images"
         )
-    _print_real(classifier, real, baseline)
+    return runs
+
+
+def _frechet(run: Run | ClassRun) -> str:
+    return "" if run.frechet_distance is None else f", Frechet {run.frechet_distance:.4f}"
 
 
 def _real_features(
