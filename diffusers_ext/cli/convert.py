@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from ..schedulers import PREDICTION_TYPES
 from ..settings import CheckedSettings, option
@@ -33,29 +32,15 @@ def convert(arguments: ConvertArguments) -> None:
     """Write the pipeline of a checkpoint, and print what it was found to be."""
     from ..hub.convert import convert as convert_checkpoint
 
-    pipeline = convert_checkpoint(
-        arguments.checkpoint,
-        arguments.architecture,
-        ema=arguments.weights == "ema",
-        schedule=arguments.schedule,
-        num_train_timesteps=arguments.num_train_timesteps,
-        beta_start=arguments.beta_start,
-        beta_end=arguments.beta_end,
-        schedule_options=_json_object(arguments.schedule_options),
-        prediction_type=arguments.prediction_type,
-        sample_size=arguments.sample_size,
-        model_options=_json_object(arguments.model_options),
-        sampler=arguments.sampler,
-        report=print,
-    )
-    pipeline.save_pretrained(arguments.output_dir)
+    options = asdict(arguments)
+    output_dir, ema = options.pop("output_dir"), options.pop("weights") == "ema"
+    for name in ("schedule_options", "model_options"):
+        options[name] = None if options[name] is None else json.loads(options[name])
+    pipeline = convert_checkpoint(options.pop("checkpoint"), ema=ema, report=print, **options)
+    pipeline.save_pretrained(output_dir)
     config = pipeline.scheduler.config
-    print(f"{type(pipeline.unet).__name__} of {pipeline.unet.num_parameters():,} parameters in {arguments.output_dir}")
+    print(f"{type(pipeline.unet).__name__} of {pipeline.unet.num_parameters():,} parameters in {output_dir}")
     print(
         f"It predicts {config.prediction_type}; {config.num_train_timesteps} timesteps of the noise schedule "
         f"{config.get('beta_schedule', 'of the mix')}"
     )
-
-
-def _json_object(text: str | None) -> dict[str, Any] | None:
-    return None if text is None else json.loads(text)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..hub.averages import RECONSTRUCTION
 from ..settings import CheckedSettings, option
@@ -79,18 +78,9 @@ def push(arguments: PushArguments) -> None:
     from ..hub.push import is_temporary, push_to_hub
     from ..hub.redaction import redacted
 
+    options = asdict(arguments)
     try:
-        info = push_to_hub(
-            arguments.model,
-            arguments.repo_id,
-            private=arguments.private or None,
-            token=arguments.token,
-            revision=arguments.revision,
-            create_pr=arguments.create_pr,
-            commit_message=arguments.commit_message,
-            ignore_patterns=arguments.ignore_patterns,
-            allow_patterns=arguments.allow_patterns,
-        )
+        info = push_to_hub(options.pop("model"), private=options.pop("private") or None, **options)
     except Exception as error:
         reason = " ".join(redacted(error, arguments.token).split())
         if isinstance(error, HfHubHTTPError) and not is_temporary(error):
@@ -107,16 +97,13 @@ def card(arguments: CardArguments) -> None:
     """Write the card in the folder, or elsewhere with its pictures."""
     from ..hub.model_card import copy_card, write_card
 
-    settings: dict[str, Any] = {
-        "title": arguments.title,
-        "license": arguments.license,
-        "tags": arguments.tags,
-        "limits": arguments.limits,
-    }
-    if arguments.output is not None:
-        copy_card(arguments.model, arguments.output, arguments.repo_id, **settings)
-        print(f"Card in {arguments.output}")
-    elif write_card(arguments.model, arguments.repo_id, **settings):
-        print(f"Card in {Path(arguments.model) / 'README.md'}")
+    settings = asdict(arguments)
+    model, output = settings.pop("model"), settings.pop("output")
+    file = Path(model) / "README.md"
+    if output is not None:
+        copy_card(model, output, **settings)
+        print(f"Card in {output}")
+    elif write_card(model, **settings):
+        print(f"Card in {file}")
     else:
-        print(f"{Path(arguments.model) / 'README.md'} was written by hand and is left as it is")
+        print(f"{file} was written by hand and is left as it is")
