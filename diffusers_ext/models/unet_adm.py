@@ -149,13 +149,20 @@ class ADMNetwork(DenoisingNetwork):
         conv, patch_area = convolution(self.dims), patch_size**self.dims
         self.conv_in = conv((in_channels + condition_channels) * patch_area, base_channels, 3, padding=1)
 
-        widths = [base_channels * m for m in channel_multipliers]
-        width, skips = base_channels, [base_channels]
+        width = self._make_stages(factors)
+        self.norm_out = GroupNorm32(norm_num_groups, width)
+        self.conv_out = conv(width, out_channels * patch_area, 3, padding=1)
+
+    def _make_stages(self, factors: list[int]) -> int:
+        """Make the stages down, in the middle and up; the width of the last one."""
+        c, conv = self.config, convolution(self.dims)
+        widths = [c.base_channels * m for m in c.channel_multipliers]
+        width, skips = c.base_channels, [c.base_channels]
         self.down_stages, self.downsamples = nn.ModuleList(), nn.ModuleList()
         for factor, level_width in zip(factors, widths):
             stages = nn.ModuleList()
-            for _ in range(layers_per_level):
-                stages.append(self._stage(width, level_width, factor in attention_resolutions))
+            for _ in range(c.layers_per_level):
+                stages.append(self._stage(width, level_width, factor in c.attention_resolutions))
                 width = level_width
                 skips.append(width)
             self.down_stages.append(stages)
@@ -167,14 +174,13 @@ class ADMNetwork(DenoisingNetwork):
         self.up_stages, self.upsamples = nn.ModuleList(), nn.ModuleList()
         for factor, level_width in zip(factors[::-1], widths[::-1]):
             stages = nn.ModuleList()
-            for _ in range(layers_per_level + 1):
-                stages.append(self._stage(width + skips.pop(), level_width, factor in attention_resolutions))
+            for _ in range(c.layers_per_level + 1):
+                stages.append(self._stage(width + skips.pop(), level_width, factor in c.attention_resolutions))
                 width = level_width
             self.up_stages.append(stages)
             if factor != 1:
                 self.upsamples.append(Upsample(width, width, dims=self.dims))
-        self.norm_out = GroupNorm32(norm_num_groups, width)
-        self.conv_out = conv(width, out_channels * patch_area, 3, padding=1)
+        return width
 
     def _block(self, in_channels: int, out_channels: int) -> ADMResidualBlock:
         c = self.config
