@@ -111,7 +111,7 @@ def overview() -> str:
 
 def _run(words: list[str]) -> None:
     if words[0] in ("--version", "-V"):
-        print(_versions())
+        print(", ".join(f"{name} {version}" for name, version in versions().items()))
         return
     name = next((" ".join(words[:count]) for count in (1, 2) if " ".join(words[:count]) in COMMANDS), None)
     if name is None:
@@ -159,10 +159,6 @@ def need_matplotlib(name: str) -> None:
     """Raise ImportError, before anything is computed, when matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError(f"{name} draws with matplotlib, which is not installed: pip install 'diffusers_ext[train]'.")
-
-
-def _versions() -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions().items())
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _in_order(module_name: str) -> Iterator[_Module]:
             raise BundlingError(f"{' imports '.join((*path, name))}: a circular import can't be merged.")
         if name in done:
             return
-        module = _take_apart(name)
+        module = _split(name, _source_of(name))
         for needed in module.needs:
             yield from visit(needed, (*path, name))
         done.add(name)
@@ -104,10 +104,6 @@ def _in_order(module_name: str) -> Iterator[_Module]:
 
 
 # --- one module -------------------------------------------------------------------------------------------------------
-
-
-def _take_apart(name: str) -> _Module:
-    return _split(name, _source_of(name))
 
 
 @functools.lru_cache(maxsize=256)  # a run saves its pipeline many times, and its modules stay the same

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .layouts import POINTWISE, Family, Layout, Shapes, State, channels, heads_qkv, modules, multiples, renamed
+from .layouts import POINTWISE, Family, Shapes, State, channels, heads_qkv, modules, multiples, renamed
 
 
 def _adm_config(shapes: Shapes) -> dict[str, Any]:
@@ -78,12 +78,9 @@ def _adm_names(config: Any, weights: State) -> Callable[[str], str]:
     return name
 
 
-def _adm_layouts(config: Any) -> list[tuple[str, Layout]]:
-    return [(r"\.to_[qkv]\.weight$", heads_qkv(config.attention_heads)), (r"\.to_out\.0\.weight$", POINTWISE)]
-
-
-def _fits(weights: State) -> bool:
-    return {"down_blocks", "middle_block", "up_blocks"} <= modules(weights)
-
-
-ADM = Family(_fits, _adm_config, _adm_names, _adm_layouts)
+ADM = Family(
+    lambda weights: {"down_blocks", "middle_block", "up_blocks"} <= modules(weights),
+    _adm_config,
+    _adm_names,
+    lambda c: [(r"\.to_[qkv]\.weight$", heads_qkv(c.attention_heads)), (r"\.to_out\.0\.weight$", POINTWISE)],
+)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from .layouts import STACKED_QKV, WITHOUT_NULL, Family, Layout, Shapes, State, channels, modules, renamed
+from .layouts import STACKED_QKV, WITHOUT_NULL, Family, Shapes, channels, modules, names_by
 
 
 def _attention_config(shapes: Shapes) -> dict[str, Any]:
@@ -44,14 +43,9 @@ _ATTENTION_NAMES = (
 )
 
 
-def _attention_names(config: Any, weights: State) -> Callable[[str], str]:
-    return lambda key: renamed(key, _ATTENTION_NAMES)
-
-
-def _attention_layouts(config: Any) -> list[tuple[str, Layout]]:
-    return [(r"\.to_[qkv]\.", STACKED_QKV), (r"^class_embedding\.", WITHOUT_NULL)]
-
-
 ATTENTION = Family(
-    lambda weights: {"inc", "bot1", "outc"} <= modules(weights), _attention_config, _attention_names, _attention_layouts
+    lambda weights: {"inc", "bot1", "outc"} <= modules(weights),
+    _attention_config,
+    names_by(_ATTENTION_NAMES),
+    lambda config: [(r"\.to_[qkv]\.", STACKED_QKV), (r"^class_embedding\.", WITHOUT_NULL)],
 )

@@ -226,7 +226,8 @@ def _is_table(key: str, value: Tensor) -> bool:
 
 def _split(state: State) -> tuple[State, State]:
     """(averages, the rest) of one state dict, distinguished by the first parts of the names."""
-    averaged = {key: value for key, value in state.items() if _has_average_prefix(key)}
+    named = {key for key in state if any(_AVERAGE.search(part.lower()) for part in key.split(".")[:2])}
+    averaged = {key: value for key, value in state.items() if key in named}
     if not _has_network(averaged):
         return {}, state
     return averaged, {key: value for key, value in state.items() if key not in averaged}
@@ -234,10 +235,6 @@ def _split(state: State) -> tuple[State, State]:
 
 def _has_network(state: State) -> bool:
     return any(value.ndim > 1 for value in state.values())
-
-
-def _has_average_prefix(key: str) -> bool:
-    return any(_AVERAGE.search(part.lower()) for part in key.split(".")[:2])
 
 
 def _common_prefix(state: State) -> str | None:

@@ -65,6 +65,11 @@ def renamed(key: str, rules: Sequence[tuple[str, Any]]) -> str:
     return key
 
 
+def names_by(rules: Sequence[tuple[str, Any]]) -> Callable[[Any, State], Callable[[str], str]]:
+    """`Family.names` of a family in which the rules alone say what the file calls a parameter."""
+    return lambda config, weights: lambda key: renamed(key, rules)
+
+
 def multiples(widths: Sequence[int], base: int) -> tuple[int, ...]:
     if any(width % base for width in widths):
         raise ValueError(f"The levels are {', '.join(map(str, widths))} wide; they must be multiples of {base}.")
@@ -93,20 +98,16 @@ class Family(NamedTuple):
         fits: whether a state dict is of this family, from its keys.
         config: entries of our network's configuration, from the shapes in the file.
         names: from our configuration and the file's weights, the function from our key to the file's.
-        layouts: from our configuration, (pattern of our key, layout) for parameters that are stored differently.
+        layouts: from our configuration, (pattern of our key, layout) for parameters that are stored differently; none
+            by default.
     """
 
     fits: Callable[[State], bool]
     config: Callable[[Shapes], dict[str, Any]]
     names: Callable[[Any, State], Callable[[str], str]]
-    layouts: Callable[[Any], list[tuple[str, Layout]]]
+    layouts: Callable[[Any], list[tuple[str, Layout]]] = lambda config: []
 
 
 def modules(weights: Mapping[str, Any]) -> set[str]:
     """The first parts of all keys."""
     return {key.split(".")[0] for key in weights}
-
-
-def no_layouts(config: Any) -> list[tuple[str, Layout]]:
-    """For a family that stores every parameter as we do."""
-    return []

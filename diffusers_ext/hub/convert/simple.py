@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from .layouts import Family, Shapes, State, channels, modules, no_layouts, renamed
+from .layouts import Family, Shapes, channels, modules, names_by
 
 
 def _simple_config(shapes: Shapes) -> dict[str, Any]:
@@ -27,10 +26,6 @@ _SIMPLE_NAMES = (
 )
 
 
-def _simple_names(config: Any, weights: State) -> Callable[[str], str]:
-    return lambda key: renamed(key, _SIMPLE_NAMES)
-
-
 SIMPLE = Family(
-    lambda weights: {"conv1", "mid_conv1", "final"} <= modules(weights), _simple_config, _simple_names, no_layouts
+    lambda weights: {"conv1", "mid_conv1", "final"} <= modules(weights), _simple_config, names_by(_SIMPLE_NAMES)
 )

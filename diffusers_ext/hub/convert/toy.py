@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from .layouts import Family, Shapes, State, no_layouts
+from .layouts import Family, Shapes, State
 
 _TOY_ORDER = [f"{pair}.conv{i}" for pair in ("down1", "down2", "mid", "up2", "up1") for i in (1, 2)]
 
@@ -48,4 +48,4 @@ def _toy_names(config: Any, weights: State) -> Callable[[str], str]:
     return lambda key: modules.get(key.rpartition(".")[0], "?") + "." + key.rpartition(".")[2]
 
 
-TOY = Family(lambda weights: _toy_modules(Shapes(weights)) is not None, _toy_config, _toy_names, no_layouts)
+TOY = Family(lambda weights: _toy_modules(Shapes(weights)) is not None, _toy_config, _toy_names)
