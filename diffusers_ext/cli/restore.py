@@ -62,8 +62,8 @@ def restore(arguments: RestoreArguments) -> None:
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _draw(columns, targets, decibels, folder / "restoration.png", condition.name)
-    values = {name: [f"{value:.4f}" for value in column] for name, column in decibels.items()}
-    rows = [{"image": i, **{name: column[i] for name, column in values.items()}} for i in range(len(targets))]
+    texts = {name: [f"{value:.4f}" for value in column] for name, column in decibels.items()}
+    rows = [{"image": i, **{name: column[i] for name, column in texts.items()}} for i in range(len(targets))]
     write_csv(rows, folder / "restoration.csv")
     each = f"{arguments.num_samples} samples each"
     print(f"{condition.name} of {len(targets)} images ({real.split}), {each}, {seconds:.1f} s")
