@@ -148,36 +148,21 @@ class CardFacts:
         return next((name for name in names if _is_inside(self.folder, name)), None)
 
 
-def write_card(
-    folder: str | os.PathLike,
-    repo_id: str | None = None,
-    *,
-    title: str | None = None,
-    license: str = "apache-2.0",
-    tags: Sequence[str] = (),
-    limits: Sequence[str] = (),
-) -> bool:
+def write_card(folder: str | os.PathLike, repo_id: str | None = None, **settings: Any) -> bool:
     """Write `README.md` for the pipeline in a folder, unless somebody took the card over by deleting its last line.
 
     Args:
-        folder: of an export or a training run.
-        repo_id: "user/name" for the card's examples; "user/" and the folder's name when None.
-        title: heading; when None the repository's name, or without `repo_id` what the model is.
-        license: of the weights, an identifier of the Hub.
-        tags: more tags for the Hub.
-        limits: more sentences on what the model can't do.
+        folder, repo_id, settings: the arguments of `make_card`.
 
     Returns:
         Whether the card was written.
 
-    Raises:
-        FileNotFoundError: if there is no pipeline in the folder.
-        ValueError: if a file in it can't be read, or `repo_id` is not a name of a repository.
+    Raises what `make_card` raises.
     """
     path = Path(folder) / CARD
     if _is_inside(Path(folder), CARD) and is_taken_over(path.read_text(encoding="utf-8")):
         return False
-    _write(path, str(make_card(folder, repo_id, title=title, license=license, tags=tags, limits=limits)))
+    _write(path, str(make_card(folder, repo_id, **settings)))
     return True
 
 
@@ -193,7 +178,7 @@ def copy_card(folder: str | os.PathLike, file: str | os.PathLike, repo_id: str |
     Args:
         folder: of an export or a training run.
         file: the card; overwritten.
-        repo_id, settings: as in `write_card`.
+        repo_id, settings: as in `make_card`.
     """
     file, pictures = Path(file), {}
     facts = CardFacts.of(folder)
@@ -231,8 +216,17 @@ def make_card(
     """The card of the pipeline in a folder, with metadata that huggingface_hub has checked.
 
     Args:
-        folder, repo_id, title, license, tags, limits: as in `write_card`.
+        folder: of an export or a training run.
+        repo_id: "user/name" for the card's examples; "user/" and the folder's name when None.
+        title: heading; when None the repository's name, or without `repo_id` what the model is.
+        license: of the weights, an identifier of the Hub.
+        tags: more tags for the Hub.
+        limits: more sentences on what the model can't do.
         pictures: name of a picture in the folder -> its path on the card, where they differ.
+
+    Raises:
+        FileNotFoundError: if there is no pipeline in the folder.
+        ValueError: if a file in it can't be read, or `repo_id` is not a name of a repository.
     """
     facts = CardFacts.of(folder)
     if title is None:
