@@ -251,7 +251,7 @@ def test_command_for_one_scheduler_of_a_file(tmp_path, capsys):
         (["DDIMScheduler", "--counts", "10", "5"], "counts must be increasing"),
         (["DDIMScheduler", "--schedule", "nothing"], "Unknown schedule 'nothing'"),
         (["all", "--options", "{}"], "options belong to one scheduler"),
-        (["math:Missing"], "no class 'Missing' in 'math'"),
+        (["math:Missing"], "'math' has no 'Missing'"),
     ],
 )
 def test_wrong_words_are_sentences(words, message, capsys):
