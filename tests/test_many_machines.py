@@ -9,11 +9,11 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from conftest import ROOT, StopAt
+from conftest import ROOT, StopAt, records_of
 from diffusers import DiffusionPipeline
 from local_processes import run_processes
 from safetensors.torch import load_file
-from test_exactness import differences, metrics, train_alone
+from test_exactness import differences, train_alone
 
 from diffusers_ext.training import Trainer, TrainerCallback, build_run, train
 from diffusers_ext.training.checkpoint import list_checkpoints
@@ -54,7 +54,9 @@ def test_pieces_on_two_processes_learn_what_copies_learn_and_resume_bit_for_bit(
     assert run_processes(2, train_alone, copies) == 0
     assert run_processes(2, train_pieces, pieces, 4, **environment) == 0
     for name in ("loss", "validation_loss", "gradient_norm"):
-        first, second = ([r[name] for r in metrics(arguments) if name in r] for arguments in (copies, pieces))
+        first, second = (
+            [r[name] for r in records_of(arguments.output_dir) if name in r] for arguments in (copies, pieces)
+        )
         assert second == pytest.approx(first, abs=1e-4), name
     saved = [DiffusionPipeline.from_pretrained(arguments.output_dir).unet for arguments in (copies, pieces)]
     for (name, first), second in zip(saved[0].named_parameters(), saved[1].parameters()):
