@@ -1,19 +1,21 @@
 """Evaluation of samples during training: right, the same on any number of processes, and without effect on it."""
 
+import json
 from types import SimpleNamespace
 
 import corners
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import records_of
 from diffusers import DiffusionPipeline
+from local_processes import run_processes
 from safetensors.torch import load_file
 
 from diffusers_ext.data.images import load_image_data
 from diffusers_ext.pipelines.batched_generation import as_tensor
 from diffusers_ext.pipelines.guidance import GuidedNetwork
 from diffusers_ext.training import Trainer, TrainingArguments, train
-from diffusers_ext.training import sample_evaluation as module
 from diffusers_ext.training.sample_evaluation import SampleEvaluation
 
 
@@ -108,10 +110,8 @@ def test_the_last_record_is_of_what_is_saved_though_it_was_judged_before(run, co
 
 @pytest.fixture
 def evaluation(run, corners_data, corners_classifier):
-    def make(num_processes=1, process_index=0, by_class=True, **overrides):
-        accelerator = SimpleNamespace(
-            num_processes=num_processes, process_index=process_index, device=torch.device("cpu")
-        )
+    def make(by_class=True, **overrides):
+        accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
         data = load_image_data(train_data_dir=corners_data, split="test")
         settings = {"classifier": corners_classifier, "num_inference_steps": 20, "size": 60, **overrides}
         options = {"guidance_scale": 1.0} if by_class else {}
@@ -129,14 +129,32 @@ def test_a_perfect_network_is_found_to_be_one(evaluation):
     assert "class_accuracy" not in unasked
 
 
-def test_processes_share_the_work_and_find_the_same(evaluation, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_SIZE", 16)
-    pipeline = corners.perfect_pipeline()
-    alone = evaluation()(pipeline)
-    shares = [list(evaluation(2, index)._shares(pipeline)) for index in (0, 1)]
-    assert [[part[0] for part in share] for share in shares] == [[0, 2], [1, 3]]
-    monkeypatch.setattr(module, "gather_object", lambda own: shares[1] + shares[0])
-    assert evaluation(2, 0)(pipeline) == pytest.approx(alone)
+class Counted:
+    """A pipeline that counts the images it makes."""
+
+    def __init__(self, pipeline):
+        self.pipeline, self.images = pipeline, 0
+
+    def __getattr__(self, name):
+        return getattr(self.pipeline, name)
+
+    def __call__(self, batch_size, **arguments):
+        self.images += batch_size
+        return self.pipeline(batch_size=batch_size, **arguments)
+
+
+def evaluate_share(rank, evaluation, folder):
+    torch.set_num_threads(1)
+    evaluation.accelerator = Accelerator(cpu=True)
+    measures = evaluation(pipeline := Counted(corners.perfect_pipeline()))
+    (folder / f"{rank}.json").write_text(json.dumps([measures, pipeline.images]))
+
+
+def test_processes_share_the_work_and_find_the_same(evaluation, tmp_path):
+    assert run_processes(2, evaluate_share, evaluation(), tmp_path) == 0
+    (first, images), (second, others) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second == pytest.approx(evaluation()(corners.perfect_pipeline()))
+    assert (images, others) == (50, 10)
 
 
 def test_other_features_with_a_classifier_and_without(evaluation, corners_classifier):
