@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -178,6 +179,74 @@ class _Diverges(diffusers.DDIMScheduler):
         return output
 
 
+class OwnDDIM:
+    """A scheduler without a base class and a configuration, right or with one planted mistake."""
+
+    def __init__(self, eta=0.0, mistake=None, returns="object"):
+        self.eta, self.mistake, self.returns = eta, mistake, returns
+        self.alphas_cumprod = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+
+    def set_timesteps(self, count, device=None):
+        self.timesteps = torch.linspace(999, 0, count + 1, dtype=torch.float64).round().long()[:-1]
+
+    def step(self, model_output, timestep, sample, generator=None):
+        later = self.timesteps[self.timesteps < timestep].tolist()
+        later.append(-1)
+        strides = {"stride": int(timestep) - 1000 // len(self.timesteps), "late": later[0] + 1}
+        previous = strides.get(self.mistake, later[0])
+        a = self.alphas_cumprod[timestep]
+        b = self.alphas_cumprod[previous] if previous >= 0 else torch.ones(())
+        variance = self.eta**2 * (1 - b) / (1 - a) * (1 - a / b)
+        alpha, sigma = b.sqrt(), (1 - b - variance).clamp(min=0).sqrt()
+        if self.mistake == "sigma for alpha":
+            alpha, sigma = sigma, alpha
+        x = alpha * (sample - (1 - a).sqrt() * model_output) / a.sqrt() + sigma * model_output
+        source = None if self.mistake == "global noise" else generator
+        noise = torch.randn(sample.shape, generator=source, dtype=sample.dtype)
+        std = {"no noise": 0.0, "wide noise": 1.1 * variance.sqrt(), "last noise": self.eta * (1 - a / b).sqrt()}
+        x = x + std.get(self.mistake, variance.sqrt()) * noise
+        return {"object": SimpleNamespace(prev_sample=x), "tuple": (x,), "tensor": x}[self.returns]
+
+
+@pytest.mark.parametrize(
+    ("returns", "eta", "order"), [("object", 1.0, 0.65), ("tuple", 0.0, 1.0), ("tensor", 0.0, 1.0)]
+)
+def test_a_scheduler_without_a_base_class_is_proved(returns, eta, order):
+    report = prove(OwnDDIM(eta, returns=returns), COUNTS, options={"eta": eta})
+    assert report.order == pytest.approx(order, abs=0.1)
+    assert not report.faults
+
+
+@pytest.mark.parametrize(
+    ("mistake", "eta", "message"),
+    [
+        ("stride", 0.0, "another noise level"),
+        ("stride", 1.0, "another noise level"),
+        ("late", 0.0, "another noise level"),
+        ("late", 1.0, "another noise level"),
+        ("sigma for alpha", 0.0, "another noise level"),
+        ("wide noise", 1.0, "another noise level"),
+        ("last noise", 1.0, "Ends at noise level sigma = 0.226"),
+        ("no noise", 1.0, "Ignores eta = 1.0"),
+        ("global noise", 1.0, "does not come from the generator"),
+    ],
+)
+def test_planted_mistakes_are_named(mistake, eta, message):
+    faults = prove(OwnDDIM(eta, mistake), COUNTS[:4], options={"eta": eta}).faults
+    assert any(message in fault for fault in faults), faults
+
+
+def test_two_numbers_of_steps_say_nothing_of_convergence():
+    report = prove(OwnDDIM(), (5, 10))
+    assert report.order is None
+    assert not report.faults
+
+
+def test_an_object_that_is_no_scheduler_is_refused():
+    with pytest.raises(ValueError, match="object is no scheduler: it has no set_timesteps and no step"):
+        prove(object())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -251,7 +320,11 @@ def test_command_for_one_scheduler_of_a_file(tmp_path, capsys):
         (["DDIMScheduler", "--counts", "10", "5"], "counts must be increasing"),
         (["DDIMScheduler", "--schedule", "nothing"], "Unknown schedule 'nothing'"),
         (["all", "--options", "{}"], "options belong to one scheduler"),
+        (["all", "--counts", "5", "10"], "counts belong to one scheduler"),
         (["math:Missing"], "'math' has no 'Missing'"),
+        (["math:sin"], "'math:sin' is no scheduler"),
+        (["DDIMScheduler", "--options", '{"beta_schedule": "nothing"}'], "DDIMScheduler can't be made"),
+        (["DDIMScheduler", "--options", '{"sample": 1}'], "no option sample"),
     ],
 )
 def test_wrong_words_are_sentences(words, message, capsys):

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..proofs.catalogue import NOT_MEASURED, path_settings, scheduler_classes
+from ..proofs.prove import COUNTS
 from ..proofs.prove import prove as prove_scheduler
 from ..proofs.report import Report, plot_reports
 from ..proofs.survey import best_at_equal_calls, survey, survey_markdown
 from ..schedulers.named_objects import load_object
 from ..settings import CheckedSettings, option
+from ..training.named_objects import load_object
+
+# Arguments of `step` that the sampling loop gives.
+_OF_THE_LOOP = {"self", "model_output", "timestep", "sample", "generator", "return_dict"}
 
 
 @dataclass
@@ -30,7 +35,7 @@ class ProveArguments(CheckedSettings):
     )
     options: str | None = option(None, "JSON object of arguments of the scheduler, or of its step: '{\"eta\": 1.0}'.")
     schedule: str = option("linear", "Noise schedule by name, for schedulers that are made from betas.")
-    counts: list[int] = option([5, 10, 20, 40, 80, 160], "Numbers of inference steps, increasing; one scheduler only.")
+    counts: list[int] = option(list(COUNTS), "Numbers of inference steps, increasing; one scheduler only.")
     output: str | None = option(None, "Write OUTPUT.md and OUTPUT.png, for example report.md and report.png.")
 
 
@@ -40,6 +45,8 @@ def prove(arguments: ProveArguments) -> None:
     if arguments.scheduler == "all":
         if arguments.options is not None:
             raise ValueError("options belong to one scheduler; give its name instead of 'all'.")
+        if tuple(arguments.counts) != COUNTS:
+            raise ValueError("counts belong to one scheduler; 'all' has its own.")
         _prove_all(path, arguments.output)
         return
     report = _prove_one(arguments, path)
@@ -53,16 +60,26 @@ def _prove_one(arguments: ProveArguments, path: dict[str, Any]) -> Report:
     if not arguments.counts or min(arguments.counts) < 2 or sorted(set(arguments.counts)) != list(arguments.counts):
         raise ValueError(f"counts must be increasing numbers of at least 2, got {arguments.counts}.")
     kind = _scheduler_class(arguments.scheduler)
+    if not (isinstance(kind, type) and callable(getattr(kind, "step", None))):
+        raise ValueError(f"'{arguments.scheduler}' is no scheduler: that is a class with set_timesteps and step.")
     known = inspect.signature(kind.__init__).parameters
     options = _options(arguments.options)
     settings = {key: value for key, value in path.items() if key in known}
     settings |= {"clip_sample": False} if "clip_sample" in known else {}
     of_step = {key: value for key, value in options.items() if key not in known}
-    unknown = sorted(set(of_step) - set(inspect.signature(kind.step).parameters))
+    unknown = sorted(set(of_step) - set(inspect.signature(kind.step).parameters) | set(of_step) & _OF_THE_LOOP)
     if unknown:
         raise ValueError(f"{kind.__name__} has no option {', '.join(unknown)}.")
     settings |= {key: value for key, value in options.items() if key in known}
-    return prove_scheduler(kind(**settings), counts=arguments.counts, options=options, **of_step)
+    return prove_scheduler(_built(kind, settings), counts=arguments.counts, options=options, **of_step)
+
+
+def _built(kind: Any, settings: dict[str, Any]) -> Any:
+    try:
+        return kind(**settings)
+    except Exception as error:  # constructors raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{kind.__name__} can't be made with {settings}: {reason}") from error
 
 
 def _options(text: str | None) -> dict[str, Any]:

@@ -82,8 +82,13 @@ def view_of(source: Any, prediction_type: str | None = None, time: Callable[[Any
     return _view_of_scheduler(source, prediction_type)
 
 
+def config_of(scheduler: Any) -> Any:
+    """Its configuration; empty for an object without one."""
+    return getattr(scheduler, "config", None) or {}
+
+
 def _view_of_scheduler(scheduler: Any, prediction_type: str | None) -> NetworkView:
-    config = getattr(scheduler, "config", {})
+    config = config_of(scheduler)
     own = prediction_type or config.get("prediction_type") or "epsilon"
     kind = type(scheduler).__name__
     if kind in _SPECIAL_VIEWS:
@@ -105,7 +110,7 @@ def _view_of_scheduler(scheduler: Any, prediction_type: str | None) -> NetworkVi
 
 def is_flow_matching(scheduler: Any) -> bool:
     """Whether the scheduler follows x_t = (1 - s) * x0 + s * epsilon with s = t / num_train_timesteps."""
-    config = scheduler.config
+    config = config_of(scheduler)
     if config.get("use_flow_sigmas") or config.get("prediction_type") == FLOW_PREDICTION:
         return True
     return hasattr(scheduler, "scale_noise") and "alphas_cumprod" not in vars(scheduler)
@@ -113,7 +118,7 @@ def is_flow_matching(scheduler: Any) -> bool:
 
 def training_alphas_cumprod(scheduler: Any) -> np.ndarray:
     """alphas_cumprod of shape (T,), float64, from the configuration; the scheduler's own where that isn't possible."""
-    config = scheduler.config
+    config = config_of(scheduler)
     schedule, betas = config.get("beta_schedule"), config.get("trained_betas")
     if "snr_shift_scale" in config or (betas is None and schedule not in SCHEDULES):
         return scheduler.alphas_cumprod.double().cpu().numpy()

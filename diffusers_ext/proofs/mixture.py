@@ -205,6 +205,9 @@ def network_output(
             `mean`.
         level: (alpha, sigma) of x.
         previous: level of t-1, for `mean`.
+
+    Raises:
+        ValueError: for an unknown prediction type.
     """
     alpha, sigma = level
     if prediction_type == "mean":
@@ -212,7 +215,7 @@ def network_output(
         step = alpha / previous[0]
         beta = sigma**2 - (step * previous[1]) ** 2
         return (previous[0] * beta * x0 + step * previous[1] ** 2 * x) / sigma**2
-    return {
+    outputs = {
         "epsilon": lambda: epsilon,
         "sample": lambda: x0,
         "v_prediction": lambda: alpha * epsilon - sigma * x0,
@@ -220,4 +223,7 @@ def network_output(
         "scaled_epsilon": lambda: sigma * epsilon,
         "flow": lambda: epsilon - x0,
         "flow_to_data": lambda: x0 - epsilon,
-    }[prediction_type]()
+    }
+    if prediction_type not in outputs:
+        raise ValueError(f"Unknown prediction type '{prediction_type}'; use {', '.join(outputs)} or mean.")
+    return outputs[prediction_type]()

@@ -21,7 +21,7 @@ from .audit import Audit, audit
 from .convergence import fitted_order, rms
 from .examples import PROVING_GAUSSIAN, PROVING_MIXTURE
 from .laws import gaussian_distance, gaussian_law, wasserstein
-from .levels import NetworkView, view_of
+from .levels import NetworkView, config_of, view_of
 from .mixture import GaussianMixture
 from .network import ExactNetwork
 from .report import Measurement, Report
@@ -49,14 +49,14 @@ def declared_order(scheduler: Any) -> float:
     """`convergence_order`, or `solver_order` of the configuration, or what the method's paper says; 1 otherwise."""
     if getattr(scheduler, "convergence_order", None) is not None:
         return float(scheduler.convergence_order)
-    known = _DECLARED.get(type(scheduler).__name__)
+    known, config = _DECLARED.get(type(scheduler).__name__), config_of(scheduler)
     if known is not None:
-        return float(known(scheduler.config) if callable(known) else known)
-    if scheduler.config.get("predictor") == "ode_heun":
+        return float(known(config) if callable(known) else known)
+    if config.get("predictor") == "ode_heun":
         return 2.0
-    if "sde" in str(scheduler.config.get("algorithm_type", "")):
+    if "sde" in str(config.get("algorithm_type", "")):
         return 1.0  # in law; the papers claim no weak order above it
-    return float(scheduler.config.get("solver_order", 1))
+    return float(config.get("solver_order", 1))
 
 
 def prove(
@@ -79,13 +79,16 @@ def prove(
         view: what its timesteps and network outputs mean; found by `view_of` if not given.
         name: title of the report; the class's name if not given.
         declared: order of convergence to compare with; `declared_order` if not given.
-        options: settings to show in the report.
+        options: settings to show in the report; `step_arguments` if not given.
         set_timesteps_arguments: further arguments of `set_timesteps`, such as {"mu": 1.0}.
         step_arguments: further arguments of `step`, such as eta=1.0.
 
     Raises:
-        ValueError: when the noise levels can't be found, or the mixture is not on the line.
+        ValueError: when the object is no scheduler, its noise levels can't be found, or the mixture is not on the line.
     """
+    missing = [name for name in ("set_timesteps", "step") if not callable(getattr(scheduler, name, None))]
+    if missing:
+        raise ValueError(f"{type(scheduler).__name__} is no scheduler: it has no {' and no '.join(missing)}.")
     if mixture.means.shape[1] != 1:
         raise ValueError(f"prove takes a mixture on the line, got one in {mixture.means.shape[1]} dimensions.")
     run = _Run(copy.deepcopy(scheduler), view or view_of(scheduler), mixture, dict(step_arguments))
@@ -93,14 +96,15 @@ def prove(
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        stochastic = run.is_stochastic(counts)
+        stochastic, repeatable = run.is_stochastic(counts)
         measurements = [run.measured(count, stochastic) for count in counts]
         audits = {count: found for count in AUDITED_COUNTS if (found := run.audited(count)) is not None}
     report = Report(
         name=name or type(scheduler).__name__,
-        options=dict(options or {}),
+        options=dict(options if options is not None else step_arguments),
         version=diffusers.__version__,
         stochastic=stochastic,
+        repeatable=repeatable,
         declared_order=declared_order(scheduler) if declared is None else declared,
         measurements=measurements,
         order=found_order(measurements),
@@ -163,19 +167,21 @@ class _Run:
         quantiles = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
         return quantiles.reshape(n, 1, 1, 1) * float(getattr(self.scheduler, "init_noise_sigma", 1.0))
 
-    def is_stochastic(self, counts: Sequence[int]) -> bool:
-        """Whether two seeds give two results, at the first count that runs."""
+    def is_stochastic(self, counts: Sequence[int]) -> tuple[bool, bool]:
+        """(whether two runs differ, whether they agree with one seed), at the first count that runs."""
         network = ExactNetwork(self.mixture, self.view)
         for count in counts:
             ends = []
             try:
-                for seed in (0, 1):
+                for seed in (0, 0, 1):
                     self._prepare(count)
                     ends.append(self._sample(network, self._starts(8), seed))
             except Exception:  # the count's own failure is reported by `measured`
                 continue
-            return not torch.equal(ends[0].nan_to_num(), ends[1].nan_to_num())
-        return False
+            first, again, other = (end.nan_to_num() for end in ends)
+            repeatable = torch.equal(first, again)
+            return not (repeatable and torch.equal(first, other)), repeatable
+        return False, True
 
     def measured(self, count: int, stochastic: bool) -> Measurement:
         """Errors at this number of steps; what went wrong, in the entry itself, if it does not run."""

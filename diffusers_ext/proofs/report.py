@@ -58,6 +58,7 @@ class Report:
         stochastic: whether it draws noise.
         declared_order: of convergence.
         order: of convergence as found; None if the errors show none.
+        repeatable: whether two runs with the same seed agree.
         measurements: one for each number of steps.
         audits: number of steps -> audit of the noise levels.
         verdicts: what is right, noteworthy and wrong, in words.
@@ -70,6 +71,7 @@ class Report:
     declared_order: float
     measurements: list[Measurement]
     order: float | None
+    repeatable: bool = True
     audits: dict[int, Audit] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
 

@@ -60,7 +60,10 @@ def step(
         t = t.expand(len(x))
     if generator is not None and "generator" in inspect.signature(scheduler.step).parameters:
         step_arguments["generator"] = generator
-    return scheduler.step(output, t, x, **step_arguments).prev_sample
+    moved = scheduler.step(output, t, x, **step_arguments)
+    if isinstance(moved, tuple):  # as with return_dict=False
+        moved = moved[0]
+    return moved if isinstance(moved, torch.Tensor) else moved.prev_sample
 
 
 def network_input(scheduler: Any, x: torch.Tensor, t: Any) -> torch.Tensor:

@@ -8,10 +8,12 @@ import math
 from .audit import log_ratio
 from .levels import NetworkView
 from .mixture import Level
-from .report import Report, Verdict
+from .report import Measurement, Report, Verdict
 
 ORDER_TOLERANCE = 0.35
 LEVEL_TOLERANCE = 0.02  # of log(sigma / alpha)
+END_TOLERANCE = 0.05  # standard deviation of noise left at the end; no usual setting of a sampler leaves more
+LOWEST_ORDER = 0.65
 START_TOLERANCE = 0.05  # of the signal's amplitude left in the start, as a share of the noise
 
 
@@ -19,6 +21,7 @@ def verdicts_of(report: Report, view: NetworkView) -> list[Verdict]:
     """Everything worth saying about a report, most important first."""
     found = [
         *_failures(report),
+        *_noise(report),
         *_noise_levels(report, view),
         *_monotony(report),
         *_end(report),
@@ -36,6 +39,17 @@ def _failures(report: Report) -> list[Verdict]:
         return [Verdict("fault", f"Does not run with {steps} steps: {(failed[0].failure or '')[:200]}")]
     bad = [entry.steps for entry in report.measurements if not math.isfinite(entry.error)]
     return [Verdict("fault", f"Gives NaN or infinity with {', '.join(map(str, bad))} steps.")] if bad else []
+
+
+def _noise(report: Report) -> list[Verdict]:
+    """Faults of where the noise comes from."""
+    found = []
+    if not report.repeatable:
+        text = "Two runs with the same seed differ: its noise does not come from the generator that step is given."
+        found.append(Verdict("fault", text))
+    if report.options.get("eta") and not report.stochastic:
+        found.append(Verdict("fault", f"Ignores eta = {report.options['eta']}: it draws no noise."))
+    return found
 
 
 def _noise_levels(report: Report, view: NetworkView) -> list[Verdict]:
@@ -127,7 +141,7 @@ def _end(report: Report) -> list[Verdict]:
         if sigma > 1e-3 and abs(alpha - 1) < 0.05:
             counts = " and ".join(str(other) for other, end in ends.items() if end[1] > 1e-3)
             text = f"Ends at noise level sigma = {sigma:.3g} and not at the data (with {counts} steps)."
-            return [Verdict("note", text)]
+            return [Verdict("fault" if sigma > END_TOLERANCE else "note", text)]
         if abs(alpha - 1) > 0.01:
             return [Verdict("fault", f"The signal at the end is {alpha:.3g} times the data's with {count} steps.")]
     return []
@@ -151,6 +165,8 @@ def _order(report: Report) -> list[Verdict]:
         return [Verdict("note", "Its noise can't be replayed, so errors are distances of drawn samples (about 0.01).")]
     last = finite[-1]
     if report.order is None:
+        if len(finite) < 3:
+            return [Verdict("note", "An order needs errors at three numbers of steps or more.")]
         if last.error < 0.01 and last.error < finite[0].error / 5:
             return [Verdict("ok", f"Reaches the exact {what} to {last.error:.1g}, without a clear order.")]
         text = f"Does not converge to the exact {what}: the error is {last.error:.2g} with {last.steps} steps."
@@ -163,4 +179,10 @@ def _order(report: Report) -> list[Verdict]:
             f" Most of the error comes in the last step: it is {last.error_before_last:.1g} before and {last.error:.1g}"
         )
         text += f" after it, with {last.steps} steps."
-    return [Verdict("fault" if report.order < 0.65 else "note", text)]
+    return [Verdict("fault" if max(report.order, _last_slope(finite)) < LOWEST_ORDER else "note", text)]
+
+
+def _last_slope(finite: list[Measurement]) -> float:
+    """Order between the last two numbers of steps: some samplers reach theirs late."""
+    before, after = finite[-2:]
+    return math.log(before.error / after.error) / math.log(after.calls / before.calls)
