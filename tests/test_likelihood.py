@@ -19,6 +19,7 @@ from diffusers_ext.evaluation.likelihood import (
     likelihood,
     variational_bound,
 )
+from diffusers_ext.models import SignalUNet1DModel
 from diffusers_ext.proofs import MIXTURES, ExactNetwork, GaussianMixture
 
 LN2 = math.log(2)
@@ -174,6 +175,20 @@ def test_latent_and_conditional_models_are_refused_in_a_sentence():
     )
     with pytest.raises(ValueError, match="unconditional models"):
         check_likelihood(conditional)
+
+
+def test_signals_are_refused_in_a_sentence():
+    network = SignalUNet1DModel(
+        sample_size=32,
+        in_channels=1,
+        base_channels=8,
+        channel_multipliers=(1,),
+        attention_resolutions=(),
+        norm_num_groups=4,
+    )
+    pipeline = diffusers_ext.SignalPipeline(network, SCHEDULERS["discrete vp"]("epsilon"))
+    with pytest.raises(ValueError, match="makes one-dimensional signals"):
+        check_likelihood(pipeline)
 
 
 def test_command_on_8_bit_images(tmp_path, capsys):

@@ -413,6 +413,5 @@ def check_likelihood(pipeline: Any) -> None:
     needs = [key for key in ("num_class_embeds", "num_classes", "cross_attention_dim") if config.get(key)]
     if needs:
         raise ValueError(f"Likelihood takes unconditional models; this network has a condition ({needs[0]}).")
-    size = config.get("sample_size")
-    if config.get("sample_dimensions", 2) == 1 or (isinstance(size, (list, tuple)) and len(size) == 1):
+    if getattr(pipeline.unet, "dims", 2) == 1:
         raise ValueError("Likelihood takes models of 8-bit images; this one makes one-dimensional signals.")
