@@ -9,6 +9,7 @@ from diffusers_ext.models.layers import (
     PLAIN_ATTENTION_TOKENS,
     ChannelRMSNorm,
     StandardizedConv2d,
+    fourier_features,
     make_pixel_attention,
     sinusoidal_embedding,
 )
@@ -39,6 +40,18 @@ def test_inverted_standardization_multiplies_by_the_deviation():
     deviation = conv.weight.flatten(1).var(1, correction=0).add(1e-5).sqrt()
     expected = (conv.weight.flatten(1) - conv.weight.flatten(1).mean(1, keepdim=True)) * deviation[:, None]
     torch.testing.assert_close(conv.standardized_weight().flatten(1), expected)
+
+
+def test_fourier_features_show_what_bf16_does_not_have():
+    """A quarter of a level of an 8-bit image, at the darkest pixel, is lost in bf16 and is a quarter of a wave."""
+    x = torch.tensor([-1.0, -1 + 0.25 / 127.5]).reshape(2, 1, 1, 1)
+    assert x.bfloat16().unique().numel() == 1
+    sample, sine, cosine = fourier_features(x, (127.5,)).flatten(1).T
+    torch.testing.assert_close(sample, x.flatten())
+    torch.testing.assert_close(cosine - sine, torch.tensor([-1.0, 1.0]), atol=1e-3, rtol=0)
+    model = tiny(NAME, fourier_frequencies=(2.0, 127.5))
+    first, second = run(model, x.expand(2, 1, 16, 16))
+    assert (first - second).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -23,6 +23,7 @@ from .layers import (
     Upsample,
     batched_timesteps,
     check_choice,
+    fourier_features,
     joined_with_prediction,
     make_pixel_attention,
     sinusoidal_embedding,
@@ -165,6 +166,8 @@ class AnnotatedUNet2DModel(AnnotatedNetwork):
         vector_mean, vector_std: what the numbers are normalised with, one of each per number; None for 0 and 1.
         zero_init_output: start with output 0, which is the mean of most targets.
         second_time: take the `duration` t - r of a step as well, as flow maps need it.
+        fourier_frequencies: sines and cosines of the sample with these frequencies, in cycles per unit, are further
+            inputs. A likelihood needs them: with 127.5 the network sees where in one of 256 levels a pixel is.
 
     Down-sampling is a 2x2 convolution of stride 2: the same map, with the same parameters, as moving 2x2 pixels into
     channels and a 1x1 convolution, without the copy.
@@ -201,6 +204,7 @@ class AnnotatedUNet2DModel(AnnotatedNetwork):
         vector_mean: tuple[float, ...] | None = None,
         vector_std: tuple[float, ...] | None = None,
         second_time: bool = False,
+        fourier_frequencies: tuple[float, ...] = (),
     ):
         super().__init__()
         check_choice("block_norm", block_norm, ("group", "rms", "layer"))
@@ -223,7 +227,8 @@ class AnnotatedUNet2DModel(AnnotatedNetwork):
         )
         self._embed_conditions(time_channels, waves=base_channels)
 
-        stem_channels = in_channels * (2 if self_condition else 1) * patch_size**2
+        inputs = in_channels * (2 if self_condition else 1) * (1 + 2 * len(fourier_frequencies))
+        stem_channels = inputs * patch_size**2
         self.stem = nn.Conv2d(stem_channels, base_channels, stem_kernel_size, padding=stem_kernel_size // 2)
 
         self._make_levels(level_attention, mid_attention, layers_per_level, upsample_type)
@@ -253,6 +258,8 @@ class AnnotatedUNet2DModel(AnnotatedNetwork):
         )
         patch_size = self.config.patch_size
         x = joined_with_prediction(sample, self_condition, self.config.self_condition)
+        if self.config.fourier_frequencies:
+            x = fourier_features(x, self.config.fourier_frequencies).to(sample.dtype)
         x = self.stem(F.pixel_unshuffle(x, patch_size) if patch_size > 1 else x)
         stem = x
         x, skips = self._run_down(x, temb)
