@@ -17,7 +17,6 @@ from ..proofs.report import Report, plot_reports
 from ..proofs.survey import best_at_equal_calls, survey, survey_markdown
 from ..schedulers.named_objects import load_object
 from ..settings import CheckedSettings, option
-from ..training.named_objects import load_object
 
 # Arguments of `step` that the sampling loop gives.
 _OF_THE_LOOP = {"self", "model_output", "timestep", "sample", "generator", "return_dict"}

@@ -539,14 +539,15 @@ def joined_with_prediction(sample: Tensor, self_condition: Tensor | None, taken:
 
 
 def fourier_features(x: Tensor, frequencies: Sequence[float]) -> Tensor:
-    """`[x | sin(2 pi f x) | cos(2 pi f x)]` for every frequency f, in channels: (batch, (1 + 2 F) C, ...), float32.
+    """`[x | sin(2 pi f x) | cos(2 pi f x)]` for every frequency f, in channels: (batch, (1 + 2 F) C, ...), float32 or 64.
 
     They show a network differences of x that are far smaller than x itself (Kingma et al. 2021, arXiv:2107.00630,
     appendix C), and that bf16 does not have near 1.
     """
-    phases = [2 * math.pi * frequency * x.float() for frequency in frequencies]
+    x = x if x.dtype == torch.float64 else x.float()
+    phases = [2 * math.pi * frequency * x for frequency in frequencies]
     waves = [wave(phase) for wave in (torch.sin, torch.cos) for phase in phases]
-    return torch.cat((x.float(), *waves), dim=1)
+    return torch.cat((x, *waves), dim=1)
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
