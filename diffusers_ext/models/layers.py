@@ -539,7 +539,7 @@ def joined_with_prediction(sample: Tensor, self_condition: Tensor | None, taken:
 
 
 def fourier_features(x: Tensor, frequencies: Sequence[float]) -> Tensor:
-    """`[x | sin(2 pi f x) | cos(2 pi f x)]` for every frequency f, in channels: (batch, (1 + 2 F) C, ...), float32 or 64.
+    """`[x | sin(2 pi f x) | cos(2 pi f x)]` for every frequency f, in (1 + 2 F) C channels, float32 or float64.
 
     They show a network differences of x that are far smaller than x itself (Kingma et al. 2021, arXiv:2107.00630,
     appendix C), and that bf16 does not have near 1.
