@@ -43,12 +43,13 @@ def test_inverted_standardization_multiplies_by_the_deviation():
 
 
 def test_fourier_features_show_what_bf16_does_not_have():
-    """A quarter of a level of an 8-bit image, at the darkest pixel, is lost in bf16 and is a quarter of a wave."""
-    x = torch.tensor([-1.0, -1 + 0.25 / 127.5]).reshape(2, 1, 1, 1)
+    """An eighth of a level of an 8-bit image, at the darkest pixel, is lost in bf16 and is an eighth of a wave."""
+    x = torch.tensor([-1.0, -1 + 0.125 / 127.5]).reshape(2, 1, 1, 1)
     assert x.bfloat16().unique().numel() == 1
     sample, sine, cosine = fourier_features(x, (127.5,)).flatten(1).T
     torch.testing.assert_close(sample, x.flatten())
-    torch.testing.assert_close(cosine - sine, torch.tensor([-1.0, 1.0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(sine, torch.tensor([0.0, -(0.5**0.5)]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(cosine, torch.tensor([-1.0, -(0.5**0.5)]), atol=1e-3, rtol=0)
     model = tiny(NAME, fourier_frequencies=(2.0, 127.5))
     first, second = run(model, x.expand(2, 1, 16, 16))
     assert (first - second).abs().max() > 1e-3

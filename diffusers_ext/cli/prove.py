@@ -58,8 +58,8 @@ def prove(arguments: ProveArguments) -> None:
 def _prove_one(arguments: ProveArguments, path: dict[str, Any]) -> Report:
     if not arguments.counts or min(arguments.counts) < 2 or sorted(set(arguments.counts)) != list(arguments.counts):
         raise ValueError(f"counts must be increasing numbers of at least 2, got {arguments.counts}.")
-    kind = _scheduler_class(arguments.scheduler)
-    if not (isinstance(kind, type) and callable(getattr(kind, "step", None))):
+    kind: Any = _scheduler_class(arguments.scheduler)
+    if not (inspect.isclass(kind) and callable(getattr(kind, "step", None))):
         raise ValueError(f"'{arguments.scheduler}' is no scheduler: that is a class with set_timesteps and step.")
     known = inspect.signature(kind.__init__).parameters
     options = _options(arguments.options)
