@@ -221,7 +221,6 @@ def open_files(
     path: str | os.PathLike,
     split: str,
     cache_dir: str | None = None,
-    argument: str = "train_data_dir",
     kind: FileKind = IMAGE_FILES,
 ) -> FileSource:
     """The files of a kind in a folder, or in a .zip or .tar(.gz, .bz2, .xz) archive of one, without unpacking it.
@@ -229,9 +228,10 @@ def open_files(
     Raises FileNotFoundError when nothing is there or it holds no such file, ValueError for a file that is not an
     archive or beyond the limits.
     """
-    where, wanted = f"{argument}={str(path)!r}", f"it takes a folder of {kind.noun}s or a .zip or .tar archive of one"
+    where = f"train_data_dir={str(path)!r}"
+    wanted = f"it takes a folder of {kind.noun}s or a .zip or .tar archive of one"
     if not str(path):
-        raise ValueError(f"{argument} is empty; {wanted}")
+        raise ValueError(f"train_data_dir is empty; {wanted}")
     path = Path(path).expanduser()
     found = Findings(where, kind.suffixes(), kind.advice)
     if path.is_dir():

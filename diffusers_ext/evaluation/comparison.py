@@ -132,11 +132,10 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def mixture_pipeline(num_train_timesteps: int = 1000) -> GenerationPipeline:
+def mixture_pipeline() -> GenerationPipeline:
     """A pipeline whose network is perfect: the closed form for three Gaussians in the plane, on a cosine path."""
     mixture = GaussianMixture([0.5, 0.3, 0.2], [[0.7, 0.1], [-0.5, 0.6], [-0.4, -0.7]], [0.01, 0.03, 0.005])
     scheduler = SubsequenceDDIMScheduler(
-        num_train_timesteps=num_train_timesteps,
         beta_schedule="cosine",
         prediction_type="v_prediction",
         clip_sample=False,

@@ -12,6 +12,7 @@ import math
 import torch
 
 BLOCK = 1024  # rows of a matrix of pairs held at a time
+PEAK = 2.0  # width of the range of images
 
 
 # --- distances between distributions ---------------------------------------------------------------------------------
@@ -195,32 +196,28 @@ def _two_sets(
 # --- distance of images from the images they should be ---------------------------------------------------------------
 
 
-def peak_signal_to_noise_ratio(images: torch.Tensor, targets: torch.Tensor, peak: float = 2.0) -> torch.Tensor:
-    """10 log10(peak^2 / mean squared error) of each image, in decibels, (number,); infinite for equal images.
+def peak_signal_to_noise_ratio(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """10 log10(2^2 / mean squared error) of each image, in decibels, (number,); infinite for equal images.
 
     Args:
-        images, targets: (number, channels, height, width).
-        peak: width of the range of values; 2 for [-1, 1].
+        images, targets: (number, channels, height, width) in [-1, 1], whose width is the 2.
 
     Raises ValueError for shapes that differ.
     """
-    if images.shape != targets.shape:
-        raise ValueError(f"images {tuple(images.shape)} and targets {tuple(targets.shape)} must have one shape.")
+    _check_pairs(images, targets)
     error = (images.double() - targets.double()).square().flatten(1).mean(dim=1)
-    return 10 * torch.log10(peak**2 / error)
+    return 10 * torch.log10(PEAK**2 / error)
 
 
-def structural_similarity(images: torch.Tensor, targets: torch.Tensor, peak: float = 2.0) -> torch.Tensor:
+def structural_similarity(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """SSIM of each image, (number,); 1 for equal images. Wang et al. 2004, eq. 13, with its Gaussian window.
 
     Args:
-        images, targets: (number, channels, height, width); SSIM is the mean over channels and windows.
-        peak: width of the range of values; 2 for [-1, 1].
+        images, targets: (number, channels, height, width) in [-1, 1]; SSIM is the mean over channels and windows.
 
     Raises ValueError for shapes that differ.
     """
-    if images.shape != targets.shape:
-        raise ValueError(f"images {tuple(images.shape)} and targets {tuple(targets.shape)} must have one shape.")
+    _check_pairs(images, targets)
     x, y = images.double().flatten(0, 1)[:, None], targets.double().flatten(0, 1)[:, None]
     side = min(11, *(length - 1 + length % 2 for length in images.shape[2:]))
     line = torch.exp(-((torch.arange(side, dtype=torch.float64, device=x.device) - side // 2) ** 2) / (2 * 1.5**2))
@@ -232,7 +229,12 @@ def structural_similarity(images: torch.Tensor, targets: torch.Tensor, peak: flo
     mean_x, mean_y = mean(x), mean(y)
     variance_x, variance_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
     covariance = mean(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
     return similarity.flatten(1).mean(1).reshape(images.shape[:2]).mean(1)
+
+
+def _check_pairs(images: torch.Tensor, targets: torch.Tensor) -> None:
+    if images.shape != targets.shape:
+        raise ValueError(f"images {tuple(images.shape)} and targets {tuple(targets.shape)} must have one shape.")

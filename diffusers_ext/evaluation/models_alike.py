@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ def sample_alike(
     num_inference_steps: int = 50,
     seed: int = 0,
     guidance_scale: float = 1.0,
-    class_labels: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Samples of one model, (number, channels, height, width) in [-1, 1].
 
-    Models of the same image size begin at the same noise. One with classes makes class 0, 1, 2, ... in turn, unless
-    `class_labels` are given; a condition that has no default is the null condition.
+    Models of the same image size begin at the same noise. One with classes makes class 0, 1, 2, ... in turn; a
+    condition that has no default is the null condition.
 
     Raises:
         ValueError: for a number of steps that the scheduler can't have.
@@ -33,8 +32,7 @@ def sample_alike(
     request: dict[str, Any] = {}
     classes = getattr(pipeline.unet.config, "num_class_embeds", None)
     if classes:
-        labels = list(class_labels) if class_labels else [place % classes for place in range(number)]
-        request = {"class_labels": [labels[p % len(labels)] for p in range(number)], "guidance_scale": guidance_scale}
+        request = {"class_labels": [p % classes for p in range(number)], "guidance_scale": guidance_scale}
     if not hasattr(pipeline.scheduler, "sample_prior"):
         request["latents"] = starting_noise(pipeline, number, seed)
     steps = min(num_inference_steps, pipeline.scheduler.config.num_train_timesteps)

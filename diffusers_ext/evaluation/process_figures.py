@@ -54,8 +54,8 @@ def denoiser(pipeline: Any, images: torch.Tensor, times: Sequence[int], file: Pa
     )
 
 
-def trajectory(pipeline: Any, latents: torch.Tensor, steps: int, file: PathLike, columns: int = 16) -> None:
-    """Samples on their way from noise to images: a row each, `columns` states evenly over the steps."""
+def trajectory(pipeline: Any, latents: torch.Tensor, steps: int, file: PathLike) -> None:
+    """Samples on their way from noise to images: a row each, 16 states evenly over the steps."""
     frames: list[tuple[int, torch.Tensor]] = []
 
     def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def trajectory(pipeline: Any, latents: torch.Tensor, steps: int, file: PathLike,
     generator = torch.Generator().manual_seed(0)
     options = {"generator": generator, "num_inference_steps": steps, "callback_on_step_end": keep}
     pipeline(latents=latents, output_type="latent", **options)
-    chosen = figures.evenly(frames, columns)
+    chosen = figures.evenly(frames, 16)
     states, labels = [state for _, state in chosen], [number for number, _ in chosen]
     figures.strip(states, labels, file, "Sampling trajectories", column_title="steps taken")
 
@@ -90,16 +90,16 @@ def gamma(pipeline: Any, latents: torch.Tensor, values: Sequence[str], steps: in
     figures.comparison_grid(values, numbers, rows, file, title=title, row_title="gamma", column_title="starting noise")
 
 
-def embedding(file: PathLike, dimensions: int = 128, timesteps: int = 1000) -> None:
+def embedding(file: PathLike, dimensions: int = 128) -> None:
     """The sinusoidal embedding of time as a map."""
     from diffusers.models.embeddings import get_timestep_embedding
 
-    figures.embedding_heatmap(get_timestep_embedding(torch.arange(timesteps), dimensions), file)
+    figures.embedding_heatmap(get_timestep_embedding(torch.arange(1000), dimensions), file)
 
 
-def distribution(file: PathLike, frames: int = 40, points: int = 1000, fps: float = 12.5, seed: int = 0) -> None:
+def distribution(file: PathLike, frames: int = 40, fps: float = 12.5, seed: int = 0) -> None:
     """A GIF of points in the plane that drift to noise, and back by the exact score's probability flow."""
-    pipeline = mixture_pipeline()
+    pipeline, points = mixture_pipeline(), 1000
     generator = torch.Generator().manual_seed(seed)
     data, path = pipeline.unet.mixture.sample(points, generator).float(), pipeline.scheduler.path
     noise = torch.randn(data.shape, generator=generator)

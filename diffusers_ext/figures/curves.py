@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 BETA_LABEL, ALPHA_LABEL = r"variance added, $\beta_t$", r"signal left, $\bar{\alpha}_t$"
 
 
-def plot_schedule(curves: Mapping[str, Mapping[str, Any]], path: PathLike, title: str | None = None) -> None:
+def plot_schedule(curves: Mapping[str, Mapping[str, Any]], path: PathLike) -> None:
     """Plot the noise schedules: beta_t and a_bar_t against the timestep.
 
     Args:
         curves: name of the schedule -> its `betas` and `alphas_cumprod`, arrays or tensors (timesteps,). One schedule
             is drawn on twin axes, several on two panels side by side.
         path: of the file; its suffix says which kind.
-        title: above the plot.
 
     Raises ValueError for no schedules, and for arrays that are empty, not flat, not finite or of different lengths.
     """
@@ -39,9 +38,9 @@ def plot_schedule(curves: Mapping[str, Mapping[str, Any]], path: PathLike, title
     for name, (betas, alphas_cumprod) in arrays.items():
         check_count(f"curves[{name!r}]['alphas_cumprod']", alphas_cumprod, len(betas), "as many values as betas")
     if len(arrays) == 1:
-        _plot_one_schedule(*arrays.popitem(), path, title)
+        _plot_one_schedule(*arrays.popitem(), path)
     else:
-        _plot_schedules(arrays, path, title)
+        _plot_schedules(arrays, path)
 
 
 def _flat(name: str, curve: Mapping[str, Any], key: str) -> np.ndarray:
@@ -54,7 +53,7 @@ def _flat(name: str, curve: Mapping[str, Any], key: str) -> np.ndarray:
     return array
 
 
-def _plot_one_schedule(name: str, arrays: tuple[np.ndarray, np.ndarray], path: PathLike, title: str | None) -> None:
+def _plot_one_schedule(name: str, arrays: tuple[np.ndarray, np.ndarray], path: PathLike) -> None:
     betas, alphas_cumprod = arrays
     timesteps = np.arange(1, len(betas) + 1)
     with drawing(path, 6.4, 3.8) as figure:
@@ -66,7 +65,7 @@ def _plot_one_schedule(name: str, arrays: tuple[np.ndarray, np.ndarray], path: P
         right.set_ylim(-0.02, 1.02)
         left.set_xlabel("timestep t")
         _label_twins(left, BETA_LABEL, right, ALPHA_LABEL)
-        left.set_title(title or f"Noise schedule: {name}, {len(betas)} timesteps")
+        left.set_title(f"Noise schedule: {name}, {len(betas)} timesteps")
 
 
 def _label_twins(left: Axes, left_label: str, right: Axes, right_label: str) -> None:
@@ -78,7 +77,7 @@ def _label_twins(left: Axes, left_label: str, right: Axes, right_label: str) -> 
         axes.tick_params(axis="y", colors=color)
 
 
-def _plot_schedules(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], path: PathLike, title: str | None) -> None:
+def _plot_schedules(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], path: PathLike) -> None:
     lengths = {len(betas) for betas, _ in arrays.values()}
     with drawing(path, 10, 4) as figure:
         left, right = figure.subplots(1, 2)
@@ -92,7 +91,7 @@ def _plot_schedules(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], path: P
             axes.set_xlabel("timestep t" if len(lengths) == 1 else "timestep as a share of all, t / T")
             axes.set_ylabel(label)
         figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
-        figure.suptitle(title or "Noise schedules")
+        figure.suptitle("Noise schedules")
 
 
 def _scale_betas(axes: Axes, betas: Sequence[np.ndarray]) -> None:

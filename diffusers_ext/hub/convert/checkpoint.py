@@ -99,10 +99,10 @@ def unwrap(state: State, ema: bool = True) -> tuple[State, State]:
         state = {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def listed_names(names: Iterable[Any], most: int = 6) -> str:
+def listed_names(names: Iterable[Any]) -> str:
     """The first few names, and how many more there are."""
     texts = [str(name) for name in names]
-    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "") or "none"
+    return ", ".join(texts[:6]) + (f" and {len(texts) - 6} more" if len(texts) > 6 else "") or "none"
 
 
 # --- entries of a file ------------------------------------------------------------------------------------------------
