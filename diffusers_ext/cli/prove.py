@@ -59,14 +59,15 @@ def _prove_one(arguments: ProveArguments, path: dict[str, Any]) -> Report:
     if not arguments.counts or min(arguments.counts) < 2 or sorted(set(arguments.counts)) != list(arguments.counts):
         raise ValueError(f"counts must be increasing numbers of at least 2, got {arguments.counts}.")
     kind: Any = _scheduler_class(arguments.scheduler)
-    if not (inspect.isclass(kind) and callable(getattr(kind, "step", None))):
+    step = getattr(kind, "step", None)
+    if not (inspect.isclass(kind) and callable(step)):
         raise ValueError(f"'{arguments.scheduler}' is no scheduler: that is a class with set_timesteps and step.")
     known = inspect.signature(kind.__init__).parameters
     options = _options(arguments.options)
     settings = {key: value for key, value in path.items() if key in known}
     settings |= {"clip_sample": False} if "clip_sample" in known else {}
     of_step = {key: value for key, value in options.items() if key not in known}
-    unknown = sorted(set(of_step) - set(inspect.signature(kind.step).parameters) | set(of_step) & _OF_THE_LOOP)
+    unknown = sorted(set(of_step) - set(inspect.signature(step).parameters) | set(of_step) & _OF_THE_LOOP)
     if unknown:
         raise ValueError(f"{kind.__name__} has no option {', '.join(unknown)}.")
     settings |= {key: value for key, value in options.items() if key in known}
