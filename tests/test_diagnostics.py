@@ -128,7 +128,7 @@ class Ascending:
 
 def test_a_noise_level_whose_loss_diverges(warnings_of):
     def ascend(trainer):
-        trainer.run.objective = Ascending(trainer.objective)
+        trainer.run.step.losses.objective = Ascending(trainer.objective)
 
     (told,) = warnings_of(ascend, train_batch_size=64, learning_rate=5e-3)
     assert "diverges" in told

@@ -11,7 +11,7 @@ from local_processes import run_processes
 from diffusers_ext.models import build_model
 from diffusers_ext.settings import settings_of, without_effect
 from diffusers_ext.training import Trainer, TrainingArguments, parse_arguments
-from diffusers_ext.training.build import make_objective
+from diffusers_ext.training.building import make_objective
 
 RECIPES = sorted((ROOT / "diffusers_ext" / "recipes").glob("*.yaml"))
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -183,10 +183,16 @@ def test_the_toy_takes_no_epsilon_that_was_asked_for():
         make_objective(parse_arguments(["--model", "playground-toy", "--prediction_type", "epsilon"]), toy)
 
 
+def test_objects_take_the_place_of_settings_and_meet_their_needs():
+    arguments = TrainingArguments(guidance_scale=2.0, image_column="pixels", train_split="all")
+    told = without_effect(arguments, ["condition", "train_dataset"])
+    assert told == ["train_split and image_column have no effect: train_dataset is given."]
+
+
 def begin(rank, arguments, folder, caplog):
     torch.set_num_threads(1)
     Trainer(arguments)
-    told = [record.getMessage() for record in caplog.records if record.name.endswith("build_run")]
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("building.run")]
     (folder / f"{rank}.json").write_text(json.dumps(told))
 
 

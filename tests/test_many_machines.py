@@ -15,7 +15,8 @@ from local_processes import run_processes
 from safetensors.torch import load_file
 from test_exactness import differences, train_alone
 
-from diffusers_ext.training import Trainer, TrainerCallback, build_run, train
+from diffusers_ext.training import Trainer, TrainerCallback, train
+from diffusers_ext.training.building import run as building
 from diffusers_ext.training.checkpoint import list_checkpoints
 from diffusers_ext.training.sharding import own_parameters, uses_fsdp
 
@@ -120,7 +121,7 @@ def test_other_kinds_of_fsdp_are_refused_in_one_sentence(monkeypatch, changed, s
     ("settings", "sentence"), [({"optimizer": "muon"}, "optimizer muon"), ({"ema_snapshots": 2}, "ema_snapshots")]
 )
 def test_what_needs_whole_weights_is_refused_under_fsdp(tiny_run, monkeypatch, settings, sentence):
-    monkeypatch.setattr(build_run, "uses_fsdp", lambda accelerator: True)
+    monkeypatch.setattr(building, "uses_fsdp", lambda accelerator: True)
     with pytest.raises(ValueError, match=f"{sentence}.*pieces"):
         Trainer(tiny_run(**settings))
 

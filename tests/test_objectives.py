@@ -24,7 +24,7 @@ from diffusers_ext.objectives.timestep_sampling import HISTORY, UNIFORM_SHARE, I
 from diffusers_ext.objectives.weighting import WEIGHTINGS, X0_WEIGHTINGS, Weighting
 from diffusers_ext.schedulers import PREDICTION_TYPES, NoisePath, RectifiedFlowPath
 from diffusers_ext.training import Trainer, TrainingArguments, train
-from diffusers_ext.training.build import make_objective
+from diffusers_ext.training.building import make_objective
 
 T = 20
 PATH = NoisePath.from_schedule("linear", T, 0.01, 0.4)

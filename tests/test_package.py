@@ -24,10 +24,10 @@ ARROWS = {
     "proofs": {"proofs", "figures", "schedulers"},
     "pipelines": {"pipelines", "conditions", "schedulers"},
     "figures": {"figures"},
-    "data": {"data", "objectives"},
+    "data": {"data"},
     "modalities": {"modalities", "data", "evaluation", "figures", "pipelines"},
     "evaluation": {"evaluation", "figures", "hub", "pipelines", "proofs", "schedulers"},
-    "hub": {"hub", "conditions", "models", "pipelines", "schedulers"},
+    "hub": {"hub", "conditions", "models", "pipelines", "schedulers", "settings"},
     "training": {
         "training",
         "conditions",
@@ -42,8 +42,9 @@ ARROWS = {
         "schedulers",
         "settings",
     },
-    "experiments": {"experiments", "evaluation", "figures", "settings", "training"},
+    "experiments": {"experiments", "figures", "settings", "training"},
 }
+ROOMS = sorted(folder.name for folder in PACKAGE.iterdir() if any(folder.rglob("*.py")))
 
 
 def rooms_imported_by(file, root=ROOT):
@@ -64,9 +65,7 @@ def rooms_imported_by(file, root=ROOT):
 
 @pytest.mark.parametrize("room", ARROWS)
 def test_arrows_point_one_way(room):
-    files = [PACKAGE / f"{room}.py"] if (PACKAGE / f"{room}.py").exists() else sorted((PACKAGE / room).glob("*.py"))
-    assert files
-    for file in files:
+    for file in sorted((PACKAGE / room).rglob("*.py")):
         assert rooms_imported_by(file) <= ARROWS[room], file.name
 
 
@@ -75,6 +74,24 @@ def test_the_arrow_test_sees_imports(tmp_path):
     file.parent.mkdir(parents=True)
     file.write_text("from . import a\nfrom .b import c\nfrom ..pipelines import d\nimport diffusers_ext.models.e\n")
     assert rooms_imported_by(file, tmp_path) == {"training", "pipelines", "models"}
+
+
+def test_contributing_draws_the_imports_of_now():
+    """The tree in CONTRIBUTING.md: below each room those that it imports and that no room below it imports anyway."""
+    imports = {room: set() for room in ROOMS}
+    for room in ROOMS:
+        for file in (PACKAGE / room).rglob("*.py"):
+            imports[room] |= rooms_imported_by(file) & set(ROOMS) - {room}
+
+    def below(room):
+        return set().union(imports[room], *map(below, imports[room]))  # endless, were there a cycle
+
+    def tree(room, indent=""):
+        direct = sorted(each for each in imports[room] if not any(each in below(other) for other in imports[room]))
+        return [f"{indent}{room}", *(line for each in direct for line in tree(each, f"{indent}    "))]
+
+    assert "\n".join(tree("cli")) in (ROOT / "CONTRIBUTING.md").read_text()
+    assert set(ROOMS) == {"cli", *below("cli")} == {"cli", *ARROWS}
 
 
 STANDARD = {

@@ -144,9 +144,8 @@ class Small(torch.nn.Module):
 
 def default_weighting(path, prediction_type):
     from diffusers_ext.training.arguments import TrainingArguments
-    from diffusers_ext.training.build import weighting_name
 
-    return weighting_name(TrainingArguments(schedule=path, prediction_type=prediction_type))
+    return TrainingArguments(schedule=path, prediction_type=prediction_type).weighting
 
 
 def trained(own, path, prediction_type, steps=1000):

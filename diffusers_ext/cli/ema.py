@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..hub.averages import RECIPE
 from ..hub.export import export
 from ..settings import CheckedSettings, option
+from ..settings.recipes import RECIPE_FILE
 from ..training.ema import LONGEST_SIGMA_REL
 from .shared import load_pipeline
 
@@ -42,8 +42,8 @@ def ema(arguments: EmaArguments) -> None:
     replace_weights(pipeline, weights)
     export(pipeline, folder)
     reconstruction.write(folder)
-    if (run / RECIPE).is_file():
-        shutil.copyfile(run / RECIPE, folder / RECIPE)
+    if (run / RECIPE_FILE).is_file():
+        shutil.copyfile(run / RECIPE_FILE, folder / RECIPE_FILE)
     print(f"Pipeline with the {reconstruction} (relative distance from the exact profile) in {folder}")
 
 

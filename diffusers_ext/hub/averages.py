@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .recipe import RECIPE, read_recipe
+from ..settings.recipes import RECIPE_FILE, read_typed
 
 RECONSTRUCTION = "average.json"
 
@@ -62,9 +62,9 @@ def weights_of(folder: str | os.PathLike) -> str:
     Raises:
         ValueError: as `Reconstruction.of`.
     """
-    recipe = Path(folder, RECIPE)
+    recipe = Path(folder, RECIPE_FILE)
     if (reconstruction := Reconstruction.of(folder)) is not None:
         return str(reconstruction)
     if not recipe.is_file():
         return "unknown"
-    return "EMA" if read_recipe(recipe).get("use_ema") else "raw"
+    return "EMA" if read_typed(recipe).get("use_ema") else "raw"

@@ -24,10 +24,10 @@ from safetensors import SafetensorError, safe_open
 from ..conditions import CONDITIONS, Condition
 from ..conditions.base import PythonCode
 from ..pipelines.latent_space import down_sampling
+from ..settings.recipes import RECIPE_FILE, read_typed
 from .averages import Reconstruction
 from .markdown import Markdown, code, environment, escaped, markdown, plain, python
 from .provenance import PROVENANCE
-from .recipe import RECIPE, read_recipe
 from .registration import LIBRARY, is_code_name
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
@@ -91,7 +91,7 @@ class CardFacts:
             index,
             _json(folder / "unet" / "config.json"),
             _json(folder / "scheduler" / "scheduler_config.json"),
-            read_recipe(folder / RECIPE),
+            read_typed(folder / RECIPE_FILE),
             list(_records(folder / METRICS)),
             _json(folder / EVALUATION),
             _json(folder / PROVENANCE).get("versions") or {},
@@ -511,7 +511,7 @@ def _where(facts: CardFacts) -> str:
         return ""
     every = int(facts.recipe.get("logging_steps", 10))
     steps = "every step" if every == 1 else f"every {every} steps"
-    return f"The settings are in `{RECIPE}`, the losses of {steps} in `{METRICS}`."
+    return f"The settings are in `{RECIPE_FILE}`, the losses of {steps} in `{METRICS}`."
 
 
 class Measure(NamedTuple):

@@ -23,11 +23,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from ..settings.recipes import RECIPE_FILE, read_typed
 from .averages import RECONSTRUCTION
 from .export import INDEX, PIPELINE_FILE, export
 from .model_card import CARD, CODE_FILE, EVALUATION, METRICS, PICTURES, card_text, is_taken_over
 from .provenance import PROVENANCE
-from .recipe import RECIPE, read_recipe
 from .redaction import clean_token, redacted
 from .registration import LIBRARY
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 # Lists the files of the last push, so that the next one can delete those that are no more.
 PUSHED = "pushed_files.json"
-RECORDS = (RECIPE, RECONSTRUCTION, METRICS, EVALUATION, PROVENANCE)
+RECORDS = (RECIPE_FILE, RECONSTRUCTION, METRICS, EVALUATION, PROVENANCE)
 ROOT_FILES = (INDEX, PIPELINE_FILE, CARD, "LICENSE", "LICENSE.*", *RECORDS)
 COMPANIONS = (*PICTURES, "figures/*.png", "figures/*.gif", "samples/*.png", "samples/*.gif")
 # What diffusers and transformers write for a network, a scheduler, a text encoder, a tokenizer or an image processor.
@@ -215,8 +215,8 @@ def _rewritten(folder: Path, files: Sequence[str]) -> dict[str, bytes]:
     written = {}
     for path in files:
         name = path.rpartition("/")[2]
-        if path == RECIPE:
-            recipe = without_places(read_recipe(folder / path))
+        if path == RECIPE_FILE:
+            recipe = without_places(read_typed(folder / path))
             written[path] = yaml.safe_dump(recipe, sort_keys=False).encode()
         elif path == EVALUATION or name in (INDEX, "config.json") or name.endswith("_config.json"):
             content = json.loads((folder / path).read_text(encoding="utf-8"))

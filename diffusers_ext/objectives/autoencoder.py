@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from .diffusion import LOSSES
 from .network import ConditionedNetwork
 from .randomness import randn_shared
-
-_LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
 class AutoencoderObjective:
@@ -18,7 +16,7 @@ class AutoencoderObjective:
     adversarial parts, divided by the number of pixel values of an image; 1e-6 there is 1e-6 here.
 
     Args:
-        loss: `l1`, `l2` or `huber` (threshold 1).
+        loss: one of `LOSSES`.
         kl_weight: of the divergence from a standard normal distribution; has no effect on an encoder that is not
             random.
     """
@@ -26,7 +24,7 @@ class AutoencoderObjective:
     def __init__(self, loss: str = "l1", kl_weight: float = 1e-6):
         if kl_weight < 0:
             raise ValueError(f"kl_weight must be at least 0, got {kl_weight:g}.")
-        self._loss, self.kl_weight = _LOSSES[loss], kl_weight
+        self._loss, self.kl_weight = LOSSES[loss], kl_weight
 
     def __call__(
         self, net: ConditionedNetwork, batch: dict[str, torch.Tensor], generator: torch.Generator

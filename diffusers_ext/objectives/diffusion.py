@@ -29,7 +29,8 @@ _EARLIEST = 1e-3
 # How often a network that takes its earlier prediction is given one (Chen et al. 2022, arXiv:2208.04202, section 2.2).
 SELF_CONDITIONED = 0.5
 
-_LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
+# The error of a network's output, by the name of the setting `loss`; the threshold of `huber` is 1.
+LOSSES: dict[str, Any] = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
 class Objective(Protocol):
@@ -83,7 +84,7 @@ class DiffusionObjective:
         dequantize: bool = False,
     ):
         path.check_prediction_type(prediction_type)
-        self.path, self.prediction_type, self._loss = path, prediction_type, _LOSSES[loss]
+        self.path, self.prediction_type, self._loss = path, prediction_type, LOSSES[loss]
         self.weighting, self.dequantize = weighting or Weighting(), dequantize
         self.discrete = isinstance(path, DiscretePath)
         self.sampler = sampler or TimestepSampler("uniform", len(path) if isinstance(path, DiscretePath) else 1000)
@@ -215,7 +216,7 @@ class MixObjective:
     def __init__(self, loss: str = "l2", amounts: str = "uniform"):
         if amounts not in ("uniform", "normal"):
             raise ValueError(f"amounts must be 'uniform' or 'normal', got '{amounts}'.")
-        self._loss, self.amounts = _LOSSES[loss], amounts
+        self._loss, self.amounts = LOSSES[loss], amounts
 
     def draw_timesteps(self, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
         """Amounts of corruption, shape (count,)."""

@@ -3,7 +3,6 @@
 from .declaration import (
     CheckedSettings,
     Group,
-    Need,
     Setting,
     SettingsError,
     check,
@@ -13,6 +12,7 @@ from .declaration import (
     settings_of,
 )
 from .effect import without_effect
+from .needs import Need
 from .parsing import HelpRequested, parse
 from .recipes import Recipe, find_recipe, read_nested, read_recipe, shipped_recipes
 

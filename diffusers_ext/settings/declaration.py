@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .needs import Need
+
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 LARGEST_INT64 = 2**63 - 1
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -39,26 +41,11 @@ class SettingsError(ValueError):
     """One sentence on a setting: what is wrong, what was received, what to do."""
 
 
-@dataclass(frozen=True, eq=False)
-class Need:
-    """What settings need to have an effect.
-
-    Args:
-        met: whether it is so, given the settings object.
-        reason: why not, as the end of "... has no effect: {reason}."
-        switches: the settings that decide.
-        contradiction: refuse a setting that was given as a flag, instead of warning.
-    """
-
-    met: Callable[[Any], bool]
-    reason: str
-    switches: tuple[str, ...]
-    contradiction: bool = False
-
-
 @dataclass(frozen=True)
 class Group:
     """Settings that `--help` shows together: `group(default, help, ...)` declares one.
+
+    `dataclasses.replace` gives a part of a group, with other needs.
 
     Args:
         name, title: as `--help` calls it.
@@ -68,8 +55,8 @@ class Group:
 
     name: str
     title: str
-    needs: tuple[Need, ...] = ()
-    on_resume: str = FREE
+    needs: tuple[Need, ...] = field(default=(), compare=False)
+    on_resume: str = field(default=FREE, compare=False)
     order: int = field(default_factory=itertools.count().__next__)
 
     def __call__(self, default: Any, text: str, **more: Any) -> Any:
@@ -101,6 +88,7 @@ class Setting:
         needs: what it needs to have an effect; the first need that is not met gives the warning.
         on_resume: what happens when a run is resumed with another value. "refused": the weights would lose their
             meaning; "named": a warning, for the run goes on differently; "free": nothing. The group's when not given.
+        replaced_by: the Python argument that takes its place where the user gives an object.
     """
 
     name: str
@@ -122,6 +110,7 @@ class Setting:
     short: bool = False
     needs: tuple[Need, ...] = ()
     on_resume: str = FREE
+    replaced_by: str = ""
 
     @property
     def required(self) -> bool:
@@ -196,7 +185,7 @@ class Setting:
         if "\0" in value:
             raise SettingsError(f"{self.name} must not contain a null character, got {_shown(value)}.")
         if self.json:
-            _json_object(self.name, value)
+            json_option(self.name, value)
         return value
 
     def _check_range(self, value: float) -> None:
@@ -333,9 +322,10 @@ def _setting(declared: dataclasses.Field, hint: Any) -> Setting:
     )
 
 
-def _json_object(name: str, text: str) -> dict[str, Any]:
+def json_option(name: str, text: str | None) -> dict[str, Any]:
+    """The dictionary in a JSON setting; empty when it was not given. Raises SettingsError unless it is one."""
     try:
-        value = json.loads(text)
+        value = json.loads(text or "{}")
     except (json.JSONDecodeError, RecursionError):
         value = None
     if not isinstance(value, dict):

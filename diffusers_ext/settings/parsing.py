@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 import shutil
@@ -14,6 +13,7 @@ from .declaration import Setting, SettingsError, settings_of
 
 _FLAG = re.compile(r"--[A-Za-z]")
 _WIDEST = 110
+_SHOWN = 40  # characters of choices beside a flag
 _METAVARS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "[true|false]"}
 
 
@@ -155,7 +155,7 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 def _entry(setting: Setting) -> Iterator[str]:
     flag = f"  --{setting.name} {_metavar(setting)}"
-    text = f"{setting.text}{_default(setting)}"
+    text = f"{setting.text}{_unshown_choices(setting)}{_default(setting)}"
     if len(flag) < 34:
         lines = _wrapped(text, " " * 36)
         yield flag.ljust(36) + lines[0].strip() if lines else flag
@@ -165,9 +165,17 @@ def _entry(setting: Setting) -> Iterator[str]:
         yield from _wrapped(text, " " * 36)
 
 
+def _unshown_choices(setting: Setting) -> str:
+    """The choices that neither the metavar nor the text shows."""
+    allowed = setting.allowed() or ()
+    if len("|".join(allowed)) <= _SHOWN or all(choice in setting.text for choice in allowed):
+        return ""
+    return f" One of {', '.join(allowed)}."
+
+
 def _metavar(setting: Setting) -> str:
     allowed = setting.allowed()
-    if allowed is not None and len("|".join(allowed)) <= 40:
+    if allowed is not None and len("|".join(allowed)) <= _SHOWN:
         word = "{" + "|".join(allowed) + "}"
     else:
         word = "JSON" if setting.json else _METAVARS[setting.kind]
@@ -181,8 +189,3 @@ def _default(setting: Setting) -> str:
         return ""
     value = setting.default
     return f" [{' '.join(map(str, value)) if isinstance(value, list) else value}]"
-
-
-def field_names(settings_class: type) -> list[str]:
-    """Names of the settings."""
-    return [each.name for each in dataclasses.fields(settings_class)]

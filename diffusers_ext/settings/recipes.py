@@ -13,6 +13,7 @@ import yaml
 from .declaration import SettingsError
 from .parsing import closest
 
+RECIPE_FILE = "recipe.yaml"  # what a training run leaves beside its pipeline
 ABOUT = "about"
 _LARGEST_FILE = 2**20  # bytes
 _DEEPEST = 8  # levels of lists and mappings
@@ -82,6 +83,16 @@ def read_recipe(name: str | Path) -> Recipe:
     if not isinstance(about, dict):
         raise SettingsError(f"Recipe '{path}' must hold a mapping under `{ABOUT}`.")
     return Recipe(path.stem, settings, {str(k): str(v) for k, v in about.items()})
+
+
+def read_typed(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file in the types that YAML gives them; none if there is no file, or a link in its place.
+
+    Raises:
+        SettingsError: one sentence on what is wrong with the file.
+    """
+    root = None if path.is_symlink() or not path.is_file() else _root(path)
+    return {} if root is None else _constructed(path, "settings", root)
 
 
 def read_nested(path: Path) -> dict[str, Any]:
@@ -156,6 +167,10 @@ def _value(path: Path, name: str, node: yaml.Node) -> Any:
         if not all(isinstance(entry, yaml.ScalarNode) for entry in node.value):
             raise SettingsError(f"Recipe '{path}': {name} must be a list of plain values.")
         return [entry.value for entry in node.value]
+    return _constructed(path, name, node)
+
+
+def _constructed(path: Path, name: str, node: yaml.Node) -> Any:
     loader = _Loader("")
     try:
         return loader.construct_document(node)

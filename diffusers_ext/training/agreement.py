@@ -17,11 +17,7 @@ class TrainingFailed(Exception):
 
 
 class Processes:
-    """The processes of a run.
-
-    Args:
-        accelerator: of the run.
-    """
+    """The processes of a run."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator

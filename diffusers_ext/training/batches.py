@@ -22,7 +22,6 @@ class Batches:
 
     Args:
         data: to train on.
-        accelerator: of the run.
         batch_size: of one process.
         seed: of the order.
         num_workers: processes that prepare batches; 0 prepares them in this one.

@@ -16,11 +16,8 @@ class ConditionBinding:
     """Binds the conditions of batches to the network.
 
     Args:
-        conditioning: of the run.
         data: to train on.
-        seed: of the run.
         batches_per_epoch: of the training data.
-        num_processes, process_index: of the run.
     """
 
     def __init__(

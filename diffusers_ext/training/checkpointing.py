@@ -21,11 +21,9 @@ class Checkpoints:
     """Saves the parts of a run and takes them up again; knows none of them by name.
 
     Args:
-        folder: of the run.
         parts: what must survive a kill, by name. All processes hold the same names.
         state: the counters of the run.
         recorder: whose records of steps that come again are dropped.
-        processes: of the run; the main one writes.
         stage: how far the run is, with what was measured of it; a checkpoint of the same stage is not saved again.
         total_limit: how many checkpoints are kept, the newest; None keeps all.
         on_save: called with the path of a saved checkpoint.

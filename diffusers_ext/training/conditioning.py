@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from ..conditions import Condition, condition_class, register
+from ..conditions import Condition
 from ..data.base import Batch, TrainingData
 from ..modalities import MODALITIES, modality_of_size
-from ..objectives.randomness import generator_of, seed_of
+from ..objectives.randomness import generator_of
 from ..pipelines import GenerationPipeline
-from .arguments import TrainingArguments
-from .build import make_pipeline
+from .pipeline import make_pipeline
 
 UNCONDITIONAL_FIGURE_IMAGES = 64
 
@@ -27,7 +26,6 @@ class Conditioning:
     Args:
         condition: prepared for the training data; None trains without a condition.
         data: the training data.
-        seed: of the run.
         dropout: probability with which a sample gets the null condition.
         label_free_from: first epoch in which all samples get the null condition; None for no such epoch.
         guidance_scale: of previews.
@@ -59,11 +57,6 @@ class Conditioning:
     def model_entries(self) -> dict[str, Any]:
         """Entries that the network's configuration needs."""
         return {} if self.condition is None else self.condition.model_entries
-
-    def adopt(self, held_out: TrainingData) -> None:
-        """Make conditions of held-out data mean the same as in the training data. Raises ValueError if they can't."""
-        if self.condition is not None:
-            self.condition.adopt(held_out)
 
     def wrap(self, unet: Any) -> Any:
         """What is trained: the network, and whatever is trained along with it."""
@@ -111,38 +104,3 @@ class Conditioning:
             return {"batch_size": count}
         generator = generator_of(self.seed, "preview condition")
         return {**self.condition.examples(data, count, generator), "guidance_scale": self.guidance_scale}
-
-
-def make_condition(arguments: TrainingArguments) -> Condition | None:
-    """The condition that the settings ask for, not yet prepared for any data. Raises ValueError for wrong settings."""
-    if arguments.condition is None:
-        return None
-    condition = condition_class(arguments.condition)
-    return condition(**{name: getattr(arguments, name) for name in condition.settings})
-
-
-def make_conditioning(
-    arguments: TrainingArguments, data: TrainingData, condition: Condition | None = None
-) -> Conditioning:
-    """The condition of the settings, or a given one, prepared for the training data.
-
-    A given condition is registered under its name, so that the pipeline of the run knows it.
-
-    Raises:
-        ValueError: one sentence on what the data lack for it.
-    """
-    if condition is not None:
-        register(type(condition))
-    else:
-        condition = make_condition(arguments)
-    if condition is None:
-        return Conditioning(None, data, arguments.seed)
-    condition.prepare(data, seed_of(arguments.seed, "text encoder"), arguments.hub_token)
-    return Conditioning(
-        condition,
-        data,
-        arguments.seed,
-        arguments.condition_dropout,
-        arguments.num_epochs - arguments.label_free_epochs if arguments.label_free_epochs else None,
-        arguments.guidance_scale,
-    )

@@ -41,8 +41,6 @@ class Diagnostics:
     Each process watches its own share of the data, and all of them classifier what all have seen.
 
     Args:
-        objective: of the run.
-        accelerator: of the run.
         tell: takes a warning, the same on every process.
         bounded: whether samples must lie in [-1, 1], as images do; latents and standardised signals don't.
     """

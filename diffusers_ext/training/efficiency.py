@@ -25,9 +25,6 @@ class StepClock:
     """Adds up the time that a run spends in forward, backward and optimizer, without waiting for the device.
 
     A GPU notes the times itself, and they are read when it has come to them.
-
-    Args:
-        device: of the run.
     """
 
     def __init__(self, device: torch.device):

@@ -83,7 +83,6 @@ class LatentEncoder:
         crops: versions of each training image that is prepared at random.
         mirror: whether training images are mirrored at random.
         max_memory_bytes: above which latents stay on disk.
-        seed: of the run.
         least_psnr: reconstructions that are worse are warned about, in decibels.
         token: of the Hub.
         warn: takes a warning.

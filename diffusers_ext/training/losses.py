@@ -19,7 +19,6 @@ class LossReader:
     """Collects the loss of each step without waiting for the device, and reads them together.
 
     Args:
-        accelerator: of the run.
         learning_rate: the highest of the run, for the message about a loss that is not finite.
         warmup_steps: steps before that learning rate is reached.
     """

@@ -27,8 +27,6 @@ class Recorder:
     """Writes on the main process, measures the speed, and changes nothing of the training.
 
     Args:
-        accelerator: whose trackers are used.
-        folder: of the run.
         state: the counters of the run.
         samples_per_step: of all processes together.
         tracker: settings to show in the tracker, or None for a run without one.

@@ -20,6 +20,7 @@ from ..objectives.randomness import seed_of
 from ..pipelines import GenerationPipeline
 from ..pipelines.batched_generation import samples_of
 from ..schedulers import NoisePath
+from .atomic import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def write_figures(pipeline: Any, output_dir: Path, wanted: Figures) -> None:
         logger.warning("No figures were drawn (%s); install 'diffusers_ext[train]' for them.", error)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         # The pipeline is saved; a figure must not cost the run.
-        logger.warning("Not all figures were drawn (%s).", " ".join(str(error).split()))
+        logger.warning("Not all figures were drawn (%s).", one_line(error))
 
 
 def _write_figures(pipeline: Any, output_dir: Path, folder: Path, wanted: Figures) -> None:

@@ -29,7 +29,6 @@ class SampleEvaluation:
     Noise and classes are the same at every call and on any number of processes, which share the work.
 
     Args:
-        accelerator: of the run.
         data: held-out images.
         split: what they are called in the records.
         by_class: whether samples are asked for the classes of these images.

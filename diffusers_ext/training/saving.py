@@ -14,15 +14,16 @@ from typing import Any
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import save_file
 
-from ..hub.averages import RECIPE, RECONSTRUCTION
+from ..hub.averages import RECONSTRUCTION
 from ..hub.bundle import BundlingError
 from ..hub.export import export
 from ..hub.model_card import write_card
+from ..hub.provenance import write_provenance
 from ..hub.push import files_to_push, push_to_hub
 from ..hub.redaction import redacted
 from ..hub.stamp import stamped
-from .atomic import atomic_write, partial_path
-from .autoencoding import save_autoencoder
+from ..settings.recipes import RECIPE_FILE
+from .atomic import atomic_write, one_line, partial_path
 from .checkpoint import packed
 from .plain import PlainNetwork
 
@@ -38,16 +39,15 @@ def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, recipe: str, re
 
     Args:
         pipeline: of the run, or the autoencoder that it trained.
-        output_dir: of the run.
         recipe: its settings, as YAML.
         repo_id: the repository on the Hub; named like the folder when None.
     """
     if not isinstance(pipeline, DiffusionPipeline):
-        save_autoencoder(pipeline, output_dir, RECIPE, recipe)
+        _save_autoencoder(pipeline, output_dir, recipe)
         return
     if isinstance(pipeline.unet, PlainNetwork):
         _save_plain(pipeline, output_dir)
-        atomic_write(output_dir / RECIPE, stamped(recipe))
+        atomic_write(output_dir / RECIPE_FILE, stamped(recipe))
         return
     try:
         export(pipeline, output_dir)
@@ -58,8 +58,22 @@ def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, recipe: str, re
             " ".join(str(error).split()).rstrip("."),
         )
     (output_dir / RECONSTRUCTION).unlink(missing_ok=True)
-    atomic_write(output_dir / RECIPE, stamped(recipe))
+    atomic_write(output_dir / RECIPE_FILE, stamped(recipe))
     describe(output_dir, repo_id)
+
+
+def _save_autoencoder(vae: Any, output_dir: Path, recipe: str) -> None:
+    """As diffusers loads it by `from_pretrained`, with its settings."""
+    partial = partial_path(output_dir / "autoencoder")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        vae.save_pretrained(partial)
+        for file in sorted(partial.iterdir()):
+            file.replace(output_dir / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    write_provenance(output_dir)
+    atomic_write(output_dir / RECIPE_FILE, recipe)
 
 
 def _save_plain(pipeline: Any, output_dir: Path) -> None:
@@ -87,7 +101,7 @@ def describe(output_dir: Path, repo_id: str | None = None) -> None:
     try:
         write_card(output_dir, repo_id if "/" in repo_id else f"user/{repo_id}")
     except (ValueError, OSError) as error:
-        logger.warning("The model card could not be written (%s).", " ".join(str(error).split()))
+        logger.warning("The model card could not be written (%s).", one_line(error))
 
 
 class HubPusher:
@@ -96,7 +110,6 @@ class HubPusher:
     Nothing that goes wrong here stops a run: it is reported, with the command that pushes later.
 
     Args:
-        output_dir: of the run.
         repo_id: the repository; named like the folder when None.
         private: whether it is created as a private one.
         token: of the Hub, or None for the one of `hf auth login`.

@@ -17,12 +17,11 @@ from . import checkpoint
 from .agreement import TrainingFailed
 from .arguments import TrainingArguments
 from .atomic import one_line
-from .build_run import build_run
+from .building import build_run
 from .interruption import Interruption, TrainingInterrupted
 from .losses import TrainingDiverged
 from .precision import as_loaded, set_attention
 from .state import StepResult, TrainerState
-from .stepping import take_step
 
 
 def train(
@@ -83,15 +82,16 @@ class Trainer:
         self.args = args
         self.run = run = build_run(args, model, train_dataset, eval_dataset, objective, callbacks, condition)
         self.state: TrainerState = run.state
-        self.network, self.objective, self.conditioning = run.network, run.objective, run.conditioning
-        self.train_dataset, self.eval_dataset = run.train_dataset, run.eval_dataset
+        self.network, self.objective = run.weights.network, run.ingredients.objective
+        self.conditioning = run.ingredients.conditioning
+        self.train_dataset, self.eval_dataset = run.ingredients.train_dataset, run.ingredients.eval_dataset
         self.accelerator, self.mode, self.output_dir = run.accelerator, run.mode, run.folder.path
         self._fire = run.callbacks.fire
         self._consistent = True
 
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
-        return self.run.learning_rate()
+        return self.run.step.learning_rate()
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class Trainer:
         self._open_folder()
         try:
             run.checkpoints.begin(run.resume_from, run.callbacks.measured_again)
-            set_attention(run.network, run.mode.attention)  # another Trainer in this process may have had its own
+            set_attention(self.network, run.mode.attention)  # another Trainer in this process may have had its own
             run.recorder.start()
             self._fire("on_train_begin")
             with Interruption() as interruption, run.recorder.progress_bar() as bar:
@@ -139,7 +139,7 @@ class Trainer:
         run, state = self.run, self.state
         batches = run.batches.since(state.global_step * run.accumulation)
         began = time.monotonic() - state.seconds
-        run.model.train()
+        run.weights.model.train()
         while not self._finished():
             loss, norm, rate = self._step(self._begin_step(batches))
             run.reader.add(state.global_step, loss)
@@ -164,7 +164,8 @@ class Trainer:
 
     def _step(self, batches: list[Any]) -> Any:
         self._consistent = False
-        result = take_step(self.run, batches)
+        result = self.run.step(batches)
+        self.run.batches.commit()
         self.state.global_step += 1
         self._consistent = True
         return result
@@ -176,7 +177,7 @@ class Trainer:
         if step.epoch is not None:
             self._fire("on_epoch_end", step=step)
         control.should_save = control.should_evaluate = False
-        self.run.model.train()
+        self.run.weights.model.train()
 
     def _end(self) -> None:
         """Measure the last state and save it as a checkpoint."""
@@ -192,7 +193,7 @@ class Trainer:
         network = run.weights.keep()
         # As it will be loaded: another memory format gives other roundings.
         as_loaded(network)
-        pipeline = run.pipeline_of(network)
+        pipeline = run.ingredients.pipeline_of(network)
         run.exporter.save_last(pipeline, state.global_step)
         run.recorder.say(f"Trained {state.global_step} steps in {state.seconds:.0f} s; saved to '{run.folder.path}'.")
         return pipeline

@@ -38,7 +38,6 @@ class Weights:
     """The network's weights, and those of them that are evaluated and saved: averages or raw, and the best so far.
 
     Args:
-        accelerator: of the run.
         model: the network as it is trained, with the wrappers of distributed training.
         network: the network itself, without wrappers.
         ema: the average that is evaluated and saved, or None for the raw weights.

@@ -8,6 +8,7 @@ from .evaluation import SampleEvaluationCallback
 from .logging import LoggingCallback
 from .pipelines import FiguresCallback, PipelineCallback, PushCallback
 from .previews import PreviewCallback
+from .reconstruction import ReconstructionCallback
 from .validation import ValidationCallback
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PipelineCallback",
     "PreviewCallback",
     "PushCallback",
+    "ReconstructionCallback",
     "SampleEvaluationCallback",
     "SnapshotCallback",
     "TrainerCallback",

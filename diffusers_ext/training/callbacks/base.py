@@ -76,7 +76,6 @@ class Callbacks:
     Args:
         callbacks: of the run; those of transformers work, too.
         args: settings to pass on.
-        state, control: of the run.
         model: the network that is trained.
     """
 

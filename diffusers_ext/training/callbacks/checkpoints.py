@@ -14,7 +14,6 @@ class SnapshotCallback(TrainerCallback):
     """Keeps the power-function averages every so many steps, and at the end.
 
     Args:
-        checkpoints: of the run.
         averages: to keep.
         every: optimizer steps.
     """
@@ -37,7 +36,6 @@ class CheckpointCallback(TrainerCallback):
     """Saves a checkpoint every so many steps, when a callback asks for it, and at the end.
 
     Args:
-        checkpoints: of the run.
         every: optimizer steps.
     """
 

@@ -15,7 +15,6 @@ class DiagnosticsCallback(TrainerCallback):
     """Calls `Diagnostics` at logging steps and at evaluations.
 
     Args:
-        diagnostics: of the run.
         every: optimizer steps between two looks at the losses.
         ema: the average whose length is checked, or None.
         max_seconds: after which the run ends, or None.
@@ -48,7 +47,6 @@ class ConditionCheckCallback(TrainerCallback):
     """Warns when the network ignores its condition.
 
     Args:
-        diagnostics: of the run.
         model: the network as it is trained.
         data: whose conditions are exchanged.
         conditions: the network's conditions for a batch.

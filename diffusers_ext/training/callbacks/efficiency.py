@@ -21,14 +21,10 @@ class EfficiencyCallback(TrainerCallback):
     """Figures of one launch: time, arithmetic, memory.
 
     Args:
-        recorder: of the run.
         clock: adds up the time within forward, backward and optimizer.
-        device: of the run.
-        num_processes: of the run.
         precision: of the run, as Accelerate names it.
         mode: how steps are computed.
         loss_of_one: the loss of one sample, whose operations are counted.
-        parameters: of the network.
     """
 
     def __init__(

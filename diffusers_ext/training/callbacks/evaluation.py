@@ -16,9 +16,6 @@ class SampleEvaluationCallback(TrainerCallback):
 
     Args:
         evaluation: on all processes.
-        weights: of the run.
-        pipeline_of: a pipeline around a network.
-        recorder: of the run.
         every: optimizer steps; None evaluates at the end only.
         best_at: the step of the best weights, where some are kept.
         announce: fires an event of the callbacks.

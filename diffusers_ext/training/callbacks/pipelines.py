@@ -22,13 +22,10 @@ class PipelineCallback(TrainerCallback):
     """Saves the pipeline after every so many epochs.
 
     Args:
-        weights: of the run.
-        pipeline_of: a pipeline around a network.
         folder: where it goes.
         recipe: settings of the run, as YAML.
         repo_id: the repository on the Hub, or None.
         every_epochs: after epochs 0, N, 2N, ..., as in diffusers' example.
-        processes: of the run; the main one saves.
         announce: fires an event of the callbacks.
     """
 
@@ -85,10 +82,8 @@ class FiguresCallback(TrainerCallback):
     """Draws the figures of a finished run, and brings its model card up to date.
 
     Args:
-        folder: of the run.
         figures: what they show; None draws none, for data that are no images.
         repo_id: the repository on the Hub, or None.
-        processes: of the run; the main one draws.
     """
 
     def __init__(self, folder: Path, figures: Figures | None, repo_id: str | None, processes: Processes):
@@ -107,12 +102,7 @@ class FiguresCallback(TrainerCallback):
 
 
 class PushCallback(TrainerCallback):
-    """Pushes the folder whenever the pipeline was saved: in the background while the run goes on.
-
-    Args:
-        pusher: of the run.
-        processes: of the run; the main one pushes.
-    """
+    """Pushes the folder whenever the pipeline was saved: in the background while the run goes on."""
 
     def __init__(self, pusher: HubPusher, processes: Processes):
         self._pusher, self._processes = pusher, processes

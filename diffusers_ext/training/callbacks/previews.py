@@ -20,13 +20,9 @@ class PreviewCallback(TrainerCallback):
     """A picture of samples into `samples/` and the trackers when it is due, and of the saved pipeline at the end.
 
     Args:
-        weights: of the run.
-        pipeline_of: a pipeline around a network.
         request: pipeline arguments of the preview.
         num_inference_steps: of the sampler.
         folder: of the pictures.
-        recorder: of the run.
-        processes: of the run; the main one draws.
         seed: of the noise.
         is_due: whether to draw after a step.
     """

@@ -20,10 +20,8 @@ class ValidationCallback(TrainerCallback):
     """Validates when it is due, and at the end of the run.
 
     Args:
-        weights: of the run.
         measure: the loss of a network on held-out data; all processes call it.
         check: raises for a loss that is not finite, given the step and the loss.
-        recorder: of the run.
         stopping: decides when the run ends early; its patience None keeps no best weights.
         is_due: whether to validate after a step.
         announce: fires an event of the callbacks.
