@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from diffusers_ext import __version__
 from diffusers_ext.cli import main
-from diffusers_ext.cli.boundary import guarded
+from diffusers_ext.cli.boundary import explained, guarded
 from diffusers_ext.cli.shared import best_device
 from diffusers_ext.cli.train import run_script
 from diffusers_ext.training import TrainingInterrupted, train
@@ -136,6 +137,29 @@ def test_ctrl_c_in_a_command_is_one_sentence(tmp_path):
     assert "Traceback" not in shown
     assert process.exitcode == 130, shown
     assert shown.rstrip().endswith("Stopped by Ctrl-C.")
+
+
+PROGRAMS = {
+    "a command": ["-m", "diffusers_ext.cli", "sample", "--model", "x"],
+    "training": ["-m", "diffusers_ext.cli", "train", "mnist"],
+    "a script": [str(ROOT / "train" / "train_unconditional.py"), "--recipe", "mnist"],
+}
+
+
+@pytest.mark.parametrize("module", ["yaml", "torch"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_ctrl_c_while_libraries_are_imported_is_one_sentence(environment, tmp_path, program, module):
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
+    environment = {**environment, "PYTHONPATH": os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])}
+    words = [sys.executable, *PROGRAMS[program]]
+    ran = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "Stopped by Ctrl-C.\n")
+
+
+def test_a_ctrl_c_that_a_library_turned_into_another_error_is_one():
+    error = ImportError("numpy's C extensions failed")
+    error.__context__ = KeyboardInterrupt()
+    assert explained(error) == ("Stopped by Ctrl-C.", 130)
 
 
 def draw_on_a_full_disk(folder):

@@ -10,7 +10,7 @@ same without a checkout.
 
 import sys
 
-from diffusers_ext.cli.train import run_script
+from diffusers_ext.cli import run_script
 
 if __name__ == "__main__":
     sys.exit(run_script(sys.argv[1:], task="autoencoder", loss="l1"))

@@ -10,7 +10,7 @@ Takes every flag of train_unconditional.py; the condition is `class` when neithe
 
 import sys
 
-from diffusers_ext.cli.train import run_script
+from diffusers_ext.cli import run_script
 
 if __name__ == "__main__":
     sys.exit(run_script(sys.argv[1:], condition="class"))

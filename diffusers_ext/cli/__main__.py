@@ -2,6 +2,6 @@
 
 import sys
 
-from .program import run
+from . import run
 
 sys.exit(run())

@@ -64,7 +64,7 @@ def explained(error: BaseException) -> tuple[str, int]:
     """(one sentence on an error, exit status)."""
     if (signal_number := getattr(error, "signal_number", None)) is not None:  # training that was asked to stop
         return _one_line(str(error)), 128 + signal_number
-    if isinstance(error, KeyboardInterrupt):
+    if _was_interrupted(error):
         return "Stopped by Ctrl-C.", 130
     message = _one_line(str(error))
     if _is_no_memory(error, message):
@@ -77,6 +77,16 @@ def explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, _FORESEEN) or _is_foreseen_by_us(error):
         return message or f"{type(error).__name__}.", 1
     return f"Unexpected {type(error).__name__}{_place(error)}: {message or 'no message'} (--debug shows more)", 1
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether this is a Ctrl-C, or what a library raised because of one: `import numpy` makes it an ImportError."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _is_no_memory(error: BaseException, message: str) -> bool:

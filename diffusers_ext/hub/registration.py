@@ -2,8 +2,9 @@
 
 diffusers looks for a class in three places: for a pipeline as an attribute of `diffusers`; for the library of a
 component in `LOADABLE_CLASSES`; and, for a repository on the Hub, for a library as an attribute of
-`diffusers.pipelines`. Importing those modules takes seconds, which `import diffusers_ext` must not take. So classes are
-registered with diffusers' own lazy module by name, and the two tables are filled when diffusers itself loads them.
+`diffusers.pipelines`. Importing those modules takes seconds, which `import diffusers_ext` must not take. So this module
+imports nothing of diffusers: classes are offered by name to diffusers' own lazy module when that is imported, and the
+two tables are filled when diffusers itself loads them.
 
 A repository that `export` wrote has the code of its components, in files named after their content (`code_name`). Once
 this package is imported, such a name means this package: the installed classes are used, the repository's code is not.
@@ -17,12 +18,9 @@ import importlib.machinery
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
-
-import diffusers
-from packaging.version import Version
 
 LIBRARY = __package__.partition(".")[0]
 LOADING_MODULE = "diffusers.pipelines.pipeline_loading_utils"
@@ -44,24 +42,30 @@ def is_code_name(name: str) -> bool:
 
 
 def register(names: Iterable[str]) -> None:
-    """Register the public classes `names` of this package with diffusers, without importing its inner modules.
+    """Register the public classes `names` of this package with diffusers: now, or as soon as diffusers is imported.
 
     Args:
         names: class names, found as attributes of this package.
 
     Raises:
-        ImportError: when diffusers already has another class of one of these names.
+        ImportError: when diffusers already has another class of one of these names; it may come from the later import.
     """
-    _offer_attributes(list(names))
-    loaded = sys.modules.get(LOADING_MODULE)
-    if loaded is not None:
-        _fill_tables(loaded)
-    else:
-        sys.meta_path.insert(0, _AfterImport())
+    offered = list(names)
+    _when_imported("diffusers", lambda: _offer_attributes(offered))
+    _when_imported(LOADING_MODULE, _fill_tables)
     sys.meta_path.append(_CodeNames())
 
 
+def _when_imported(module: str, then: Callable[[], None]) -> None:
+    if module in sys.modules:
+        then()
+    else:
+        sys.meta_path.insert(0, _AfterImport(module, then))
+
+
 def _offer_attributes(names: Sequence[str]) -> None:
+    import diffusers
+
     package = sys.modules[LIBRARY]
     lazy = getattr(diffusers, "_class_to_module", None)
     for name in names:
@@ -75,7 +79,11 @@ def _offer_attributes(names: Sequence[str]) -> None:
     sys.modules[f"diffusers.pipelines.{LIBRARY}"] = package
 
 
-def _fill_tables(loading_utils: Any) -> None:
+def _fill_tables() -> None:
+    import diffusers
+    from packaging.version import Version
+
+    loading_utils: Any = sys.modules[LOADING_MODULE]
     loading_utils.LOADABLE_CLASSES[LIBRARY] = {name: ["save_pretrained", "from_pretrained"] for name in BASE_NAMES}
     loading_utils.ALL_IMPORTABLE_CLASSES.update(loading_utils.LOADABLE_CLASSES[LIBRARY])
     pipelines = sys.modules["diffusers.pipelines"]
@@ -131,22 +139,33 @@ class _CodeNames(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Waits for `LOADING_MODULE`, lets the ordinary finders load it, and fills its tables; then steps aside."""
+    """Waits for a module, lets the ordinary finders load it, and calls `then`; then steps aside.
+
+    Others may ask for the module's spec without importing it, to see whether it is installed. That changes nothing.
+    """
+
+    def __init__(self, module: str, then: Callable[[], None]):
+        self._module, self._then, self._asks = module, then, False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != LOADING_MODULE:
+        if fullname != self._module or self._asks:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._asks = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asks = False
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
-        def execute_and_fill(module: ModuleType) -> None:
+        def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            _fill_tables(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self._then()
 
-        spec.loader.exec_module = execute_and_fill  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
