@@ -5,6 +5,7 @@ DIFFUSERS_EXT_FUZZ_SEED=7 DIFFUSERS_EXT_FUZZ_CASES=5000 pytest tests/test_fuzz.p
 """
 
 import contextlib
+import inspect
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import pytest
 import torch
 from conftest import TINY_MODEL
 
+import diffusers_ext
 from diffusers_ext import AncestralDDPMScheduler, AnnotatedUNet2DModel, GenerationPipeline
 from diffusers_ext.cli import main
 from diffusers_ext.cli.program import COMMANDS
@@ -24,6 +26,7 @@ from diffusers_ext.training import TrainingArguments
 SEED = int(os.environ.get("DIFFUSERS_EXT_FUZZ_SEED", "0"))
 CASES = int(os.environ.get("DIFFUSERS_EXT_FUZZ_CASES", "60"))  # of each kind
 LONGEST_SECONDS = 20
+SCHEDULERS = [name for name in diffusers_ext.__all__ if name.endswith("Scheduler")]
 TEXTS = [
     *("", " ", "x", "x" * 3000, "nan", "inf", "-inf", "-1", "0", "1", "3", "1.5", "1e999", "9" * 400, "true", "maybe"),
     *("None", "null", "{}", "[]", "{", '{"a": 1}', "[1", "../..", "/nowhere", "/dev/null", ".", "ünï→💥", "a b"),
@@ -206,6 +209,17 @@ def test_wrong_values_in_python():
         chosen = {draw.choice(names): draw.choice(OBJECTS) for _ in range(draw.randint(1, 3))}
         with contextlib.suppress(ValueError):
             TrainingArguments(**chosen)
+
+
+@pytest.mark.filterwarnings("ignore:This noise path")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_wrong_values_for_schedulers(name):
+    draw, scheduler_class = draws(f"scheduler {name}"), getattr(diffusers_ext, name)
+    fields = list(inspect.signature(scheduler_class).parameters)
+    for _ in range(3 * CASES):
+        chosen = {draw.choice(fields): draw.choice(OBJECTS) for _ in range(draw.randint(1, 2))}
+        with contextlib.suppress(ValueError):
+            scheduler_class(**{"num_train_timesteps": 10, **chosen})
 
 
 @pytest.mark.parametrize("kind", ["cut", "changed", "emptied", "replaced", "removed"])

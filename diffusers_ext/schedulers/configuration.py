@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffusers.configuration_utils import register_to_config
+
+from .types import check_types
 
 
 def noise_path_fields(
@@ -57,18 +60,21 @@ def configured_by(*groups: Callable[..., None]) -> Callable[[Callable[..., None]
     """Decorate a scheduler's `__init__`: its configuration holds the fields of `groups` beside its own.
 
     `__init__` itself receives only its own parameters; one with the name of a shared field gives it another default.
-    Signature, configuration and loading are as if every field stood in the class, as diffusers expects.
+    Signature, configuration and loading are as if every field stood in the class, as diffusers expects. A value that
+    does not fit its field's annotation is refused with a ValueError.
     """
 
     def decorate(init: Callable[..., None]) -> Callable[..., None]:
         receiver, *own = inspect.signature(init).parameters.values()
         fields = {p.name: p for group in groups for p in inspect.signature(group).parameters.values()}
         fields |= {p.name: p for p in own}
+        hints = {name: hint for each in (*groups, init) for name, hint in typing.get_type_hints(each).items()}
         signature = inspect.Signature([receiver, *fields.values()])
 
         def with_shared_fields(self: Any, *args: Any, **kwargs: Any) -> None:
             given = signature.bind(self, *args, **kwargs)
             given.apply_defaults()
+            check_types(hints, given.arguments)
             init(self, **{p.name: given.arguments[p.name] for p in own})
 
         with_shared_fields.__name__ = init.__name__

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
-from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from .configuration import configured_by
 from .scheduling_base import Generators, is_of_a_scheduler
 from .tensors import carried, rounded, working_dtype
 from .timesteps import position_of_view
@@ -38,7 +38,7 @@ class MixScheduler(SchedulerMixin, ConfigMixin):
     convergence_order = 1
     init_noise_sigma = 1.0
 
-    @register_to_config
+    @configured_by()
     def __init__(
         self, num_train_timesteps: int = 1000, low: float = 0.0, high: float = 1.0, prediction_type: str = "sample"
     ):
