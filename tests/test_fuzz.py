@@ -222,6 +222,25 @@ def test_wrong_values_for_schedulers(name):
             scheduler_class(**{"num_train_timesteps": 10, **chosen})
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_wrong_values_for_methods_of_schedulers(name):
+    draw, scheduler = draws(f"methods {name}"), getattr(diffusers_ext, name)(num_train_timesteps=10)
+    scheduler.set_timesteps(3)
+    x = torch.zeros(1, 1, 2, 2)
+    calls = {
+        "step": {"model_output": x, "timestep": scheduler.timesteps[0], "sample": x, "generator": None},
+        "add_noise": {"original_samples": x, "noise": x, "timesteps": scheduler.timesteps[:1]},
+        "set_timesteps": {"num_inference_steps": 3, "timesteps": None},
+    }
+    for _ in range(2 * CASES):
+        method = draw.choice(list(calls))
+        right = calls[method]
+        given = {key: right[key] for key in right if key in inspect.signature(getattr(scheduler, method)).parameters}
+        with contextlib.suppress(ValueError):
+            getattr(scheduler, method)(**{**given, draw.choice(list(given)): draw.choice(OBJECTS)})
+
+
 @pytest.mark.parametrize("kind", ["cut", "changed", "emptied", "replaced", "removed"])
 def test_damaged_pipelines(place, call, kind):
     draw = draws(f"damage {kind}")

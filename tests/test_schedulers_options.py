@@ -301,3 +301,10 @@ def test_a_step_costs_a_fraction_of_theirs_in_operations_and_memory(ours, theirs
     assert counts[0].operations <= 0.4 * counts[1].operations
     assert counts[0].allocations <= 0.7 * counts[1].allocations
     assert counts[0].copies == 0
+
+
+@pytest.mark.parametrize("timesteps", [[-1], [10], [3, 99]])
+def test_noising_to_a_time_that_the_path_does_not_have_is_refused(timesteps):
+    scheduler, x0 = SubsequenceDDIMScheduler(num_train_timesteps=10), torch.zeros(len(timesteps), 1)
+    with pytest.raises(ValueError, match="between 0 and 9"):
+        scheduler.add_noise(x0, x0, torch.tensor(timesteps))

@@ -64,7 +64,7 @@ class AncestralDDPMScheduler(NoisePathScheduler):
         Raises:
             ValueError: for shapes that do not fit, or learned variance without the channels for it.
         """
-        dtype, sample = sample.dtype, carried(sample)
+        sample, dtype = carried(sample), sample.dtype
         t = self._time(timestep)
         s = self.previous_timestep(t)
         model_output, values = split_learned_variance(model_output, sample)

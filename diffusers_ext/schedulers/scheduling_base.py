@@ -16,9 +16,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 
-from .noise_path import CLEAN, TERMINAL_ALPHAS_CUMPROD, NoisePath
+from .noise_path import CLEAN, TERMINAL_ALPHAS_CUMPROD, DiscretePath, NoisePath
 from .schedules import DIFFUSERS_SCHEDULES
-from .tensors import combine, rounded, working_dtype
+from .tensors import check_tensors, combine, rounded, working_dtype
 from .timesteps import as_number, check_one_time, checked_timesteps, position_of_view, spaced_timesteps
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -241,12 +241,44 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
         return sample
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """x_t from x0; `timesteps` of shape (batch,). Computed in float32 or better, returned in the samples' dtype."""
-        return self.path.add_noise(original_samples, noise, timesteps)
+        """x_t from x0; `timesteps` of shape (batch,) on the scale of `self.timesteps`.
+
+        Computed in float32 or better, returned in the samples' dtype.
+
+        Raises:
+            ValueError: for what are no tensors, shapes that do not fit, or timesteps that the path does not have.
+        """
+        times = self._checked_times(timesteps, original_samples=original_samples, noise=noise)
+        return self.path.add_noise(original_samples, noise, times)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """v = alpha_t * epsilon - sigma_t * x0 (Salimans and Ho 2022), shapes as `add_noise`."""
-        return self.path.target("v_prediction", sample, noise, timesteps).to(sample.dtype)
+        """v = alpha_t * epsilon - sigma_t * x0 (Salimans and Ho 2022); shapes and errors as `add_noise`."""
+        times = self._checked_times(timesteps, sample=sample, noise=noise)
+        return self.path.target("v_prediction", sample, noise, times).to(sample.dtype)
+
+    def _path_times(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Times of the path from times on the scale of `self.timesteps`."""
+        return timesteps
+
+    def _checked_times(self, timesteps: Any, **samples: Any) -> torch.Tensor:
+        """The path's times; raises ValueError as `add_noise` does."""
+        check_tensors(**samples)
+        shape, *others = [tensor.shape for tensor in samples.values()]
+        if any(other != shape for other in others):
+            raise ValueError(f"{' and '.join(samples)} must have one shape, got {tuple(shape)} and {tuple(others[0])}.")
+        if not isinstance(timesteps, torch.Tensor) or timesteps.is_complex():
+            raise ValueError(f"timesteps must be a tensor of shape (batch,), got {type(timesteps).__name__}.")
+        if timesteps.numel() not in (1, *shape[:1]):
+            raise ValueError(
+                f"timesteps must be one for each sample, got {timesteps.numel()} for shape {tuple(shape)}."
+            )
+        times = self._path_times(timesteps)
+        # A negative index would count from the end. Reading values on another device would make the host wait.
+        if isinstance(self.path, DiscretePath) and times.device.type == "cpu" and times.numel() > 0:
+            low, high = times.min().item(), times.max().item()
+            if not 0 <= low <= high < len(self.path):
+                raise ValueError(f"timesteps must lie between 0 and {len(self.path) - 1}, got {low:g} to {high:g}.")
+        return times
 
     # x0
 
@@ -285,8 +317,18 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
 
         In float32 and float64 a generator gives the numbers that it gives to diffusers' schedulers.
         """
+        _check_generators(generator, len(sample))
         dtype = working_dtype(sample.dtype, x0.dtype)
         return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
+
+
+def _check_generators(generator: Any, count: int) -> None:
+    """Raise ValueError unless this is None, one torch.Generator, or a list of one, or of one for each sample."""
+    generators = generator if isinstance(generator, list) else [generator]
+    if not all(each is None or isinstance(each, torch.Generator) for each in generators):
+        raise ValueError(f"generator must be a torch.Generator or a list of them, got {type(generator).__name__}.")
+    if len(generators) not in (1, count):
+        raise ValueError(f"A list of generators needs one per sample: got {len(generators)} for {count} samples.")
 
 
 def _abbreviated(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -315,9 +357,13 @@ def check_choice(argument: str, name: str, names: Sequence[str]) -> None:
 def split_learned_variance(
     model_output: torch.Tensor, sample: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(prediction, variance values or None): a network with learned variance has twice the sample's channels."""
+    """(prediction, variance values or None): a network with learned variance has twice the sample's channels.
+
+    Raises ValueError for what are no tensors, and for shapes that do not fit.
+    """
+    check_tensors(model_output=model_output, sample=sample)
     channels = sample.shape[1] if sample.ndim > 1 else 0
-    if channels and model_output.shape[1] == 2 * channels:
+    if channels and model_output.ndim > 1 and model_output.shape[1] == 2 * channels:
         prediction, variance = model_output.split(channels, dim=1)
         return prediction, variance
     if model_output.shape != sample.shape:

@@ -13,8 +13,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .configuration import configured_by
 from .scheduling_base import Generators, is_of_a_scheduler
-from .tensors import carried, rounded, working_dtype
-from .timesteps import position_of_view
+from .tensors import carried, check_tensors, rounded, working_dtype
+from .timesteps import as_number, position_of_view
 
 
 class MixScheduler(SchedulerMixin, ConfigMixin):
@@ -123,6 +123,7 @@ class MixScheduler(SchedulerMixin, ConfigMixin):
             noise: same shape, uniform in [low, high).
             timesteps: the amounts a, shape (batch,), usually in [0, 1].
         """
+        check_tensors(original_samples=original_samples, noise=noise, timesteps=timesteps)
         amount = timesteps.to(original_samples).reshape(-1, *(1,) * (original_samples.ndim - 1))
         return torch.lerp(original_samples, noise.to(original_samples), amount)
 
@@ -144,8 +145,9 @@ class MixScheduler(SchedulerMixin, ConfigMixin):
             return_dict: give a tuple (mixture, prediction) when False.
         """
         place = position_of_view(timestep, self._listed) if isinstance(timestep, torch.Tensor) else None
-        left = int(timestep) if place is None else len(self._listed) - 1 - place
-        dtype, sample = sample.dtype, carried(sample)
+        left = int(as_number(timestep)) if place is None else len(self._listed) - 1 - place
+        sample, dtype = carried(sample), sample.dtype
+        check_tensors(model_output=model_output)
         wide = working_dtype(sample.dtype, model_output.dtype)
         prev_sample = rounded(torch.lerp(sample.to(wide), model_output.to(wide), 1 / (left + 1)), dtype)
         if not return_dict:

@@ -122,16 +122,6 @@ class PredictorCorrectorScheduler(RepeatedStepScheduler):
             raise ValueError("scale_model_input needs the timestep: this scheduler scales the network's input.")
         return self.path.network_input(carried(sample), self._move_from(timestep).at).to(sample.dtype)
 
-    # noising, at times as the network receives them
-
-    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """x_t from x0; `timesteps` of shape (batch,) on the scale of `self.timesteps`."""
-        return super().add_noise(original_samples, noise, self._path_times(timesteps))
-
-    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """alpha_t * epsilon - sigma_t * x0; `timesteps` as in `add_noise`."""
-        return super().get_velocity(sample, noise, self._path_times(timesteps))
-
     # one step
 
     def _moved(self, move: Move, x0: torch.Tensor, sample: torch.Tensor, generator: Generators) -> torch.Tensor:

@@ -175,7 +175,7 @@ class SubsequenceDDIMScheduler(NoisePathScheduler):
         model_output, _ = split_learned_variance(model_output, sample)
         if use_clipped_model_output is None:
             use_clipped_model_output = self.config.use_clipped_model_output
-        dtype, sample = sample.dtype, carried(sample)
+        sample, dtype = carried(sample), sample.dtype
         t = self._time(timestep)
         s = self.previous_timestep(t)
         if self.inverse:

@@ -14,6 +14,14 @@ def working_dtype(*dtypes: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+def check_tensors(**named: Any) -> None:
+    """Raise ValueError, naming it, for what is no tensor of floating-point numbers."""
+    for name, tensor in named.items():
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            found = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise ValueError(f"{name} must be a tensor of floating-point numbers, got {found}.")
+
+
 def combine(a: Any, x: torch.Tensor, b: Any, y: torch.Tensor) -> torch.Tensor:
     """a * x + b * y as a new tensor in working precision. a and b are floats, or tensors that broadcast against x."""
     dtype = working_dtype(x.dtype, y.dtype)
@@ -52,7 +60,11 @@ def rounded(sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def carried(sample: torch.Tensor) -> torch.Tensor:
-    """The unrounded sample behind a tensor that `rounded` made, unless it was changed in place; else the tensor."""
+    """The unrounded sample behind a tensor that `rounded` made, unless it was changed in place; else the tensor.
+
+    Raises ValueError for a sample that is no tensor of floating-point numbers.
+    """
+    check_tensors(sample=sample)
     version, unrounded = getattr(sample, _CARRIED, (None, None))
     if unrounded is None or sample.is_inference() or version != sample._version:
         return sample

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
 
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
+LARGEST_TIME = 1e12
 
 
 def spaced_timesteps(spacing: str, num_inference_steps: int, num_train_timesteps: int, offset: int = 0) -> np.ndarray:
@@ -73,8 +74,13 @@ def check_one_time(timestep: torch.Tensor) -> None:
 
 
 def as_number(timestep: int | float | torch.Tensor) -> float:
-    """A time as a Python number; reads a tensor's value, for which the host waits."""
-    if not isinstance(timestep, torch.Tensor):
-        return timestep
-    check_one_time(timestep)
-    return timestep.item()
+    """A time as a Python number; reads a tensor's value, for which the host waits.
+
+    Raises ValueError for anything but one finite number.
+    """
+    if isinstance(timestep, torch.Tensor):
+        check_one_time(timestep)
+        timestep = timestep.item()
+    if not isinstance(timestep, Real) or isinstance(timestep, bool) or not -LARGEST_TIME < timestep < LARGEST_TIME:
+        raise ValueError(f"timestep must be a number or a one-element tensor, got {str(timestep)[:40]!r}.")
+    return timestep  # type: ignore[return-value]
