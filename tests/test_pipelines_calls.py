@@ -144,3 +144,32 @@ def test_a_network_may_return_a_plain_tensor():
     pipeline = GenerationPipeline(Plain(), SubsequenceDDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(batch_size=2, num_inference_steps=3, output_type="pt").images.shape == (2, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ({"unet": 3}, "unet must be a torch.nn.Module, got int"),
+        ({"unet": AnnotatedUNet2DModel}, "unet must be a torch.nn.Module, got type"),
+        ({"text_encoder": "clip"}, "text_encoder must be a torch.nn.Module, got str"),
+        ({"weak_unet": [1]}, "weak_unet must be a torch.nn.Module, got list"),
+        ({"scheduler": "ddim"}, "scheduler must be a scheduler .*, got str"),
+        ({"scheduler": SubsequenceDDIMScheduler}, "got the class SubsequenceDDIMScheduler"),
+    ],
+)
+def test_parts_of_a_wrong_kind_are_one_sentence(parts, sentence):
+    right = make_pipeline()
+    with pytest.raises(ValueError, match=sentence):
+        GenerationPipeline(**{"unet": right.unet, "scheduler": right.scheduler, **parts})
+
+
+@pytest.mark.parametrize("returned", [3, [1], {"latents": None}, {"latents": torch.zeros(1, 2)}])
+def test_what_a_callback_must_return_is_one_sentence(returned):
+    with pytest.raises(ValueError, match="callback_on_step_end must return"):
+        make_pipeline()(num_inference_steps=2, callback_on_step_end=lambda *_: returned)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "height", "num_inference_steps", "guidance_scale", "eta"])
+def test_numbers_that_nothing_can_hold_are_one_sentence(name):
+    with pytest.raises(ValueError, match=name):
+        make_pipeline()(**{"num_inference_steps": 1, name: 10**400})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,6 +15,20 @@ import torch
 Generators = torch.Generator | list[torch.Generator] | None
 
 DEFAULT_STEPS = 50
+LARGEST_INTEGER = 2**53  # larger ones are no counts, and not all of them are floats
+
+
+def check_components(networks: Mapping[str, Any], scheduler: Any) -> None:
+    """Raise ValueError for a network that is no `nn.Module`, or a scheduler without a scheduler's methods."""
+    for name, network in networks.items():
+        if network is not None and not isinstance(network, torch.nn.Module):
+            raise ValueError(f"{name} must be a torch.nn.Module, got {type(network).__name__}.")
+    is_one = all(callable(getattr(scheduler, name, None)) for name in ("set_timesteps", "step"))
+    if scheduler is not None and (not is_one or isinstance(scheduler, type)):
+        raise ValueError(
+            "scheduler must be a scheduler of this package or of diffusers, with set_timesteps and step, got "
+            f"{f'the class {scheduler.__name__}' if isinstance(scheduler, type) else type(scheduler).__name__}."
+        )
 
 
 def check_call(batch_size: Any, repeats: Any, eta: Any, callback: Any) -> None:
@@ -111,6 +125,22 @@ def accepted(function: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if value is not None and name in parameters}
 
 
+def changed_latents(returned: Any, sample: torch.Tensor) -> torch.Tensor:
+    """The sample after a callback: the `latents` that it returned, or as before.
+
+    Raises ValueError for anything but a dictionary or None, and for latents of another shape.
+    """
+    if returned is None:
+        return sample
+    if not isinstance(returned, Mapping):
+        raise ValueError(f"callback_on_step_end must return a dictionary or None, got {type(returned).__name__}.")
+    latents = returned.get("latents", sample)
+    if not isinstance(latents, torch.Tensor) or latents.shape != sample.shape:
+        found = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"callback_on_step_end must return latents of shape {tuple(sample.shape)}, got {found}.")
+    return latents
+
+
 def predicted_x0(step: Any, scheduler: Any) -> torch.Tensor:
     """The x0 that a scheduler's step predicted. Raises ValueError for a scheduler that does not return it."""
     x0 = getattr(step, "pred_original_sample", None)
@@ -128,9 +158,11 @@ def _check_at_least_one(name: str, value: Any) -> None:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool) and abs(value) < LARGEST_INTEGER
 
 
 def is_number(value: Any) -> bool:
     """Whether this is a finite real number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, Integral):
+        return _is_integer(value)
+    return isinstance(value, Real) and math.isfinite(value)

@@ -21,8 +21,10 @@ from ..schedulers.tensors import working_dtype
 from .call_arguments import (
     Generators,
     accepted,
+    changed_latents,
     check_call,
     check_callback_tensors,
+    check_components,
     check_generators,
     check_latents,
     check_output_type,
@@ -86,6 +88,7 @@ class GenerationPipeline(DiffusionPipeline):
         vae: Any = None,
     ):
         super().__init__()
+        check_components({"unet": unet, "weak_unet": weak_unet, "text_encoder": text_encoder, "vae": vae}, scheduler)
         check_transform_name(condition)
         _check_vae(vae, unet)
         for network in (unet, text_encoder, weak_unet, vae):
@@ -331,8 +334,7 @@ class GenerationPipeline(DiffusionPipeline):
                 if network.takes_x0:
                     x0 = predicted_x0(step, scheduler)
                 if callback is not None:
-                    changed = callback(self, i, t, {"latents": sample}) or {}
-                    sample = changed.pop("latents", sample)
+                    sample = changed_latents(callback(self, i, t, {"latents": sample}), sample)
                 progress_bar.update()
         return sample
 
