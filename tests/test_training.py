@@ -1,6 +1,7 @@
 """A training run: what it writes, what it survives, and that it is a function of its settings."""
 
 import dataclasses
+import io
 import json
 import math
 import multiprocessing
@@ -1052,3 +1053,16 @@ def test_a_validation_loss_does_not_depend_on_the_batches_of_training(tiny_run, 
         train(arguments, callbacks=[Resets()])
         losses.append(next(r["validation_loss"] for r in records_of(arguments.output_dir) if "validation_loss" in r))
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_what_takes_long_beside_the_training_shows_a_bar(tiny_run, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("diffusers_ext.training.bars.SHOWN_AFTER", 0.0)
+    train(tiny_run(max_train_steps=1, save_figures=True))
+    assert "Validating" in terminal.getvalue()
+    assert "Sampling" in terminal.getvalue()

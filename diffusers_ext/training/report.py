@@ -21,6 +21,7 @@ from ..pipelines import GenerationPipeline
 from ..pipelines.batched_generation import samples_of
 from ..schedulers import NoisePath
 from .atomic import one_line
+from .bars import bar_options
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,11 @@ def _columns(class_labels: list[int] | None) -> int | None:
 
 
 def sample(pipeline: Any, steps: int, generator: torch.Generator, **request: Any) -> torch.Tensor:
-    """Samples (count, channels, *size) as their `Modality` draws them, without a progress bar.
+    """Samples (count, channels, *size) as their `Modality` draws them.
 
     Values that are no numbers become 0, and are warned about: a picture must not cost the run.
     """
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(**bar_options("Sampling"))
     steps = min(steps, pipeline.scheduler.config.num_train_timesteps)
     try:
         result = pipeline(num_inference_steps=steps, generator=generator, output_type="pt", **request)

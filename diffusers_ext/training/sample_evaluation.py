@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from tqdm.auto import tqdm
 
 from ..data.base import TrainingData
 from ..data.randomness import permutation
@@ -17,6 +18,7 @@ from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, baseline_measures, compare_sets, evenly_spread, extract
 from ..objectives.randomness import seed_of
 from ..pipelines.batched_generation import as_tensor
+from .bars import bar_options
 
 EVALUATION = "evaluation_samples"  # among the measures of every evaluation
 BROKEN = "evaluation_samples_not_finite"
@@ -114,7 +116,8 @@ class SampleEvaluation:
         """(number, features, classes by the classifier) of the batches that fall to this process."""
         pipeline.set_progress_bar_config(disable=True)
         steps = self._steps_of(pipeline)
-        for number, start in enumerate(range(0, self.size, BATCH_SIZE)):
+        bar = tqdm(range(0, self.size, BATCH_SIZE), **bar_options("Evaluating", self.accelerator.is_local_main_process))
+        for number, start in enumerate(bar):
             if number % self.accelerator.num_processes != self.accelerator.process_index:
                 continue
             count = min(BATCH_SIZE, self.size - start)

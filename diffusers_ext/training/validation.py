@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from tqdm.auto import tqdm
 
 from ..data.base import Batch
 from ..data.randomness import permutation
 from ..objectives.diffusion import Objective
 from ..objectives.network import ConditionedNetwork
 from ..objectives.randomness import generator_of
+from .bars import bar_options
 
 BATCH_SIZE = 16  # a constant, since the noise and the times of an image depend on it
 
@@ -38,7 +40,8 @@ def validation_loss(
     size = min(size, len(data))
     chosen = permutation(0, 0, len(data))[:size]  # the first ones of a folder would be of the first classes
     total, count = 0.0, 0
-    for number, start in enumerate(range(0, size, BATCH_SIZE)):
+    bar = tqdm(range(0, size, BATCH_SIZE), **bar_options("Validating", accelerator.is_local_main_process))
+    for number, start in enumerate(bar):
         if number % accelerator.num_processes != accelerator.process_index:
             continue
         keys = [(int(index), 0) for index in chosen[start : start + BATCH_SIZE]]
