@@ -102,7 +102,7 @@ class RepeatedStepScheduler(NoisePathScheduler):
         Raises:
             ValueError: for shapes that do not fit, or a timestep that is not in the list.
         """
-        dtype, sample = sample.dtype, carried(sample)
+        sample, dtype = carried(sample), sample.dtype
         move = self._next_move(timestep)
         model_output, _ = split_learned_variance(model_output, sample)
         x0 = self._predict_x0(model_output, move.at, sample)
