@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from conftest import ROOT
 from local_processes import run_program, start_program
 from PIL import Image
 

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -69,6 +70,24 @@ LINES = [
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:This noise path")  # of four steps, to be quick
+
+
+TRIED, RIGHT = Counter(), Counter()  # cases by kind
+
+
+@contextlib.contextmanager
+def case(kind):
+    """One case, which `benchmarks/robustness.py` counts as right when nothing is raised."""
+    TRIED[kind] += 1
+    yield
+    RIGHT[kind] += 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _counts():
+    yield
+    for kind, count in TRIED.items():
+        print(f"\ntried {count}, right {RIGHT[kind]}: {kind}")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +164,8 @@ def test_wrong_settings_of_training(call):
         chosen.pop("output_dir", None)
         if "debug" in chosen:
             continue
-        call(["train", *_as_flags({**TINY, **chosen})])
+        with case("wrong settings"):
+            call(["train", *_as_flags({**TINY, **chosen})])
 
 
 def test_wrong_words_of_every_command(call):
@@ -159,7 +179,8 @@ def test_wrong_words_of_every_command(call):
             words += [draw.choice(TEXTS)] if draw.random() < 0.5 else ["--nope", draw.choice(TEXTS)]
         if draw.random() < 0.2:
             words[draw.randrange(len(words))] = draw.choice(["smaple", "--", "-x", "--no", "trian", "classifier", "💥"])
-        call(words)
+        with case("wrong words of every command"):
+            call(words)
 
 
 def _wrong_flags(draw, settings):
@@ -199,7 +220,8 @@ def test_wrong_recipes(place, call):
         file = place / "out" / f"{number}.yaml"
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(text)
-        call(["train", str(file), *_as_flags(TINY)])
+        with case("wrong recipes"):
+            call(["train", str(file), *_as_flags(TINY)])
 
 
 def test_wrong_values_in_python():
@@ -207,7 +229,7 @@ def test_wrong_values_in_python():
     names = list(settings_of(TrainingArguments))
     for _ in range(10 * CASES):
         chosen = {draw.choice(names): draw.choice(OBJECTS) for _ in range(draw.randint(1, 3))}
-        with contextlib.suppress(ValueError):
+        with case("wrong calls of Python"), contextlib.suppress(ValueError):
             TrainingArguments(**chosen)
 
 
@@ -218,7 +240,7 @@ def test_wrong_values_for_schedulers(name):
     fields = list(inspect.signature(scheduler_class).parameters)
     for _ in range(3 * CASES):
         chosen = {draw.choice(fields): draw.choice(OBJECTS) for _ in range(draw.randint(1, 2))}
-        with contextlib.suppress(ValueError):
+        with case("wrong calls of Python"), contextlib.suppress(ValueError):
             scheduler_class(**{"num_train_timesteps": 10, **chosen})
 
 
@@ -237,8 +259,11 @@ def test_wrong_values_for_methods_of_schedulers(name):
         method = draw.choice(list(calls))
         right = calls[method]
         given = {key: right[key] for key in right if key in inspect.signature(getattr(scheduler, method)).parameters}
-        with contextlib.suppress(ValueError):
+        with case("wrong calls of Python"), contextlib.suppress(ValueError):
             getattr(scheduler, method)(**{**given, draw.choice(list(given)): draw.choice(OBJECTS)})
+
+
+SAMPLE = ["sample", "--model=model", "--num_images=1", "--num_inference_steps=1", "--output=out/a.png"]
 
 
 @pytest.mark.parametrize("kind", ["cut", "changed", "emptied", "replaced", "removed"])
@@ -249,19 +274,8 @@ def test_damaged_pipelines(place, call, kind):
         whole = path.read_bytes()
         try:
             _damage(draw, kind, path, whole)
-            call(
-                [
-                    "sample",
-                    "--model",
-                    "model",
-                    "--num_images",
-                    "1",
-                    "--num_inference_steps",
-                    "1",
-                    "--output",
-                    "out/a.png",
-                ]
-            )
+            with case("damaged pipelines"):
+                call(SAMPLE)
         finally:
             path.write_bytes(whole)
 
@@ -278,6 +292,6 @@ def _damage(draw, kind, path, whole):
 
 
 def test_a_right_call_passes(call):
-    call(["sample", "--model", "model", "--num_images", "1", "--num_inference_steps", "1", "--output", "out/a.png"])
+    call(SAMPLE)
     call(["recipes"])
     call(["train", *_as_flags(TINY)])

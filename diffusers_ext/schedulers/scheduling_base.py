@@ -248,19 +248,19 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: for what are no tensors, shapes that do not fit, or timesteps that the path does not have.
         """
-        times = self._checked_times(timesteps, original_samples=original_samples, noise=noise)
+        times = self._noising_times(timesteps, original_samples=original_samples, noise=noise)
         return self.path.add_noise(original_samples, noise, times)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """v = alpha_t * epsilon - sigma_t * x0 (Salimans and Ho 2022); shapes and errors as `add_noise`."""
-        times = self._checked_times(timesteps, sample=sample, noise=noise)
+        times = self._noising_times(timesteps, sample=sample, noise=noise)
         return self.path.target("v_prediction", sample, noise, times).to(sample.dtype)
 
     def _path_times(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Times of the path from times on the scale of `self.timesteps`."""
         return timesteps
 
-    def _checked_times(self, timesteps: Any, **samples: Any) -> torch.Tensor:
+    def _noising_times(self, timesteps: Any, **samples: Any) -> torch.Tensor:
         """The path's times; raises ValueError as `add_noise` does."""
         check_tensors(**samples)
         shape, *others = [tensor.shape for tensor in samples.values()]
