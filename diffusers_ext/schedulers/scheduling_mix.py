@@ -123,7 +123,9 @@ class MixScheduler(SchedulerMixin, ConfigMixin):
             noise: same shape, uniform in [low, high).
             timesteps: the amounts a, shape (batch,), usually in [0, 1].
         """
-        check_tensors(original_samples=original_samples, noise=noise, timesteps=timesteps)
+        check_tensors(original_samples=original_samples, noise=noise)
+        if not isinstance(timesteps, torch.Tensor):
+            raise ValueError(f"timesteps must be a tensor of shape (batch,), got {type(timesteps).__name__}.")
         amount = timesteps.to(original_samples).reshape(-1, *(1,) * (original_samples.ndim - 1))
         return torch.lerp(original_samples, noise.to(original_samples), amount)
 
