@@ -14,6 +14,7 @@ from .hub.registration import BASE_NAMES, register
 if TYPE_CHECKING:  # at run time, names are imported on first use
     from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 
+    from .editing import EditingPipeline
     from .evaluation.classifier import ImageClassifier
     from .hub.export import export
     from .hub.model_card import write_card
@@ -78,6 +79,7 @@ _OTHERS = {
     "schedulers.registry": ["build_sampler"],
     "objectives.diffusion": ["DiffusionObjective"],
     "objectives.flow_map": ["FlowMapObjective"],
+    "editing": ["EditingPipeline"],
     "training": ["Trainer", "TrainerCallback", "TrainingArguments", "train"],
     "experiments": ["ExperimentManager"],
     "hub.export": ["export"],

@@ -53,6 +53,16 @@ COMMANDS = {
     "restore": Command(
         "restore", "restore", "RestoreArguments", "Restore held-out images with an image condition.", draws=True
     ),
+    **{
+        f"edit {name}": Command("edit", f"edit_{name}", f"{settings}Arguments", summary, draws=True)
+        for name, settings, summary in (
+            ("invert", "Invert", "Find the noise that images come from."),
+            ("interpolate", "Interpolate", "Images between real ones."),
+            ("vary", "Vary", "Variations of images (SDEdit)."),
+            ("inpaint", "Inpaint", "Paint a part of images anew (RePaint)."),
+            ("restore", "RestoreMeasured", "Restore measured images with any model (PiGDM, DPS)."),
+        )
+    },
     "classifier train": Command(
         "classifier", "classifier_train", "ClassifierTrainArguments", "Train a classifier to measure samples with."
     ),

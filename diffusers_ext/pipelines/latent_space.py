@@ -67,6 +67,10 @@ class LatentSpace:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, at_once: int = DECODED_AT_ONCE) -> torch.Tensor:
         """Images (batch, channels, height, width) in [-1, 1], float32, of normalised latents; `at_once` at a time."""
+        return self.decode_with_gradients(latents, at_once)
+
+    def decode_with_gradients(self, latents: torch.Tensor, at_once: int = DECODED_AT_ONCE) -> torch.Tensor:
+        """The same, where gradients pass."""
         shift, scale = self._shift_and_scale(latents)
         parts = (latents / scale + shift).to(self.vae.dtype).split(at_once)
         return torch.cat([self.vae.decode(part).sample.float() for part in parts])

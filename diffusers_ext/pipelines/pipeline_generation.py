@@ -124,7 +124,8 @@ class GenerationPipeline(DiffusionPipeline):
     def device(self) -> torch.device:
         """The device of the network, which may be any `nn.Module`."""
         found = getattr(self.unet, "device", None)
-        return found if isinstance(found, torch.device) else next(self.unet.parameters()).device
+        own = next((weight.device for weight in self.unet.parameters()), torch.device("cpu"))
+        return found if isinstance(found, torch.device) else own
 
     @property
     def labels(self) -> dict[str, int]:
@@ -261,7 +262,9 @@ class GenerationPipeline(DiffusionPipeline):
             mask_image=mask_image,
             **conditions,
         )
-        images: Any = sample if output_type == "latent" else _as_type(self.to_images(sample, scheduler), output_type)
+        images: Any = (
+            sample if output_type == "latent" else as_output_type(self.to_images(sample, scheduler), output_type)
+        )
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -292,43 +295,105 @@ class GenerationPipeline(DiffusionPipeline):
         check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         check_latents(latents, self.unet.config.in_channels, tuple(sizes))
         check_guidance(*guidance)
-        self._guidance_scale, self._interrupt = guidance_scale, False
-        for network in (self.unet, self.weak_unet, self.text_encoder, self.vae):
-            if network is not None:
-                network.eval()
+        self._begin_call(guidance_scale)
         device = self._execution_device
         size = self._size(sizes, latents)
         given = given_conditions(self, conditions, size)
         count = _common_count(batch_size, latents, given, repeats)
         check_generators(generator, count * repeats)
-        conditional, null = self._network_arguments(given, guidance_scale, count, repeats, device)
-        network = GuidedNetwork(self.unet, conditional, null, *guidance, self.weak_unet)
+        network = self._guided(given, guidance, count, repeats, device)
+        scheduler = self.prepared_scheduler(num_inference_steps, timesteps, device)
+        sample = self._prepare_latents(scheduler, count * repeats, size, generator, latents, device)
+        return self._denoise(scheduler, network, sample, generator, eta, callback_on_step_end), scheduler
+
+    def prepared_scheduler(
+        self,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        device: torch.device | None = None,
+    ) -> Any:
+        """A copy of the scheduler with its timesteps set; arguments and errors as in `__call__`."""
         scheduler = own_scheduler(self.scheduler)
         check_path_is_kept(scheduler)
-        _set_timesteps(scheduler, num_inference_steps, timesteps, device)
+        _set_timesteps(scheduler, num_inference_steps, timesteps, device or self._execution_device)
         check_start(scheduler)
-        self._num_timesteps = len(scheduler.timesteps)
-        sample = self._prepare_latents(scheduler, count * repeats, size, generator, latents, device)
-        step_arguments = accepted(scheduler.step, generator=generator, eta=eta)
-        return self._denoise(scheduler, network, sample, step_arguments, callback_on_step_end), scheduler
+        return scheduler
+
+    @torch.no_grad()
+    def follow(
+        self,
+        scheduler: Any,
+        sample: torch.Tensor,
+        conditions: Mapping[str, Any] | None = None,
+        guidance: tuple[float, Sequence[float], float] = (1.0, (0.0, 1.0), 0.0),
+        generator: Generators = None,
+        eta: float | None = None,
+        callback: Callable[..., dict[str, Any]] | None = None,
+    ) -> torch.Tensor:
+        """The sampling loop of a call alone: the sample after the last of a scheduler's timesteps.
+
+        A scheduler may have a method `guide(predict, sample, timestep)`. It then returns what its `step` receives as
+        the network's output, and calls `predict(sample)` for the output itself, with or without gradients.
+
+        Args:
+            scheduler: with its timesteps set.
+            sample: where its first timestep starts, (batch, channels, *size); unlike `latents`, it is not scaled.
+            conditions: conditions by argument, such as `class_labels`.
+            guidance: guidance_scale, guidance_interval and guidance_rescale.
+            generator, eta, callback: as in `__call__`.
+
+        Raises:
+            ValueError: as `__call__`.
+        """
+        check_call(1, 1, eta, callback)
+        check_guidance(*guidance)
+        check_generators(generator, len(sample))
+        self._begin_call(guidance[0])
+        given = given_conditions(self, conditions or {}, tuple(sample.shape[2:]))
+        count, device = _common_count(1, sample, given, 1), self._execution_device
+        network = self._guided(given, guidance, count, 1, device)
+        sample = sample.to(device=device, dtype=working_dtype(dtype_of(self.unet)))
+        return self._denoise(scheduler, network, sample, generator, eta, callback)
+
+    def _begin_call(self, guidance_scale: float) -> None:
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        for network in (self.unet, self.weak_unet, self.text_encoder, self.vae):
+            if network is not None:
+                network.eval()
+
+    def _guided(
+        self,
+        given: Sequence[GivenCondition],
+        guidance: tuple[float, Sequence[float], float],
+        count: int,
+        repeats: int,
+        device: torch.device,
+    ) -> GuidedNetwork:
+        conditional, null = self._network_arguments(given, guidance[0], count, repeats, device)
+        return GuidedNetwork(self.unet, conditional, null, *guidance, self.weak_unet)
 
     def _denoise(
         self,
         scheduler: Any,
         network: GuidedNetwork,
         sample: torch.Tensor,
-        step_arguments: Mapping[str, Any],
+        generator: Generators,
+        eta: float | None,
         callback: Callable[..., dict[str, Any]] | None,
     ) -> torch.Tensor:
         """The sampling loop: the sample after the last of `scheduler.timesteps`, or after an interruption."""
         # diffusers' flow-matching schedulers have no such method: on their path the input is the sample itself.
         scale = getattr(scheduler, "scale_model_input", lambda sample, t: sample)
+        guide = getattr(scheduler, "guide", lambda predict, sample, t: predict(sample))
+        step_arguments = accepted(scheduler.step, generator=generator, eta=eta)
         total, x0 = len(scheduler.timesteps), None
+        self._num_timesteps = total
         with self.progress_bar(total=total) as progress_bar:
             for i, t in enumerate(scheduler.timesteps):
                 if self.interrupt:
                     break
-                model_output = network(scale(sample, t), t, i / total, x0, network_arguments_of(scheduler, i))
+                predict = _prediction_at(network, t, i / total, x0, network_arguments_of(scheduler, i))
+                model_output = guide(predict, scale(sample, t), t)
                 step = scheduler.step(model_output.to(sample.dtype), t, sample, **step_arguments)
                 sample = step.prev_sample
                 if network.takes_x0:
@@ -403,6 +468,13 @@ class GenerationPipeline(DiffusionPipeline):
         return latents.to(device=device, dtype=dtype) * getattr(scheduler, "init_noise_sigma", 1.0)
 
 
+def _prediction_at(
+    network: GuidedNetwork, timestep: Any, progress: float, x0: torch.Tensor | None, step: Mapping[str, float]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The network at one step, as a function of its input alone."""
+    return lambda sample: network(sample, timestep, progress, x0, step)
+
+
 def _repeated(arguments: Mapping[str, torch.Tensor], times: int) -> dict[str, torch.Tensor]:
     """Every row of every tensor `times` times, one after the other."""
     if times == 1:
@@ -424,7 +496,8 @@ def _set_timesteps(
     scheduler.set_timesteps(timesteps=checked_list(timesteps), device=device)
 
 
-def _as_type(images: torch.Tensor, output_type: str) -> Any:
+def as_output_type(images: torch.Tensor, output_type: str) -> Any:
+    """Images (batch, channels, height, width) in [0, 1] as `pil`, `np` or `pt`."""
     if output_type == "pt":
         return images
     array = VaeImageProcessor.pt_to_numpy(images)

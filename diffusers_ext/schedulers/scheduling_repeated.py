@@ -52,6 +52,12 @@ class RepeatedStepScheduler(NoisePathScheduler):
         self._next_call = position + 1
         return self._moves[position]
 
+    @property
+    def starts(self) -> list[int]:
+        """The places in `self.timesteps` where sampling can begin: the first call at each time of the path."""
+        before = [None, *(move.t for move in self._moves)]
+        return [place for place, move in enumerate(self._moves) if move.at == move.t != before[place]]
+
     def _move_from(self, timestep: int | float | torch.Tensor) -> Move:
         """The move that a step from this entry would make; no call is counted."""
         called, move = self._next_call, self._next_move(timestep)
