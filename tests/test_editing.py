@@ -17,9 +17,10 @@ from diffusers_ext import (
 )
 from diffusers_ext.cli import main
 from diffusers_ext.editing import LinearOperator, blur, down_sampling, grey, masking, of_matrix, random_projection
+from diffusers_ext.editing.inpaint import RepaintScheduler
 from diffusers_ext.editing.levels import ListedPath
 from diffusers_ext.pipelines import SignalPipeline
-from diffusers_ext.proofs import MIXTURES, GaussianMixture, MixtureNetwork, fitted_order, rms
+from diffusers_ext.proofs import MIXTURES, GaussianMixture, MixtureNetwork, fitted_order, posterior_bias, rms
 
 LINE = MIXTURES["two modes"]
 PLANE = GaussianMixture([0.4, 0.6], [[-0.5, 0.3], [0.5, -0.2]], [0.04, 0.02])
@@ -76,15 +77,17 @@ def test_inversion_converges_to_the_probability_flow_with_its_order(name, solver
     assert fitted_order(counts, errors) > order - 0.35
 
 
+def round_trip(name, solver, count):
+    x, editor = drawn(LINE), editor_of(LINE, PATHS[name][0]())
+    return rms(editor.reconstruct(x, solver, num_inference_steps=count, output_type="pt").audios, x)
+
+
 @pytest.mark.parametrize("name", ["vp", "flow", "ve"])
-@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("heun", 2), ("fixed-point", 1)])
+@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("heun", 2)])
 def test_inversion_and_sampling_return_to_the_start_with_the_order(name, solver, order):
-    x, counts = drawn(LINE), (20, 40, 80)
-    editor = editor_of(LINE, PATHS[name][0]())
-    errors = [
-        rms(editor.reconstruct(x, solver, num_inference_steps=count, output_type="pt").audios, x) for count in counts
-    ]
-    assert errors[-1] < (0.05 if solver == "ddim" else 2e-3)
+    counts = PATHS[name][1]
+    errors = [round_trip(name, solver, count) for count in counts]
+    assert errors[-1] < (0.2 if solver == "ddim" else 0.02)
     assert fitted_order(counts, errors) > order - 0.35
 
 
@@ -140,12 +143,15 @@ def test_pigdm_is_exact_for_one_gaussian_in_the_limit_of_many_steps(noise_std):
 
 def test_pigdm_needs_the_right_sign_and_the_right_inverse():
     posterior = GAUSSIAN.posterior(MATRIX, [0.9], 1e-4)
-    right = of_matrix(MATRIX, (1, 2))
+    right = of_matrix(0.3 * MATRIX, (1, 2))
     wrong_sign = LinearOperator(right.forward, right.transpose, lambda y: -right.pseudo_inverse(y))
     transposed = LinearOperator(right.forward, right.transpose, right.transpose)
-    for operator in (wrong_sign, transposed):
-        found = restored(GAUSSIAN, ddim(), 0.9, 0.0, "pigdm", 300, operator=operator, data_variance=0.09)
-        assert moment_errors(found, posterior)[0] > 0.05
+    errors = [
+        moment_errors(restored(GAUSSIAN, ddim(), 0.27, 0.0, "pigdm", 300, operator=each, data_variance=0.09), posterior)
+        for each in (right, wrong_sign, transposed)
+    ]
+    assert errors[0][0] < 0.05
+    assert not min(error[0] for error in errors[1:]) < 0.1
 
 
 def test_pigdm_without_an_inverse_solves_the_equation():
@@ -166,6 +172,51 @@ def test_dps_fits_the_measurement_and_varies_too_little():
 
 
 # inpainting
+
+
+@pytest.mark.parametrize("name", ["vp", "flow"])
+def test_repaint_meets_the_known_part_at_the_level_of_the_step_s_end(name):
+    path = ListedPath(editor_of(LINE, PATHS[name][0]()).pipeline.prepared_scheduler(12))
+    known = torch.full((20_000, 1, 1), 0.7, dtype=torch.float64)
+    scheduler = RepaintScheduler(path, known, torch.zeros(1, 1, 1), resamplings=3, jump_length=2)
+    generator, sample = seeded(), scheduler.start(seeded())
+    for call, t in zip(scheduler.calls, scheduler.timesteps):
+        sample = scheduler.step(torch.zeros_like(sample), t, sample, generator).prev_sample
+        at = call.s if call.back_to is None else call.back_to
+        assert sample.mean().item() == pytest.approx(0.7 * path.alpha(at), abs=0.03)
+        assert sample.std().item() == pytest.approx(path.sigma(at), abs=0.03)
+    assert (sample == known).all()
+    assert len(scheduler.calls) == 3 * len(path)
+
+
+def test_repaint_approaches_the_posterior_with_steps():
+    exact = PLANE.posterior([[1.0, 0.0]], [0.1], 1e-3)
+    exact = GaussianMixture(exact.weights, exact.means[:, 1:], exact.covariances[:, 1:, 1:])
+    editor = editor_of(PLANE, ddpm())
+    x = torch.tensor([[[0.1, 0.0]]], dtype=torch.float64).repeat(1000, 1, 1)
+    few, many = (
+        posterior_bias(
+            editor.inpaint(
+                x, torch.tensor([0, 1]), 4, num_inference_steps=steps, generator=seeded(), output_type="pt"
+            ).audios[..., 1],
+            exact,
+        )
+        for steps in (20, 160)
+    )
+    assert many.mean < 0.25
+    assert many.weights < 0.12
+    assert abs(many.covariance) < 0.6 * abs(few.covariance)
+
+
+def test_exact_samples_have_no_bias():
+    exact = PLANE.posterior(MATRIX, [0.1], 0.2)
+    bias = posterior_bias(exact.sample(4000, seeded()), exact)
+    assert bias.mean < 4 * bias.mean_chance
+    assert abs(bias.covariance) < 0.1
+    assert bias.weights < 4 * bias.weights_chance
+    moved = posterior_bias(exact.sample(4000, seeded()) * 0.5, exact)
+    assert moved.mean > 0.1
+    assert moved.covariance < -0.5
 
 
 def test_inpainting_keeps_what_is_known_exactly_and_draws_the_rest():
@@ -293,7 +344,7 @@ def test_pipelines_of_diffusers_can_be_edited(image):
     for scheduler in (diffusers.DDPMScheduler(), diffusers.DPMSolverMultistepScheduler()):
         editor = EditingPipeline(diffusers.DDPMPipeline(unet, scheduler))
         editor.pipeline.set_progress_bar_config(disable=True)
-        assert editor.reconstruct(image, num_inference_steps=3, output_type="pt").images.shape == image.shape
+        assert editor.reconstruct(image, num_inference_steps=10, output_type="pt").images.shape == image.shape
         assert editor.vary(image, 0.5, num_inference_steps=4, output_type="pt").images.shape == image.shape
         operator = down_sampling(2)
         assert len(editor.restore(operator(image), operator, num_inference_steps=3).images) == 1

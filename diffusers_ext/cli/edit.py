@@ -63,7 +63,7 @@ class SolverArguments(EditArguments):
 
     solver: str = option(
         "heun",
-        "Of the probability flow: heun has second order and ddim first; fixed-point returns with few steps.",
+        "Of the probability flow: heun has second order, ddim first.",
         choices=SOLVERS,
     )
 

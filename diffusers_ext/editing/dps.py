@@ -33,17 +33,15 @@ class DPSScheduler(PosteriorScheduler):
         self.step_size = step_size
         self._gradient: torch.Tensor | None = None
 
-    def guide(self, predict: Predict, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+    def guide(self, predict: Predict, network_input: torch.Tensor, timestep: Any) -> torch.Tensor:
         """The network's output as it is; the gradient is kept for `step`."""
         with torch.enable_grad():
-            sample = sample.detach().requires_grad_()
-            output = predict(sample)
-            x0 = self.levels.estimate(output, sample, timestep).x0
+            x, output, x0 = self.predicted(predict, network_input, timestep)
             residual = self.residual(x0.detach())
             norm = residual.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *(1,) * (residual.ndim - 1))
             # The gradient of the norm with respect to x0 is -A^T residual / norm.
             towards = self.residual_pulled_back(x0, residual / norm)
-            (gradient,) = torch.autograd.grad(x0, sample, towards.to(x0.dtype))
+            (gradient,) = torch.autograd.grad(x0, x, towards.to(x0.dtype))
         self._gradient = gradient
         return output.detach()
 

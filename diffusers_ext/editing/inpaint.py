@@ -60,6 +60,10 @@ class RepaintScheduler:
         noise = self._noise(generator)
         return noise * math.hypot(self.path.alpha(0), self.path.sigma(0))
 
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        """The network's input."""
+        return sample * self.path.levels.input_scale(timestep)
+
     def _noise(self, generator: Any) -> torch.Tensor:
         return randn_tensor(self.known.shape, generator=generator, device=self.known.device, dtype=self.known.dtype)
 
@@ -67,7 +71,7 @@ class RepaintScheduler:
         """The next call's step; `timestep` is known from the count."""
         call = self.calls[self._next]
         self._next += 1
-        x0 = self.path.levels.estimate(model_output, sample, self.path.times[call.t]).x0
+        x0 = self.path.levels.x0(model_output, sample, self.path.times[call.t])
         if self.clip is not None:
             x0 = x0.clamp(-self.clip, self.clip)
         c0, ct, variance = self.path.posterior(call.t, call.s)

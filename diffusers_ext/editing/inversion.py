@@ -11,8 +11,8 @@ import torch
 
 from .levels import ListedPath
 
-SOLVERS = ("ddim", "heun", "fixed-point")
-# Iterations that solve for one step of an inversion; each divides the error by 1 + (the data's variance / sigma^2).
+SOLVERS = ("ddim", "heun")
+# Iterations for the first step from the data; each divides the error by 1 + (the data's variance / sigma^2).
 ITERATIONS = 5
 
 
@@ -32,11 +32,10 @@ class FlowScheduler:
     the flow is dy / dphi = v = cos * epsilon - sin * x0, which is smooth from the data to the noise on every path.
 
     - `ddim`: x0 and epsilon stay what they are at the start of a step (Song et al. 2021, arXiv:2010.02502, eq. 13);
-    - `heun`: the mean of the velocities at both ends (the trapezoidal rule after a step of `ddim`), of second order;
-    - `fixed-point`: upwards, the step that a `ddim` step downwards leads back from, found by iteration. It returns to
-      the start with few steps (Pan et al. 2023, arXiv:2309.04907, without their acceleration); downwards it is `ddim`.
+    - `heun`: the mean of the velocities at both ends (the trapezoidal rule after a step of `ddim`), of second order.
 
-    The data have no noise level that a network knows, so the first step upwards is a `fixed-point` step in any case.
+    The data have no noise level that a network knows. The last step to them is one of `ddim`, which gives x0, and the
+    first step from them finds, by iteration, where that step leads back from.
 
     Args:
         path: the places to visit.
@@ -61,22 +60,24 @@ class FlowScheduler:
         self._start = self._velocity = torch.empty(0)
 
     def _angle(self, place: int) -> tuple[float, float]:
-        alpha, sigma = self.path.alpha(place), self.path.sigma(place)
-        norm = math.hypot(alpha, sigma)
-        return alpha / norm, sigma / norm
+        norm = self._norm(place)
+        return self.path.alpha(place) / norm, self.path.sigma(place) / norm
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """alpha * x0 + sigma * epsilon of y."""
+        """The network's input for y."""
         at = self.calls[self._next].at
-        return sample * math.hypot(self.path.alpha(at), self.path.sigma(at))
+        return sample * (self._norm(at) * self.path.levels.input_scale(self.path.times[at]))
+
+    def _norm(self, place: int) -> float:
+        return math.hypot(self.path.alpha(place), self.path.sigma(place))
 
     def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor) -> Any:
         """The next call's move; `timestep` is known from the count."""
         call = self.calls[self._next]
-        network_input = self.scale_model_input(sample)
+        x = sample * self._norm(call.at)
         self._next += 1
-        x0 = self.path.levels.estimate(model_output, network_input, self.path.times[call.at]).x0
-        epsilon = (network_input - self.path.alpha(call.at) * x0) / self.path.sigma(call.at)
+        x0 = self.path.levels.x0(model_output, x, self.path.times[call.at])
+        epsilon = (x - self.path.alpha(call.at) * x0) / self.path.sigma(call.at)
         return SimpleNamespace(prev_sample=self._moved(call, sample, x0, epsilon), pred_original_sample=x0)
 
     def _moved(self, call: FlowCall, y: torch.Tensor, x0: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
@@ -90,13 +91,11 @@ class FlowScheduler:
         return cosine_s * x0 + sine_s * epsilon
 
     def _settled(self, call: FlowCall, y: torch.Tensor, epsilon: torch.Tensor) -> torch.Tensor:
-        """One iteration of: where does the `ddim` step at `s` come from that ends at the sample at `t`?"""
-        first = self.calls[self._next - 2] if self._next > 1 else None
-        if first is None or (first.kind, first.s) != (call.kind, call.s):
+        """One iteration of: where does the step come from that ends at the data?"""
+        if self._next == 1:
             self._start = y
-        (cosine, sine), (cosine_s, sine_s) = self._angle(call.t), self._angle(call.s)
-        ratio = cosine_s / cosine
-        return ratio * self._start + (sine_s - ratio * sine) * epsilon
+        cosine, sine = self._angle(call.s)
+        return cosine * self._start + sine * epsilon
 
 
 def _calls(places: int, solver: str, upwards: bool) -> list[FlowCall]:
@@ -105,11 +104,11 @@ def _calls(places: int, solver: str, upwards: bool) -> list[FlowCall]:
     pairs = list(pairwise(visited))
     if upwards:
         pairs = [(s, t) for t, s in reversed(pairs)]
-    return [call for t, s in pairs for call in _calls_between(t, s, solver, upwards)]
+    return [call for t, s in pairs for call in _calls_between(t, s, solver)]
 
 
-def _calls_between(t: int, s: int, solver: str, upwards: bool) -> list[FlowCall]:
-    if upwards and (t == -1 or solver == "fixed-point"):
+def _calls_between(t: int, s: int, solver: str) -> list[FlowCall]:
+    if t == -1:
         return [FlowCall("settle", s, t, s)] * ITERATIONS
     if solver == "heun" and s != -1:
         return [FlowCall("step", t, t, s), FlowCall("correct", s, t, s)]

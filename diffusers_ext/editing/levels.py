@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
 
@@ -17,20 +18,10 @@ from ..schedulers.timesteps import as_number
 LARGEST_SIGNAL_VARIANCE = 0.01
 
 
-class Estimate(NamedTuple):
-    """The network's estimates at one step.
-
-    Attributes:
-        x0: the clean data.
-        slope: the derivative of x0 with respect to the output, at a fixed input.
-    """
-
-    x0: torch.Tensor
-    slope: float
-
-
 class Levels:
     """The noise levels of a network's input, and x0 from its output, by the scheduler's timesteps.
+
+    The input is `input_scale` * x with x = alpha * x0 + sigma * epsilon.
 
     Args:
         scheduler: of this package or of diffusers; `proofs.levels.view_of` reads it.
@@ -38,14 +29,19 @@ class Levels:
 
     def __init__(self, scheduler: Any):
         self.view = view_of(scheduler)
+        self._scales_input = bool(scheduler.config.get("scale_input"))
         self._weights: dict[float, tuple[float, float]] = {}
 
     def __call__(self, timestep: Any) -> tuple[float, float]:
-        """(alpha, sigma) with input = alpha * x0 + sigma * epsilon."""
+        """(alpha, sigma) of x."""
         return self.view.level(as_number(timestep))
 
+    def input_scale(self, timestep: Any) -> float:
+        """The factor on x; 1 but for `ScoreSDEScheduler(scale_input=True)`."""
+        return 1 / math.hypot(1, self(timestep)[1]) if self._scales_input else 1.0
+
     def weights(self, timestep: Any) -> tuple[float, float]:
-        """(a, b) with x0 = a * input + b * output. Raises ValueError where the output does not determine x0."""
+        """(a, b) with x0 = a * x + b * output. Raises ValueError where the output does not determine x0."""
         t = as_number(timestep)
         if t not in self._weights:
             self._weights[t] = self._found_weights(t)
@@ -61,10 +57,10 @@ class Levels:
             )
         return -of_input / of_x0, 1 / of_x0
 
-    def estimate(self, output: torch.Tensor, sample: torch.Tensor, timestep: Any) -> Estimate:
-        """x0 of an output at an input; a network's learned variance, the second half of its channels, is left out."""
+    def x0(self, output: torch.Tensor, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        """x0 of an output at x; a network's learned variance, the second half of its channels, is left out."""
         a, b = self.weights(timestep)
-        return Estimate(combine(a, sample, b, output[:, : sample.shape[1]]), b)
+        return combine(a, sample, b, output[:, : sample.shape[1]])
 
 
 class ListedPath(GaussianPath):

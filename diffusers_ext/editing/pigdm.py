@@ -49,19 +49,17 @@ class PiGDMScheduler(PosteriorScheduler):
         (alpha, sigma), v = self.levels(timestep), self.data_variance
         return v * sigma**2 / (alpha**2 * v + sigma**2)
 
-    def guide(self, predict: Predict, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+    def guide(self, predict: Predict, network_input: torch.Tensor, timestep: Any) -> torch.Tensor:
         """An output that means the moved x0."""
         alpha, sigma = self.levels(timestep)
         if alpha < LEAST_ALPHA:
-            return predict(sample)
+            return predict(network_input)
         with torch.enable_grad():
-            sample = sample.detach().requires_grad_()
-            output = predict(sample)
-            estimate = self.levels.estimate(output, sample, timestep)
-            towards = self.towards(estimate.x0.detach(), self.posterior_variance(timestep))
-            (gradient,) = torch.autograd.grad(estimate.x0, sample, towards.to(estimate.x0.dtype))
-        moved = output.detach().clone()
-        moved[:, : sample.shape[1]] += sigma**2 / alpha / estimate.slope * gradient
+            x, output, x0 = self.predicted(predict, network_input, timestep)
+            towards = self.towards(x0.detach(), self.posterior_variance(timestep))
+            (gradient,) = torch.autograd.grad(x0, x, towards.to(x0.dtype))
+        moved, slope = output.detach().clone(), self.levels.weights(timestep)[1]
+        moved[:, : x.shape[1]] += sigma**2 / alpha / slope * gradient
         return moved
 
     def towards(self, x0: torch.Tensor, variance: float) -> torch.Tensor:

@@ -101,7 +101,7 @@ class EditingPipeline:
 
         Args:
             image: one or several, or signals.
-            solver: `heun`, of second order, `ddim`, of first, or `fixed-point`; see `inversion.FlowScheduler`.
+            solver: `heun`, of second order, or `ddim`, of first; see `inversion.FlowScheduler`.
             call: see `EditingPipeline`.
 
         Raises:

@@ -39,6 +39,13 @@ class PosteriorScheduler(WrappedScheduler):
         super().__init__(scheduler)
         self.space, self.operator, self.measurement, self.noise_std = space, operator, measurement, noise_std
 
+    def predicted(self, predict: Predict, network_input: torch.Tensor, timestep: Any) -> tuple[torch.Tensor, ...]:
+        """(x with gradients, the network's output, its estimate of x0); call where gradients are enabled."""
+        scale = self.levels.input_scale(timestep)
+        x = (network_input / scale).detach().requires_grad_()
+        output = predict(x * scale)
+        return x, output, self.levels.x0(output, x, timestep)
+
     def residual(self, x0: torch.Tensor) -> torch.Tensor:
         """y - A data for a predicted x0."""
         return self.measurement - self.operator(self.space.decode(x0))
@@ -50,6 +57,6 @@ class PosteriorScheduler(WrappedScheduler):
             data = self.space.decode(x0)
             return torch.autograd.grad(data, x0, self.operator.pulled_back(data, y).to(data.dtype))[0]
 
-    def guide(self, predict: Predict, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+    def guide(self, predict: Predict, network_input: torch.Tensor, timestep: Any) -> torch.Tensor:
         """The output that `step` receives, for the network's input at a timestep."""
         raise NotImplementedError

@@ -10,6 +10,7 @@ from diffusers.pipelines.pipeline_utils import AudioPipelineOutput, ImagePipelin
 from ..conditions.base import config_entry
 from ..conditions.user_images import Size, image_tensor, mask_tensor
 from ..pipelines.call_arguments import check_output_type
+from ..pipelines.guidance import dtype_of
 from ..pipelines.latent_space import LatentSpace
 from ..pipelines.pipeline_generation import as_output_type
 from ..pipelines.pipeline_signal import SignalPipeline
@@ -38,7 +39,7 @@ class PixelSpace:
     def channels(self) -> tuple[int, ...]:
         """Numbers of channels that data may have."""
         own = config_entry(self.pipeline.unet, "in_channels")
-        return (own,) if own else (1, 3, 4)
+        return (own,) if own else (1, 3)
 
     @property
     def size(self) -> Size | None:
@@ -62,7 +63,7 @@ class PixelSpace:
         return found
 
     def _placed(self, data: torch.Tensor) -> torch.Tensor:
-        dtype = working_dtype(getattr(self.pipeline, "dtype", None) or torch.float32, data.dtype)
+        dtype = working_dtype(dtype_of(self.pipeline.unet), data.dtype)
         return data.to(device=self.pipeline.device, dtype=dtype)
 
     def encode(self, data: torch.Tensor) -> torch.Tensor:
@@ -140,8 +141,8 @@ class SignalSpace(PixelSpace):
         signals = torch.stack([torch.as_tensor(each) for each in data]) if isinstance(data, list | tuple) else data
         signals = torch.as_tensor(signals)
         signals = signals[None] if signals.ndim == 2 else signals
-        wanted = (config_entry(self.pipeline.unet, "in_channels"), *(self.size or ()))
-        fits = signals.ndim == 3 and all(w in (None, s) for w, s in zip((wanted * 2)[:2], signals.shape[1:]))
+        wanted = (config_entry(self.pipeline.unet, "in_channels"), *(self.size or (None,)))
+        fits = signals.ndim == 3 and all(w in (None, s) for w, s in zip(wanted, signals.shape[1:]))
         if not fits or not signals.is_floating_point() or not signals.isfinite().all():
             shape = ", ".join(str(length or "any") for length in wanted)
             raise ValueError(

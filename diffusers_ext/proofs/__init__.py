@@ -10,6 +10,7 @@ from .levels import NetworkView, view_of
 from .mixture import GaussianMixture
 from .moments import standard_errors
 from .network import ExactNetwork, MixtureNetwork
+from .posterior import PosteriorBias, posterior_bias
 from .prove import prove
 from .report import Report, plot_reports, table
 from .sampling import sample, starting_noise
@@ -23,6 +24,7 @@ __all__ = [
     "GaussianMixture",
     "MixtureNetwork",
     "NetworkView",
+    "PosteriorBias",
     "Report",
     "audit",
     "exact_line_statistics",
@@ -33,6 +35,7 @@ __all__ = [
     "line_law",
     "line_statistics",
     "plot_reports",
+    "posterior_bias",
     "prove",
     "rms",
     "sample",
