@@ -20,7 +20,7 @@ from ..modalities import modality_of_pipeline
 from ..pipelines import SignalPipeline
 from ..pipelines.batched_generation import image_shape
 from ..settings import make_settings_class, option
-from .real_images import RealDataArguments, real_and_floor
+from .real_images import RealDataArguments, real_and_baseline
 from .sampler_options import OneSampler
 from .shared import DTYPE_HELP, DTYPES, load_pipeline, progress_bar, run_folder
 
@@ -262,7 +262,7 @@ def _images(arguments: EditArguments, pipeline: Any) -> tuple[torch.Tensor, str]
     """(images in [0, 1] of the network's size, where they are from)."""
     channels, height, width = image_shape(pipeline)
     if not arguments.images:
-        real, _ = real_and_floor(arguments, arguments.num_images, channels, height, None)
+        real, _ = real_and_baseline(arguments, arguments.num_images, channels, height, None)
         return torch.cat(list(real.batches())).to(pipeline.device) / 2 + 0.5, real.split
     from ..conditions.user_images import image_tensor
     from ..data.opening import open_image_file
