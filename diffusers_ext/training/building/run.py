@@ -92,8 +92,7 @@ def _make_run(
         accelerator = make_accelerator(args, accumulation, mode.precision)
         batches.use(accelerator)
     recorder = _recorder(args, accelerator, folder, state, accumulation)
-    for line in filter(None, [data.description, told]):
-        recorder.say(line)
+    recorder.say("\n".join(filter(None, [data.description, told])))
     bounded = vae_of(data) is None and is_bounded(data)
     diagnostics = Diagnostics(ingredients.objective, accelerator, recorder.warn, bounded)
     weights, step = _prepare(args, accelerator, ingredients, mode, binding, state, diagnostics)
