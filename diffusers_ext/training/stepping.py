@@ -76,7 +76,7 @@ class Step:
     max_grad_norm: float
     channels_last: bool
     clock: StepClock
-    watch: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+    watch: Callable[[torch.Tensor, Any, torch.Tensor], None]
 
     def __call__(self, batches: Sequence[tuple[int, Batch]]) -> tuple[torch.Tensor, torch.Tensor, float]:
         """(mean loss, gradient norm, learning rate) of a step on (number, batch) pairs; two of them on the device."""

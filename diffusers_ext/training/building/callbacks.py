@@ -111,6 +111,7 @@ def _measuring(args: TrainingArguments, run: Run) -> list[Any]:
         run.diagnostics, run.weights.model, data, lambda batch: binding.of_measurement(batch, 0, data), is_due
     )
     validation = _validation(args, run, is_due)
+    others: list[Any]
     if args.task == "autoencoder":
         others = [_reconstruction(args, run, is_due)]
     else:
