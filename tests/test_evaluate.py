@@ -91,6 +91,12 @@ def test_a_poor_sampler_is_found_out(perfect, run):
     assert measures[0]["frechet_distance"] < 0.5 * measures[1]["frechet_distance"]
 
 
+def test_a_sweep_needs_two_samples_of_a_class(perfect, data, classifier, tmp_path, capsys):
+    flags = ["--model", "perfect", "--train_data_dir", data, "--classifier", classifier, "--output_dir", str(tmp_path)]
+    assert main(["sweep", *flags, "--num_images", "1", "--num_inference_steps", "1"]) == 1
+    assert "num_images 1 gives one of each" in capsys.readouterr().err
+
+
 def test_sweep_draws_and_tells_what_guidance_gives_and_takes(perfect, data, classifier, tmp_path):
     flags = ["--model", "perfect", "--classifier", classifier, "--train_data_dir", data, "--output_dir", str(tmp_path)]
     few = ["--num_images", "40", "--num_inference_steps", "10", "--guidance_scales", "3", "0", "1"]

@@ -32,6 +32,11 @@ def sweep(arguments: SweepArguments) -> None:
     bench = prepare(arguments)
     if bench.labels is None:
         raise ValueError(f"A sweep needs a network with classes, and that of '{arguments.model}' has none.")
+    if len(bench.labels.unique()) == len(bench.labels):
+        raise ValueError(
+            f"A sweep measures the diversity within classes, which needs two samples of a class; num_images "
+            f"{bench.num_images} gives one of each, so use more."
+        )
     baseline = bench.baseline_measures()
     rows = [measured(bench, scale) for scale in scales]
     folder = Path(arguments.output_dir)
