@@ -158,7 +158,7 @@ def _check_at_least_one(name: str, value: Any) -> None:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and abs(value) < LARGEST_INTEGER
+    return isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < LARGEST_INTEGER
 
 
 def is_number(value: Any) -> bool:
