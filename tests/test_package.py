@@ -43,6 +43,7 @@ ARROWS = {
         "schedulers",
         "settings",
     },
+    "demo": {"demo", "conditions", "evaluation", "figures", "pipelines", "proofs", "schedulers"},
     "experiments": {"experiments", "figures", "settings", "training"},
 }
 ROOMS = sorted(folder.name for folder in PACKAGE.iterdir() if any(folder.rglob("*.py")))

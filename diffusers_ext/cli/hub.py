@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..hub.averages import RECONSTRUCTION
@@ -20,6 +20,7 @@ class ExportArguments(CheckedSettings):
     repo_id: str | None = option(None, "user/name in the examples of the card.")
     variant: str | None = option(None, "Variant in the names of the weight files, such as fp16.")
     max_shard_size: str = option("5GB", "Largest file of weights.")
+    space: bool = option(False, "Write a Space of the demo instead, with the model beside it, or its Hub name.")
 
 
 @dataclass
@@ -59,6 +60,9 @@ def export(arguments: ExportArguments) -> None:
     from ..hub.push import companions
 
     source, target = Path(arguments.model), Path(arguments.output_dir)
+    if arguments.space:
+        _export_space(arguments)
+        return
     if source.exists() and target.exists() and source.resolve() == target.resolve():
         raise ValueError("output_dir must be another folder than that of the model.")
     pipeline = load_pipeline(arguments.model, "cpu")
@@ -69,6 +73,17 @@ def export(arguments: ExportArguments) -> None:
         shutil.copyfile(source / name, target / name)
     write_card(target, arguments.repo_id)
     print(f"Exported to {target}; {target / 'README.md'} says how to load it")
+
+
+def _export_space(arguments: ExportArguments) -> None:
+    """Write the folder of a Space; a model of the Hub stays there."""
+    from ..demo.space import MODEL, write_space
+
+    target, is_local = Path(arguments.output_dir), Path(arguments.model).exists()
+    if is_local:
+        export(replace(arguments, output_dir=str(target / MODEL), space=False))
+    write_space(target, None if is_local else arguments.model, arguments.repo_id or Path(arguments.model).name)
+    print(f"Space in {target}; push it with: hf upload USER/NAME {target} --repo-type space")
 
 
 def push(arguments: PushArguments) -> None:

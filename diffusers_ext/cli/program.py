@@ -84,6 +84,7 @@ COMMANDS = {
     "figure": Command(
         "figure", "figure", "FigureArguments", "Draw noise, trajectories, schedules, embeddings, ...", draws=True
     ),
+    "demo": Command("demo", "demo", "DemoArguments", "Show a page in the browser that samples step by step."),
     "ema": Command("ema", "ema", "EmaArguments", "Average the weights of a run over any length."),
     "convert": Command(
         "convert", "convert", "ConvertArguments", "Turn a checkpoint of another project into a pipeline."
