@@ -256,7 +256,7 @@ def test_a_browser_shows_the_page(page):
     if chromium is None:
         pytest.skip("there is no Chromium on this machine")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
-    shown = subprocess.run([chromium, *flags, page[0]], capture_output=True, text=True, timeout=120).stdout
+    shown = subprocess.run([chromium, *flags, page[0]], capture_output=True, text=True, timeout=400).stdout
     for words in ("A perfect network", "Setting A", "Guidance", "Share of the sampling steps taken"):
         assert words in shown
 
