@@ -92,7 +92,7 @@ def check_command(words):
         check_training(["--recipe", *rest] if rest and not rest[0].startswith("-") else rest)
     elif name != "recipes":
         settings = COMMANDS[name].load()[1]
-        if hasattr(settings, "POSITIONAL") and not rest[0].startswith("-"):
+        if rest and hasattr(settings, "POSITIONAL") and not rest[0].startswith("-"):
             rest = [f"--{settings.POSITIONAL}", *rest]
         values, others = parse(settings, rest, name)
         assert not others
