@@ -149,6 +149,10 @@ def _run_command(name: str, command: Command, words: list[str]) -> None:
     check_places(arguments)
     if command.draws:
         need_matplotlib(name)
+    if isinstance(getattr(arguments, "model", None), str):
+        from .shared import run_folder
+
+        arguments.model = run_folder(arguments.model)
     from ..training.allocator import keep_freed_memory
 
     keep_freed_memory()

@@ -263,15 +263,38 @@ def plot_convergence(
         axes.legend(fontsize=8, loc="lower left")
 
 
-def embedding_heatmap(embedding: torch.Tensor | np.ndarray, path: PathLike) -> None:
-    """Draw an embedding (timesteps, dimensions) as a map whose colour is the value. Raises ValueError."""
+def embedding_heatmap(
+    embedding: torch.Tensor | np.ndarray,
+    path: PathLike,
+    title: str = "Timestep embedding",
+    row_range: tuple[float, float] | None = None,
+) -> None:
+    """Draw an embedding (timesteps, dimensions) as a map whose colour is the value.
+
+    Args:
+        embedding: row 0 is drawn at the top.
+        path: of the file; its suffix says which kind.
+        title: above the plot.
+        row_range: timesteps of the first and the last row; None counts rows from 0.
+
+    Raises ValueError for another shape, and values that are not finite.
+    """
     values = embedding.detach().float().cpu().numpy() if isinstance(embedding, torch.Tensor) else np.asarray(embedding)
     if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
         raise ValueError(f"embedding takes finite numbers of shape (timesteps, dimensions), got {values.shape}")
     limit = float(np.abs(values).max()) or 1.0
     with drawing(path, 6.4, 4.2) as figure:
         axes = figure.add_subplot()
-        image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        first, last = row_range or (-0.5, len(values) - 0.5)
+        image = axes.imshow(
+            values,
+            cmap="RdBu_r",
+            vmin=-limit,
+            vmax=limit,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(-0.5, values.shape[1] - 0.5, last, first),
+        )
         figure.colorbar(image, ax=axes, label="value")
         axes.set_xlabel("dimension")
         axes.set_ylabel("timestep t")
