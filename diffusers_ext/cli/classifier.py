@@ -127,7 +127,7 @@ def train_classifier(classifier: ImageClassifier, train: ExampleData, arguments:
         RandomAffine(arguments.shift, arguments.rotation, arguments.zoom),
         _autocast_dtype(arguments.mixed_precision),
         arguments.seed,
-        lambda step, loss: print(f"step {step}: loss {loss:.4f}"),
+        lambda step, loss, left: print(f"step {step}: loss {loss:.4f}, {left:.0f} s left", flush=True),
     )
 
 

@@ -23,7 +23,7 @@ from ..schedulers.registry import SamplerChoice, check_options
 from ..settings import option
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_baseline
 from .sampler_options import OneSampler
-from .shared import DTYPE_HELP, DTYPES, best_device, load_classifier, load_pipeline
+from .shared import DTYPE_HELP, DTYPES, bar, best_device, load_classifier, load_pipeline, progress_bar
 
 # What is printed, and whether as a percentage.
 MEASURES = {
@@ -42,7 +42,7 @@ MEASURES = {
 class SamplingArguments(OneSampler, RealDataArguments):
     """How samples are drawn and measured; the base of commands that evaluate."""
 
-    model: str = option(text="Folder or Hub name of a pipeline.")
+    model: str = option(text="Folder or Hub name of a pipeline, or the name of a recipe: what was trained by it.")
     classifier: str | None = option(None, "Folder of a classifier (`diffusers-ext classifier train`).")
     features: str | None = option(
         None,
@@ -116,7 +116,8 @@ class Bench:
             self.pipeline, self.num_images, self.labels, self.batch_size, self.seed, show_progress=True, **options
         )
         seconds = time.perf_counter() - began
-        return extract(images.split(self.batch_size), self.features, self.classifier, self.labels), seconds
+        batches = bar(images.split(self.batch_size), "Features")
+        return extract(batches, self.features, self.classifier, self.labels), seconds
 
     def baseline_measures(self) -> dict[str, float]:
         """What real images get where samples stand."""
@@ -136,7 +137,7 @@ class Bench:
 def prepare(arguments: SamplingArguments) -> Bench:
     """Load pipeline, classifier and real images. Raises ValueError, in one sentence, for what does not fit together."""
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(**progress_bar(leave=False))
     classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, arguments.device)
     features: torch.nn.Module | None = classifier
     if arguments.features is not None:
@@ -151,7 +152,10 @@ def prepare(arguments: SamplingArguments) -> Bench:
     real, baseline = real_and_baseline(arguments, arguments.num_images, channels, resolution, classes)
     if classifier is not None:
         check_classifier(classifier, pipeline, real.data)
-    real_set, baseline_set = (extract(s.batches(), features, classifier, s.labels) for s in (real, baseline))
+    real_set, baseline_set = (
+        extract(bar(s.batches(), "Features of real images", s.number_of_batches()), features, classifier, s.labels)
+        for s in (real, baseline)
+    )
     return Bench(
         pipeline,
         classifier,
@@ -176,7 +180,8 @@ def prepare(arguments: SamplingArguments) -> Bench:
 def choose_sampler(pipeline: Any, arguments: SamplingArguments) -> int:
     """Put the named sampler into the pipeline; the number of steps to take."""
     if arguments.sampler is None:
-        arguments.check_sampler()
+        arguments.check_sampler(arguments.model)
+    if arguments.sampler is None:
         return arguments.num_inference_steps
     choice = SamplerChoice.parse(arguments.sampler)
     check_options(choice.name, arguments.sampler_options())

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from ..data.images import load_image_data
 from ..data.randomness import permutation
 from ..evaluation.likelihood import TRACES, VariationalBound, check_likelihood, likelihood, variational_bound
 from ..settings import CheckedSettings, option
-from .shared import load_pipeline
+from .shared import load_pipeline, progress_bar
 
 
 @dataclass
@@ -45,18 +46,19 @@ def measure_likelihood(arguments: LikelihoodArguments) -> None:
     check_likelihood(pipeline)
     images, description = _images(arguments, pipeline.unet.config)
     images = images.to(pipeline.device)
-    found = likelihood(
-        pipeline.unet.eval().requires_grad_(False),
-        pipeline.scheduler,
-        images,
-        tolerance=arguments.tolerance,
-        steps=arguments.steps,
-        trace=arguments.trace,
-        eps=arguments.eps,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        report_progress=lambda done: print(f"{done} of {len(images)} images", flush=True),
-    )
+    with tqdm(total=len(images), desc="Likelihood", unit="img", **progress_bar(leave=False)) as bar:
+        found = likelihood(
+            pipeline.unet.eval().requires_grad_(False),
+            pipeline.scheduler,
+            images,
+            tolerance=arguments.tolerance,
+            steps=arguments.steps,
+            trace=arguments.trace,
+            eps=arguments.eps,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            report_progress=lambda done: bar.update(done - bar.n) and None,
+        )
     print(f"{found} of {description}")
     record: dict[str, Any] = {**asdict(found), "per_image": found.per_image.tolist(), "data": description}
     if arguments.bound_timesteps:

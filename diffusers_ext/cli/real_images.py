@@ -75,6 +75,10 @@ class RealImages:
         """Their classes (number,), or None where the data have none."""
         return None if self.data.labels is None else self.data.labels[self.indices]
 
+    def number_of_batches(self, batch_size: int = 256) -> int:
+        """How many `batches` there are."""
+        return -(-len(self) // batch_size)
+
     def batches(self, batch_size: int = 256) -> Iterator[torch.Tensor]:
         """The images (batch, channels, height, width) in [-1, 1]."""
         for part in self.indices.split(batch_size):

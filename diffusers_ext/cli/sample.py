@@ -14,7 +14,15 @@ from ..pipelines import SignalPipeline
 from ..pipelines.batched_generation import samples_of
 from ..settings import CheckedSettings, make_settings_class, option
 from .sampler_options import OneSampler
-from .shared import DTYPE_HELP, DTYPES, load_checkpoint, load_pipeline, run_folder, settings_of_run
+from .shared import (
+    DTYPE_HELP,
+    DTYPES,
+    bar,
+    load_checkpoint,
+    load_pipeline,
+    progress_bar,
+    settings_of_run,
+)
 
 _FLAGS = {name: flag for condition in CONDITIONS.values() for name, flag in condition.flags.items()}
 _ConditionFlags: Any = make_settings_class("_ConditionFlags", _FLAGS, __name__)
@@ -63,7 +71,7 @@ class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
 
 def sample(arguments: SampleArguments) -> None:
     """Write a grid of samples, and a GIF of how they came about when asked."""
-    arguments.check_sampler()
+    arguments.check_sampler(arguments.model)
     pipeline = _loaded(arguments)
     arguments.put_sampler_into(pipeline)
     conditions, shared, columns = _conditions(arguments, pipeline)
@@ -72,7 +80,10 @@ def sample(arguments: SampleArguments) -> None:
         raise ValueError("gif shows images, and this pipeline makes signals; leave it out.")
     samples: list[torch.Tensor] = []
     frames: list[torch.Tensor] = []
-    for start in range(0, arguments.num_images, arguments.batch_size):
+    starts = range(0, arguments.num_images, arguments.batch_size)
+    if len(starts) > 1:
+        pipeline.set_progress_bar_config(**progress_bar(leave=False))
+    for start in bar(starts, "Batches") if len(starts) > 1 else starts:
         count = min(arguments.batch_size, arguments.num_images - start)
         keep = frame_keeper(pipeline, frames) if arguments.gif is not None and start == 0 else None
         result = pipeline(
@@ -98,10 +109,11 @@ def _loaded(arguments: SampleArguments) -> Any:
         place = arguments.checkpoint, arguments.device
         pipeline, recipe = load_checkpoint(*place, arguments.dtype, arguments.architecture), {}
     else:
-        folder = run_folder(arguments.model or "")
+        folder = arguments.model or ""
         recipe = settings_of_run(folder)
         pipeline = load_pipeline(folder, arguments.device, arguments.dtype)
-    steps = int(recipe.get("ddpm_num_inference_steps") or 50) if arguments.sampler is None else 50
+    own_sampler = arguments.sampler in (None, recipe.get("sampler"))
+    steps = int(recipe.get("ddpm_num_inference_steps") or 50) if own_sampler else 50
     longest = getattr(pipeline.scheduler.config, "num_train_timesteps", steps)
     arguments.num_inference_steps = arguments.num_inference_steps or min(steps, longest)
     own = not any(getattr(arguments, name) is not None for name in _FLAGS) and arguments.guidance_scale is None

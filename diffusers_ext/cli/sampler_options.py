@@ -7,6 +7,7 @@ from typing import Any
 
 from ..schedulers.registry import OPTIONS, SAMPLERS, build_sampler, check_options, samplers_with
 from ..settings import option
+from .shared import settings_of_run
 
 
 def sampler_option(name: str) -> Any:
@@ -41,9 +42,15 @@ class OneSampler(SamplerOptions):
     )
     subsequence: str | None = sampler_option("subsequence")
 
-    def check_sampler(self) -> None:
-        """Raise ValueError, before anything is loaded, for an option that the sampler does not take."""
-        check_options(self.sampler, self.sampler_options())
+    def check_sampler(self, model: str | None = None) -> None:
+        """Raise ValueError, before anything is loaded, for an option that the sampler does not take.
+
+        Options without a sampler are for the one of the model's own run, if it is known.
+        """
+        options = self.sampler_options()
+        if self.sampler is None and options and model is not None:
+            self.sampler = settings_of_run(model).get("sampler")
+        check_options(self.sampler, options)
 
     def put_sampler_into(self, pipeline: Any) -> None:
         """Give the pipeline the sampler, if one was named, on the noise path of its own scheduler."""

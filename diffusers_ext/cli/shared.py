@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from tqdm.auto import tqdm
 
 from ..settings import SettingsError, read_recipe
 from ..settings.recipes import recipe_names
@@ -15,6 +17,7 @@ from ..settings.recipes import recipe_names
 if TYPE_CHECKING:
     from ..evaluation.classifier import ImageClassifier
 
+_T = TypeVar("_T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DTYPE_HELP = "Numbers the network computes with: float32, bfloat16 or float16."
@@ -92,6 +95,11 @@ def load_checkpoint(path: str, device: str | None, dtype: str = "float32", archi
 def progress_bar(**more: Any) -> dict[str, Any]:
     """Options of a pipeline's progress bar: none when the output is not a terminal."""
     return {"disable": None, **more}
+
+
+def bar(steps: Iterable[_T], title: str, total: int | None = None) -> Iterable[_T]:
+    """The steps, with a progress bar and the time left; none when the output is not a terminal."""
+    return tqdm(steps, desc=title, total=total, **progress_bar(leave=False))
 
 
 def load_classifier(folder: str, device: str | None) -> ImageClassifier:

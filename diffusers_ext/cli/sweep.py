@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from .. import figures
 from ..evaluation.comparison import write_csv
 from ..evaluation.features import compare_sets
 from ..settings import option
 from .evaluate import Bench, SamplingArguments, prepare
+from .shared import bar
 
 
 @dataclass
@@ -38,7 +41,7 @@ def sweep(arguments: SweepArguments) -> None:
             f"{bench.num_images} gives one of each, so use more."
         )
     baseline = bench.baseline_measures()
-    rows = [measured(bench, scale) for scale in scales]
+    rows = [measured(bench, scale) for scale in bar(scales, "Scales")]
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv([*rows, {"guidance_scale": "real images", **baseline}], folder / "sweep.csv")
@@ -68,7 +71,7 @@ def measured(bench: Bench, scale: float) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         **compare_sets(samples, bench.real),
     }
-    print(
+    tqdm.write(
         f"guidance {scale:5.2f}: class accuracy {100 * row['class_accuracy']:6.2f} %, "
         f"diversity {row['diversity']:.3f}, Frechet {row['frechet_distance']:.4f}, "
         f"{len(samples):,} samples in {seconds:.1f} s"

@@ -11,7 +11,7 @@ import torch
 
 from .. import figures
 from ..schedulers.registry import SamplerChoice
-from .comparison import timed_samples
+from .comparison import progress_over, timed_samples
 from .features import FeatureSet, extract
 from .metrics import frechet_distance
 
@@ -87,24 +87,30 @@ def compare_classes(
 
     Raises ValueError for a length that a sampler can't have, and what the pipeline raises.
     """
+    cells = [
+        (choice, length, scale)
+        for choice in samplers
+        for length in (lengths if choice.length is None else [choice.length])
+        for scale in guidance_scales
+    ]
     runs, samples = [], []
-    for choice in samplers:
-        for length in lengths if choice.length is None else [choice.length]:
-            for scale in guidance_scales:
-                scheduler = choice.build(pipeline.scheduler.config)
-                options = {"class_labels": labels, "guidance_scale": scale, "num_inference_steps": length}
-                result, evaluations, seconds = timed_samples(pipeline, scheduler, latents, seed, batch_size, **options)
-                images = result.float().clamp(-1, 1)
-                run = ClassRun(choice.label, length, scale, evaluations, seconds, len(images))
-                right: torch.Tensor | None = None
-                if classifier is not None:
-                    found = extract(images.split(batch_size), classifier, classifier, labels)
-                    assert found.predicted is not None
-                    right, run.class_accuracy = found.predicted == labels, found.accuracy()
-                    if real is not None:
-                        run.frechet_distance = frechet_distance(found.features, real.features)
-                runs.append(run)
-                samples.append(ClassSamples(images, right))
+    with progress_over([length * (choice.inner_steps or 1) for choice, length, _ in cells]) as done:
+        for choice, length, scale in cells:
+            scheduler = choice.build(pipeline.scheduler.config)
+            options = {"class_labels": labels, "guidance_scale": scale, "num_inference_steps": length}
+            result, evaluations, seconds = timed_samples(pipeline, scheduler, latents, seed, batch_size, **options)
+            images = result.float().clamp(-1, 1)
+            run = ClassRun(choice.label, length, scale, evaluations, seconds, len(images))
+            right: torch.Tensor | None = None
+            if classifier is not None:
+                found = extract(images.split(batch_size), classifier, classifier, labels)
+                assert found.predicted is not None
+                right, run.class_accuracy = found.predicted == labels, found.accuracy()
+                if real is not None:
+                    run.frechet_distance = frechet_distance(found.features, real.features)
+            runs.append(run)
+            samples.append(ClassSamples(images, right))
+            done()
     return runs, samples
 
 

@@ -53,7 +53,7 @@ def fit(
     augmentation: RandomAffine | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[int, float, float], None] | None = None,
 ) -> int:
     """Minimise the cross-entropy with AdamW and a learning rate that rises, then falls to 0 as the run ends.
 
@@ -67,7 +67,7 @@ def fit(
         augmentation: applied to every batch.
         dtype: of autocast; float32 for none.
         seed: of the augmentation.
-        report: called with (steps, mean loss since the last call) every fiftieth step.
+        report: called with (steps, mean loss since the last call, seconds left) every fiftieth step.
 
     Returns:
         The number of steps taken.
@@ -96,7 +96,7 @@ def fit(
         step += 1
         losses.append(loss.detach())
         if report is not None and step % 50 == 0:
-            report(step, float(torch.stack(losses).mean()))
+            report(step, float(torch.stack(losses).mean()), (time.monotonic() - began) * (1 / progress - 1))
             losses.clear()
     classifier.eval()
     return step

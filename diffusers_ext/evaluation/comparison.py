@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from .. import figures
 from ..pipelines import GenerationPipeline
@@ -74,18 +76,33 @@ def compare(
             raise ValueError(f"subsequences takes names among {', '.join(SUBSEQUENCES)}, got '{tau}'.")
     if reference is None:
         reference = full_flow(pipeline, latents)
+    cells = [
+        (choice, tau, length)
+        for choice in choices
+        for tau in (subsequences if choice.name in samplers_with("subsequence") else [""])
+        for length in (lengths if choice.length is None else [choice.length])
+    ]
     runs, samples = [], []
-    for choice in choices:
-        for tau in subsequences if choice.name in samplers_with("subsequence") else [""]:
-            for length in lengths if choice.length is None else [choice.length]:
-                scheduler = choice.build(pipeline.scheduler.config, subsequence=tau or None)
-                result, evaluations, seconds = timed_samples(
-                    pipeline, scheduler, latents, seed, num_inference_steps=length
-                )
-                error = (result.double() - reference.double()).square().mean().sqrt().item()
-                runs.append(Run(choice.label, tau, length, evaluations, seconds, error))
-                samples.append(result)
+    with progress_over([length * (choice.inner_steps or 1) for choice, _, length in cells]) as done:
+        for choice, tau, length in cells:
+            scheduler = choice.build(pipeline.scheduler.config, subsequence=tau or None)
+            result, evaluations, seconds = timed_samples(pipeline, scheduler, latents, seed, num_inference_steps=length)
+            error = (result.double() - reference.double()).square().mean().sqrt().item()
+            runs.append(Run(choice.label, tau, length, evaluations, seconds, error))
+            samples.append(result)
+            done()
     return runs, samples
+
+
+@contextmanager
+def progress_over(costs: Sequence[float]) -> Iterator[Callable[[], None]]:
+    """A progress bar with the time left over parts of these costs, such as steps; none if the output is no terminal.
+
+    Gives a function to call after each part.
+    """
+    left = iter(costs)
+    with tqdm(total=sum(costs), desc="Comparing", unit="step", leave=False, disable=None) as bar:
+        yield lambda: bar.update(next(left)) and None
 
 
 def full_flow(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from ..proofs.levels import NetworkView, view_of
 from ..proofs.mixture import Level
@@ -343,7 +344,13 @@ def variational_bound(
     times = sorted({1 + int((i + u) * last / count) for i, u in enumerate(uniform.tolist())})
     terms = _BoundTerms(network, view, generator)
     rows = [
-        torch.stack([terms.prior(part, last), *(terms.step(part, t) for t in times), terms.decoder(part)])
+        torch.stack(
+            [
+                terms.prior(part, last),
+                *(terms.step(part, t) for t in tqdm(times, "Bound", leave=False, disable=None)),
+                terms.decoder(part),
+            ]
+        )
         for part in images.split(batch_size)
     ]
     found = torch.cat(rows, 1) / (images[0].numel() * math.log(2))

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from .results import RunResult, read_result, write_results
 from .running import FAILED, FINISHED, Job, Process, run_here
 from .study import Experiment, read_study
@@ -38,13 +40,13 @@ class ExperimentManager:
     Args:
         output_dir: of the study; below `runs/` every run has a folder of its own.
         parallel: how many runs at a time. With 1 they run in this process, with more each in a process of its own.
-        report: takes a line on every run; prints it by default.
+        report: takes a line on every run; prints it by default, above a progress bar where there is one.
 
     Raises:
         ValueError: for a `parallel` below 1.
     """
 
-    def __init__(self, output_dir: str | Path, parallel: int = 1, report: Callable[[str], None] = print):
+    def __init__(self, output_dir: str | Path, parallel: int = 1, report: Callable[[str], None] = tqdm.write):
         if parallel < 1:
             raise ValueError(f"parallel must be at least 1, got {parallel}.")
         self.output_dir, self.parallel, self._report = Path(output_dir), parallel, report
@@ -161,6 +163,7 @@ class ExperimentManager:
 
     def _side_by_side(self, waiting: Sequence[Job], total: int) -> None:
         queue, running = list(waiting), list[Process]()
+        bar = tqdm(total=total, initial=total - len(waiting), desc="Runs", unit="run", disable=None)
         try:
             while queue or running:
                 while queue and len(running) < self.parallel:
@@ -172,7 +175,9 @@ class ExperimentManager:
                 for process in [process for process in running if process.ended()]:
                     running.remove(process)
                     self._report_end(process.job)
+                    bar.update()
         finally:
+            bar.close()
             for process in running:
                 process.stop()
 

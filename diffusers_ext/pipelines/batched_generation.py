@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils.logging import tqdm
+from tqdm.auto import tqdm
 
 from .latent_space import LatentSpace
 
@@ -45,7 +45,7 @@ def generate_images(
         labels: the class of each (number,), or None for none.
         batch_size: images at a time.
         seed: of one generator for all batches, on the CPU; equal seeds and batch sizes give equal images.
-        show_progress: show a progress bar over the batches.
+        show_progress: show a progress bar with the time left, unless the output is no terminal.
         options: of the pipeline's call, the same for every batch.
 
     Raises ValueError for labels of another number, and what the pipeline raises.
@@ -54,20 +54,24 @@ def generate_images(
         raise ValueError(f"labels must have shape ({number},), one an image, got {tuple(labels.shape)}.")
     generator = torch.Generator().manual_seed(seed)
     images = []
-    for start in tqdm(range(0, number, batch_size), desc="Sampling", leave=False, disable=not show_progress):
-        count = min(batch_size, number - start)
-        given = {} if labels is None else {"class_labels": labels[start : start + count]}
-        result = pipeline(batch_size=count, generator=generator, output_type="pt", **given, **options)
-        images.append(samples_of(result))
+    with tqdm(total=number, desc="Sampling", unit="img", leave=False, disable=None if show_progress else True) as bar:
+        for start in range(0, number, batch_size):
+            count = min(batch_size, number - start)
+            given = {} if labels is None else {"class_labels": labels[start : start + count]}
+            result = pipeline(batch_size=count, generator=generator, output_type="pt", **given, **options)
+            images.append(samples_of(result))
+            bar.update(count)
     return torch.cat(images)
 
 
 def starting_noise(pipeline: Any, number: int, seed: int) -> torch.Tensor:
-    """Noise of variance 1 in the shape of `number` samples of the network, on the CPU."""
+    """Noise of variance 1 in the shape of `number` samples of the network, on the CPU; the toy's noise is uniform."""
     config = pipeline.unet.config
     size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(number, config.in_channels, *size, generator=generator)
+    shape = (number, config.in_channels, *size)
+    prior = getattr(pipeline.scheduler, "sample_prior", None)
+    return torch.randn(shape, generator=generator) if prior is None else prior(shape, generator)
 
 
 def image_shape(pipeline: Any) -> tuple[int, int, int]:
