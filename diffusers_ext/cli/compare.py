@@ -32,9 +32,7 @@ from .shared import DTYPE_HELP, DTYPES, load_checkpoint, load_classifier, load_p
 class CompareArguments(SamplerOptions, RealDataArguments):
     """Samplers x lengths, or samplers x guidance scales x classes, from one starting noise: a picture and a table."""
 
-    model: str = option(
-        text="Folder or Hub name of a pipeline, or the name of a recipe; or `mixture`: a perfect network."
-    )
+    model: str = option(text="Folder or Hub name of a pipeline, or a recipe; or `mixture`: a perfect network.")
     checkpoints: bool = option(
         False, "Compare the checkpoints of the run in `model` instead: a row of samples each, from one starting noise."
     )

@@ -164,11 +164,9 @@ def guidance(
         generator = torch.Generator().manual_seed(0)
         columns.append(pipeline(latents=latents, generator=generator, output_type="latent", **request).images.cpu())
     names = getattr(pipeline.config, "id2label", None) or {}
-    rows = [names.get(str(label), label) for label in labels]
+    rows = [f"class {names.get(str(label), label)}" for label in labels]
     title = "Guidance: null + scale * (conditional - null), from the same noise"
-    figures.strip(
-        columns, [f"{s:g}" for s in scales], file, title, "guidance scale", row_labels=rows, row_title="class"
-    )
+    figures.strip(columns, [f"{scale:g}" for scale in scales], file, title, "guidance scale", rows)
 
 
 def langevin(file: PathLike, points: int = 4000, seed: int = 0) -> None:
