@@ -81,7 +81,7 @@ class Exam:
         self.classifier = load_classifier(arguments.classifier, "cpu")
         self.dtype = DTYPES[arguments.sampling_dtype]
         self.samples, data = arguments.num_samples, RealDataArguments(dataset_name=arguments.dataset_name)
-        sets = real_and_baseline(data, self.samples, 1, RESOLUTION, list(range(CLASSES)))
+        sets = real_and_baseline(data, self.samples, {"channels": 1, "resolution": RESOLUTION}, list(range(CLASSES)))
         self.real, baseline = (extract(s.batches(), self.classifier, self.classifier, s.labels) for s in sets)
         assert self.real.labels is not None
         self.labels = cycled(self.real.labels, self.samples)

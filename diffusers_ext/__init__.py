@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # at run time, names are imported on first use
 
     from .editing import EditingPipeline
     from .evaluation.classifier import ImageClassifier
+    from .evaluation.signal_classifier import SignalClassifier
     from .hub.export import export
     from .hub.model_card import write_card
     from .hub.push import push_to_hub
@@ -72,6 +73,7 @@ _CLASSES = {
     ],
     "pipelines": ["GenerationPipeline", "SignalPipeline"],
     "evaluation.classifier": ["ImageClassifier"],
+    "evaluation.signal_classifier": ["SignalClassifier"],
 }
 _OTHERS = {
     "models": ["PRESETS", "build_model"],

@@ -10,7 +10,15 @@ from conftest import ROOT, TINY_MODEL
 from hub_server import TAGS
 from huggingface_hub import ModelCard
 
-from diffusers_ext import AncestralDDPMScheduler, GenerationPipeline, build_model, export, write_card
+from diffusers_ext import (
+    AncestralDDPMScheduler,
+    GenerationPipeline,
+    SignalPipeline,
+    SignalUNet1DModel,
+    build_model,
+    export,
+    write_card,
+)
 from diffusers_ext.cli import main
 from diffusers_ext.hub.averages import Reconstruction
 from diffusers_ext.hub.model_card import TEMPLATE, card_text, make_card
@@ -50,6 +58,22 @@ def test_says_what_the_folder_tells(folder):
         assert words in card.text
     assert '"somebody/digits", custom_pipeline="somebody/digits", trust_remote_code=True' in card.text
     assert next(path.stem for path in folder.glob("diffusers_ext_*.py")) in card.text  # for folders
+
+
+def test_a_card_of_signals_speaks_of_signals(tmp_path):
+    network = SignalUNet1DModel(
+        sample_size=32, base_channels=8, channel_multipliers=(1,), norm_num_groups=4, attention_heads=2
+    )
+    pipeline = SignalPipeline(network, AncestralDDPMScheduler(), signal={"sample_rate": 8000})
+    export(pipeline, tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump({"train_data_dir": "sounds", "train_batch_size": 4}))
+    record = {"step": 10, "epoch": 0.1, "seconds": 30.0, "loss": 0.5, "images_per_second": 100.0}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(record))
+    assert write_card(tmp_path / "run", "somebody/sounds")
+    text = ModelCard.load(tmp_path / "run" / "README.md").text
+    for words in ("signals of 32 frames at 8,000 Hz, 1 channel", "audios = pipe(batch_size=4", ".audios", "signals/s"):
+        assert words in text
+    assert "image" not in text.replace("unconditional-image-generation", "").lower()
 
 
 def test_puts_an_evaluation_beside_its_baseline(folder):

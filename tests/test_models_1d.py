@@ -4,7 +4,8 @@ import diffusers
 import pytest
 import torch
 
-from diffusers_ext.models import SignalUNet1DModel
+from diffusers_ext.models import ADMUNet2DModel, SignalUNet1DModel
+from diffusers_ext.models.lapped import from_bands, to_bands
 from diffusers_ext.models.layers import from_patches, to_patches
 
 TINY = {
@@ -48,6 +49,23 @@ def test_patches_of_a_signal_are_channels_and_come_back():
     assert folded.tolist() == [[[0, 2, 4, 6], [1, 3, 5, 7]]]
     two = signals()
     assert torch.equal(from_patches(to_patches(two, 4), 4), two)
+
+
+def test_lapped_patches_are_an_orthogonal_transform():
+    x, y = signals(length=64), signals(length=64).flip(0)
+    torch.testing.assert_close(from_bands(to_bands(x, 8)), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close((to_bands(x, 8) * to_bands(y, 8)).sum(), (x * y).sum(), rtol=1e-4, atol=1e-4)
+    tone = torch.cos(torch.pi / 8 * 5.5 * torch.arange(64.0))[None, None]  # the middle of band 5
+    power = to_bands(tone, 8).square().mean(-1).flatten()
+    assert power[5] > 0.8 * power.sum()
+
+
+def test_a_network_of_lapped_patches_keeps_the_contract():
+    model, x = tiny(patch_size=8, lapped_patches=True, input_skip=True), signals()
+    assert run(model, x).shape == x.shape
+    assert run(model.to(torch.bfloat16), x.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="lapped_patches is for signals"):
+        ADMUNet2DModel(lapped_patches=True)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ COUNTS = {
     "ict1022-simple": 2_377_215,
     "small": 2_012_164,
     "small-adm": 2_804_428,
-    "speech": 3_074_440,
+    "speech": 17_842_369,
     "series": 1_605_569,
 }
 

@@ -12,8 +12,11 @@ import torch
 
 from ..data.images import ExampleData
 from ..data.schedule import BatchSchedule
+from ..data.signals import SignalData, SignalOptions
+from ..data.sounds import MAX_RATE
 from ..evaluation.classifier import ImageClassifier
 from ..evaluation.classifier_training import RandomAffine, accuracy, fit
+from ..evaluation.signal_classifier import RandomShift, SignalClassifier
 from ..settings import option
 from .real_images import DataArguments
 from .shared import best_device
@@ -25,6 +28,18 @@ class ClassifierTrainArguments(DataArguments):
 
     train_split: str = option("train", "Split to train on.")
     test_split: str = option("test", "Split to test on; never trained on.")
+    modality: str | None = option(
+        None, "What the data are: image or signal; found out from files and columns.", choices=("image", "signal")
+    )
+    length: int | None = option(
+        None, "Frames that signals are cropped or padded to; their own length if not given.", at_least=16, at_most=2**24
+    )
+    sample_rate: int | None = option(
+        None,
+        "Frames per second that recordings are resampled to; that of the first one if not given.",
+        at_least=1,
+        at_most=MAX_RATE,
+    )
     resolution: int | None = option(None, "Side of the images; their own if not given.", at_least=1, at_most=16_384)
     random_flip: bool = option(False, "Mirror every other training image; not for digits.")
     block_channels: list[int] = option([32, 64, 128], "Channels a level.", at_least=1, at_most=16_384)
@@ -38,9 +53,10 @@ class ClassifierTrainArguments(DataArguments):
     learning_rate: float = option(0.005, "Highest learning rate.", above=0)
     weight_decay: float = option(0.05, "Of AdamW.", at_least=0)
     label_smoothing: float = option(0.1, "Share of every target given to all classes.", at_least=0, below=1)
-    shift: float = option(0.08, "Largest random shift, as a share of the side.", at_least=0)
-    rotation: float = option(8.0, "Largest random rotation, in degrees.", at_least=0)
-    zoom: float = option(0.1, "Largest random change of scale, as a share.", at_least=0, below=1)
+    shift: float = option(0.08, "Largest random shift, as a share of the side or length.", at_least=0)
+    rotation: float = option(8.0, "Largest random rotation of images, in degrees.", at_least=0)
+    zoom: float = option(0.1, "Largest random change of scale of images, as a share.", at_least=0, below=1)
+    noise: float = option(-20.0, "Loudest noise added to signals, in decibels relative to them; not for images.")
     mixed_precision: str = option("auto", "auto, no or bf16.", choices=("auto", "no", "bf16"))
     seed: int = option(0, "Seed of weights, order and augmentation.", at_least=0)
     output_dir: str = option("classifier", "Where the classifier goes.", writes="folder")
@@ -50,7 +66,7 @@ class ClassifierTrainArguments(DataArguments):
 def classifier_train(arguments: ClassifierTrainArguments) -> None:
     """Train on the training split, test on the test split, save the classifier with its accuracy."""
     train = _labelled_images(arguments, arguments.train_split, random_flip=arguments.random_flip)
-    test = _labelled_images(arguments, arguments.test_split, channels=train.channels)
+    test = _labelled_images(arguments, arguments.test_split, channels=train.channels, like=train)
     names = [data.label_names or [] for data in (train, test)]
     if not set(names[1]) <= set(names[0]):
         unknown = sorted(set(names[1]) - set(names[0]))
@@ -60,7 +76,7 @@ def classifier_train(arguments: ClassifierTrainArguments) -> None:
     began = time.monotonic()
     steps = train_classifier(classifier, train, arguments)
     seconds = time.monotonic() - began
-    print(f"{steps} steps in {seconds:.0f} s, {steps * arguments.train_batch_size / seconds:,.0f} images/s")
+    print(f"{steps} steps in {seconds:.0f} s, {steps * arguments.train_batch_size / seconds:,.0f} {classifier.noun}/s")
     numbers = torch.tensor([names[0].index(name) for name in names[1]])
     share, count = accuracy(classifier, ((images, numbers[labels]) for images, labels in in_order(test)))
     classifier.register_to_config(test_split=arguments.test_split, num_test_images=count, test_accuracy=share)
@@ -68,7 +84,18 @@ def classifier_train(arguments: ClassifierTrainArguments) -> None:
     print(f"{classifier.description()}; {classifier.num_parameters():,} parameters in {arguments.output_dir}")
 
 
-def _labelled_images(arguments: ClassifierTrainArguments, split: str, **options: Any) -> ExampleData:
+def _labelled_images(
+    arguments: ClassifierTrainArguments, split: str, like: ExampleData | None = None, **options: Any
+) -> ExampleData:
+    signals = SignalOptions(
+        length=arguments.length,
+        sample_rate=arguments.sample_rate,
+        normalization="none",
+        center_crop=like is not None,
+        seed=arguments.seed,
+    )
+    options["signals"] = signals.like(like) if isinstance(like, SignalData) else signals
+    options["modality"] = arguments.modality
     data = arguments.load_split(split, arguments.resolution, seed=arguments.seed, **options)
     if data.labels is None:
         raise ValueError(f"A classifier needs labels, and {data.description} has none.")
@@ -86,7 +113,8 @@ def new_classifier(train: ExampleData, arguments: ClassifierTrainArguments) -> I
     """An untrained classifier for the data, on its device; the seed decides its weights."""
     names = train.label_names or []
     torch.manual_seed(arguments.seed)
-    classifier = ImageClassifier(
+    kind = SignalClassifier if len(train.size) == 1 else ImageClassifier
+    classifier = kind(
         in_channels=train.channels,
         num_classes=len(names),
         block_channels=arguments.block_channels,
@@ -109,6 +137,9 @@ def _data_name(arguments: ClassifierTrainArguments) -> str:
 
 def train_classifier(classifier: ImageClassifier, train: ExampleData, arguments: ClassifierTrainArguments) -> int:
     """Fit the classifier to the training data; the number of steps taken."""
+    augmentation: Any = RandomAffine(arguments.shift, arguments.rotation, arguments.zoom)
+    if classifier.dims == 1:
+        augmentation = RandomShift(arguments.shift, arguments.noise)
     schedule = BatchSchedule(len(train), arguments.train_batch_size, seed=arguments.seed)
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -124,7 +155,7 @@ def train_classifier(classifier: ImageClassifier, train: ExampleData, arguments:
         arguments.learning_rate,
         arguments.weight_decay,
         arguments.label_smoothing,
-        RandomAffine(arguments.shift, arguments.rotation, arguments.zoom),
+        augmentation,
         _autocast_dtype(arguments.mixed_precision),
         arguments.seed,
         lambda step, loss, left: print(f"step {step}: loss {loss:.4f}, {left:.0f} s left", flush=True),

@@ -18,7 +18,8 @@ from ..evaluation.comparison import compare as compare_lengths
 from ..evaluation.features import FeatureSet, extract
 from ..evaluation.metrics import frechet_distance
 from ..evaluation.models_alike import draw_models
-from ..pipelines.batched_generation import image_shape, starting_noise
+from ..modalities import modality_of_pipeline
+from ..pipelines.batched_generation import starting_noise
 from ..schedulers.registry import SamplerChoice, check_options, samplers_with
 from ..schedulers.scheduling_subsequence import SUBSEQUENCES
 from ..settings import option
@@ -200,9 +201,8 @@ def _real_features(
     """The features of real images and of others for the baseline, when both a classifier and data were named."""
     if classifier is None or (arguments.dataset_name is None and arguments.train_data_dir is None):
         return None, None
-    channels, height, width = image_shape(pipeline)
-    resolution = height if height == width else None
-    sets = real_and_baseline(arguments, number, channels, resolution, classes, equal_counts=True)
+    options = modality_of_pipeline(pipeline).data_options(pipeline)
+    sets = real_and_baseline(arguments, number, options, classes, equal_counts=True)
     check_classifier(classifier, pipeline, sets[0].data)
     real, baseline = (extract(images.batches(), classifier, classifier, images.labels) for images in sets)
     return real, baseline

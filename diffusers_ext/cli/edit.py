@@ -262,7 +262,8 @@ def _images(arguments: EditArguments, pipeline: Any) -> tuple[torch.Tensor, str]
     """(images in [0, 1] of the network's size, where they are from)."""
     channels, height, width = image_shape(pipeline)
     if not arguments.images:
-        real, _ = real_and_baseline(arguments, arguments.num_images, channels, height, None)
+        options = {"channels": channels, "resolution": height}
+        real, _ = real_and_baseline(arguments, arguments.num_images, options, None)
         return torch.cat(list(real.batches())).to(pipeline.device) / 2 + 0.5, real.split
     from ..conditions.user_images import image_tensor
     from ..data.opening import open_image_file

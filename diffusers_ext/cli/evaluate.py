@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from ..evaluation.features import FeatureSet, baseline_measures, compare_sets, e
 from ..hub.averages import weights_of
 from ..hub.model_card import sampler_of
 from ..hub.provenance import versions
-from ..pipelines.batched_generation import generate_images, image_shape
+from ..modalities import Modality, modality_of_pipeline
+from ..pipelines.batched_generation import generate_images
 from ..schedulers.registry import SamplerChoice, check_options
 from ..settings import option
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_baseline
@@ -35,6 +36,8 @@ MEASURES = {
     "density": False,
     "coverage": True,
     "diversity": False,
+    "log_spectral_distance": False,
+    "autocorrelation_distance": False,
 }
 
 
@@ -94,6 +97,8 @@ class Bench:
         batch_size, seed: of sampling.
         options: of the pipeline's call.
         settings: what a report says of all this.
+        modality: of the samples.
+        real_images, baseline_images: the two sets of real images themselves.
     """
 
     pipeline: Any
@@ -107,9 +112,12 @@ class Bench:
     seed: int
     options: dict[str, Any]
     settings: dict[str, Any]
+    modality: Modality
+    real_images: RealImages
+    baseline_images: RealImages
 
-    def sample(self, guidance_scale: float) -> tuple[FeatureSet, float]:
-        """(what the classifier says of the samples at this scale, seconds of sampling)."""
+    def measures(self, guidance_scale: float) -> tuple[dict[str, float], float]:
+        """(all measures of samples at this scale, seconds of sampling)."""
         options = dict(self.options) if self.labels is None else {**self.options, "guidance_scale": guidance_scale}
         began = time.perf_counter()
         images = generate_images(
@@ -117,20 +125,25 @@ class Bench:
         )
         seconds = time.perf_counter() - began
         batches = bar(images.split(self.batch_size), "Features")
-        return extract(batches, self.features, self.classifier, self.labels), seconds
+        found = extract(batches, self.features, self.classifier, self.labels)
+        return {**compare_sets(found, self.real), **self._own_measures([images])}, seconds
 
     def baseline_measures(self) -> dict[str, float]:
         """What real images get where samples stand."""
-        return baseline_measures(self.baseline, self.real)
+        own = self._own_measures(self.baseline_images.batches())
+        return {**baseline_measures(self.baseline, self.real), **own}
+
+    def _own_measures(self, samples: Iterable[torch.Tensor]) -> dict[str, float]:
+        return self.modality.measures(samples, self.real_images.batches())
 
     def report(self, guidance_scale: float) -> dict[str, Any]:
         """The measures of samples and of real images, with all that is needed to reproduce them."""
-        samples, seconds = self.sample(guidance_scale)
+        measures, seconds = self.measures(guidance_scale)
         scale = {} if self.labels is None else {"guidance_scale": guidance_scale}
         return {
             **self.settings,
             "samples": {**self.settings["samples"], **scale, "seconds": round(seconds, 2)},
-            "measures": {"samples": compare_sets(samples, self.real), "real_images": self.baseline_measures()},
+            "measures": {"samples": measures, "real_images": self.baseline_measures()},
         }
 
 
@@ -147,9 +160,8 @@ def prepare(arguments: SamplingArguments) -> Bench:
     steps = choose_sampler(pipeline, arguments)
     names = {name: number for number, name in enumerate(classifier.label_names())} if classifier is not None else {}
     classes = chosen_classes(pipeline, arguments.class_labels, names)
-    channels, height, width = image_shape(pipeline)
-    resolution = height if height == width else None
-    real, baseline = real_and_baseline(arguments, arguments.num_images, channels, resolution, classes)
+    modality = modality_of_pipeline(pipeline)
+    real, baseline = real_and_baseline(arguments, arguments.num_images, modality.data_options(pipeline), classes)
     if classifier is not None:
         check_classifier(classifier, pipeline, real.data)
     real_set, baseline_set = (
@@ -168,12 +180,16 @@ def prepare(arguments: SamplingArguments) -> Bench:
         arguments.seed,
         {"num_inference_steps": steps},
         {
+            "noun": modality.noun,
             **_settings(arguments, pipeline, steps, classes, classifier, real, baseline),
             "features": {
                 "name": getattr(features, "name", "the classifier's"),
                 "dimensions": real_set.features.shape[1],
             },
         },
+        modality,
+        real,
+        baseline,
     )
 
 
@@ -230,18 +246,18 @@ def _settings(
 
 def print_report(report: dict[str, Any]) -> None:
     """The measures as a table, between what they were taken of and what they were taken with."""
-    samples, real, baseline = report["samples"], report["real_images"], report["baseline"]
+    samples, real, baseline, noun = report["samples"], report["real_images"], report["baseline"], report["noun"]
     scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
     print(
         f"{samples['num_images']:,} samples of {samples['model']} (weights: {samples['weights']}), "
         f"{sampler_of(samples)}, {samples['num_inference_steps']} steps{scale}, seed {samples['seed']}, "
         f"in {samples['seconds']:.1f} s"
     )
-    print(f"against {real['num_images']:,} real images ({real['split']})")
-    print(f"real-data baseline: {baseline['num_images']:,} real images ({baseline['split']}) against the same")
+    print(f"against {real['num_images']:,} real {noun} ({real['split']})")
+    print(f"real-data baseline: {baseline['num_images']:,} real {noun} ({baseline['split']}) against the same")
     if baseline["split"] != real["split"]:
         print(
-            f"The real-data baseline is of another split, for {real['split']} has too few such images for two sets; "
+            f"The real-data baseline is of another split, for {real['split']} has too few such {noun} for two sets; "
             "features that were learned on one of the splits tell them apart."
         )
     if report["classifier"] is not None:
@@ -249,14 +265,14 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"features: {report['features']['name']}")
     if min(samples["num_images"], real["num_images"]) <= report["features"]["dimensions"]:
         print(
-            f"There are no more images than the features have dimensions, {report['features']['dimensions']:,}: the "
-            "Frechet distance tells their number first, and means something beside the real images' only."
+            f"There are no more {noun} than the features have dimensions, {report['features']['dimensions']:,}: the "
+            f"Frechet distance tells their number first, and means something beside that of real {noun} only."
         )
-    print(f"{'':18} {'samples':>10} {'real':>10}")
+    print(f"{'':24} {'samples':>10} {'real':>10}")
     columns = report["measures"]["samples"], report["measures"]["real_images"]
     for name, percent in MEASURES.items():
         if any(name in column for column in columns):
-            print(f"{name:18} " + " ".join(f"{_shown(column.get(name), percent):>10}" for column in columns))
+            print(f"{name:24} " + " ".join(f"{_shown(column.get(name), percent):>10}" for column in columns))
 
 
 def _shown(value: float | None, percent: bool) -> str:

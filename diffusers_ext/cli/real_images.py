@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from ..data.images import ExampleData, load_image_data
 from ..data.randomness import permutation
 from ..evaluation.classifier import ImageClassifier
 from ..evaluation.features import evenly_spread
+from ..modalities import modality_of_pipeline
 from ..pipelines.batched_generation import image_shape
 from ..settings import CheckedSettings, option
 
@@ -22,13 +23,20 @@ class DataArguments(CheckedSettings):
 
     dataset_name: str | None = option(None, "Hub name, local folder, or `embedded`; embedded if nothing is given.")
     dataset_config_name: str | None = option(None, "Configuration of the data set.")
-    train_data_dir: str | None = option(None, "Folder or archive of images, with a folder for each class.")
+    train_data_dir: str | None = option(None, "Folder or archive of images or sounds, with a folder for each class.")
     image_column: str | None = option(None, "Column with the images.")
+    signal_columns: list[str] = option([], "Column with the signals.")
     label_column: str | None = option(None, "Column with the classes.")
     cache_dir: str | None = option(None, "Where downloads are kept.")
 
-    def load_split(self, split: str, resolution: int | None, **options: Any) -> ExampleData:
-        """The images of a split, cropped in the centre to `resolution`, or in their own size for None."""
+    def load_split(self, split: str, resolution: int | None = None, **options: Any) -> ExampleData:
+        """The images of a split, cropped in the centre to `resolution`, or in their own size for None.
+
+        `options` are further ones of `load_image_data`; signals come from the columns that the settings name.
+        """
+        if "signals" in options:
+            columns = tuple(self.signal_columns) or None
+            options["signals"] = replace(options["signals"], columns=columns)
         return load_image_data(
             self.dataset_name,
             self.dataset_config_name,
@@ -80,7 +88,7 @@ class RealImages:
         return -(-len(self) // batch_size)
 
     def batches(self, batch_size: int = 256) -> Iterator[torch.Tensor]:
-        """The images (batch, channels, height, width) in [-1, 1]."""
+        """The images (batch, channels, height, width) in [-1, 1], or signals (batch, channels, length)."""
         for part in self.indices.split(batch_size):
             yield self.data.__getitems__(part.tolist())["samples"]
 
@@ -88,19 +96,20 @@ class RealImages:
 def real_and_baseline(
     arguments: RealDataArguments,
     number: int,
-    channels: int,
-    resolution: int | None,
+    options: Mapping[str, Any],
     classes: Sequence[int] | None,
     equal_counts: bool = False,
 ) -> tuple[RealImages, RealImages]:
     """Two disjoint sets of real images: up to `number` to compare with, and up to `number` to compare those with.
+
+    `options` are those of the pipeline's modality, for real images that its samples can be compared with.
 
     Both come from `split` where that has enough images of the classes, else the second from `baseline_split`. The
     classes stand in their proportions, or with `equal_counts` as often as one another.
 
     Raises ValueError where there are no images of the classes, or the data have no classes.
     """
-    data = arguments.load_split(arguments.split, resolution, channels=channels)
+    data = arguments.load_split(arguments.split, **options)
     indices = _of_classes(data, classes, arguments.split, equal_counts)
     real = RealImages(data, arguments.split, indices[:number])
     if len(indices) >= 2 * number:
@@ -108,7 +117,7 @@ def real_and_baseline(
     if arguments.baseline_split.partition("[")[0] == arguments.split.partition("[")[0]:  # parts of one may overlap
         half = len(indices) // 2
         return RealImages(data, arguments.split, indices[:half]), RealImages(data, arguments.split, indices[half:])
-    other = arguments.load_split(arguments.baseline_split, resolution, channels=channels)
+    other = arguments.load_split(arguments.baseline_split, **options)
     rest = _of_classes(other, classes, arguments.baseline_split, equal_counts)[:number]
     return real, RealImages(other, arguments.baseline_split, rest)
 
@@ -144,6 +153,9 @@ def check_names(first: dict[str, str] | None, second: Any, what: str) -> None:
 def check_classifier(classifier: ImageClassifier, pipeline: Any, data: ExampleData | None = None) -> None:
     """Raises ValueError where classifier, pipeline and data do not speak of the same classes or channels."""
     channels, _, _ = image_shape(pipeline)
+    noun = modality_of_pipeline(pipeline).noun
+    if classifier.noun != noun:
+        raise ValueError(f"The classifier is of {classifier.noun}, and the pipeline makes {noun}.")
     if classifier.config.in_channels != channels:
         raise ValueError(
             f"The classifier takes {classifier.config.in_channels} channels, and the pipeline makes {channels}."

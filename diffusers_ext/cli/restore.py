@@ -12,6 +12,7 @@ import torch
 from ..conditions.image_transforms import ImageTransform, image_transform
 from ..evaluation.comparison import write_csv
 from ..evaluation.metrics import peak_signal_to_noise_ratio
+from ..modalities import modality_of_pipeline
 from ..pipelines.batched_generation import samples_of
 from ..settings import option
 from .real_images import RealDataArguments, real_and_baseline
@@ -43,8 +44,10 @@ def restore(arguments: RestoreArguments) -> None:
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(**progress_bar(leave=False))
     condition = _condition_of(pipeline, arguments.model)
-    config = pipeline.unet.config
-    real, _ = real_and_baseline(arguments, arguments.num_images, config.in_channels, config.sample_size, None)
+    modality = modality_of_pipeline(pipeline)
+    if modality.dims != 2:
+        raise ValueError(f"restore measures images, and '{arguments.model}' makes {modality.noun}.")
+    real, _ = real_and_baseline(arguments, arguments.num_images, modality.data_options(pipeline), None)
     targets = torch.cat(list(real.batches()))
     generator = torch.Generator().manual_seed(arguments.seed)
     given = condition.user_input(targets, generator)
@@ -56,7 +59,7 @@ def restore(arguments: RestoreArguments) -> None:
     )
     samples = torch.stack([samples_of(result) for result in results])
     seconds = time.perf_counter() - began
-    shown = seen[:, : config.in_channels].expand_as(targets)
+    shown = seen[:, : pipeline.unet.config.in_channels].expand_as(targets)
     columns = {"condition": shown, "sample": samples[0], "mean of samples": samples.mean(dim=0)}
     decibels = {name: peak_signal_to_noise_ratio(images, targets) for name, images in columns.items()}
     folder = Path(arguments.output_dir)

@@ -104,10 +104,10 @@ def bar(steps: Iterable[_T], title: str, total: int | None = None) -> Iterable[_
 
 def load_classifier(folder: str, device: str | None) -> ImageClassifier:
     """A classifier by folder or Hub name, on its device. Raises ValueError or OSError when there is none."""
-    from ..evaluation.classifier import ImageClassifier
+    from ..evaluation.signal_classifier import classifier_of
 
     check_folder("classifier", folder, "config.json", "`diffusers-ext classifier train` makes one")
-    return ImageClassifier.from_pretrained(folder, use_safetensors=True).to(best_device(device)).eval()
+    return classifier_of(folder).to(best_device(device))
 
 
 def check_folder(what: str, name: str, file: str, maker: str) -> None:

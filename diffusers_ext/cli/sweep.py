@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 
 from .. import figures
 from ..evaluation.comparison import write_csv
-from ..evaluation.features import compare_sets
 from ..settings import option
 from .evaluate import Bench, SamplingArguments, prepare
 from .shared import bar
@@ -56,7 +55,7 @@ def sweep(arguments: SweepArguments) -> None:
         title=f"Guidance: {bench.num_images:,} samples a scale, {bench.options['num_inference_steps']} steps",
     )
     print(
-        f"real images: class accuracy {100 * baseline['class_accuracy']:.2f} % of {len(bench.real):,}, "
+        f"real {bench.modality.noun}: class accuracy {100 * baseline['class_accuracy']:.2f} % of {len(bench.real):,}, "
         f"Frechet distance of the real-data baseline {baseline['frechet_distance']:.4f}"
     )
     print(f"Figure and table in {folder}")
@@ -64,16 +63,11 @@ def sweep(arguments: SweepArguments) -> None:
 
 def measured(bench: Bench, scale: float) -> dict[str, Any]:
     """Every measure of the samples at this scale; printed in a line as soon as it is known."""
-    samples, seconds = bench.sample(scale)
-    row = {
-        "guidance_scale": scale,
-        "num_images": len(samples),
-        "seconds": round(seconds, 2),
-        **compare_sets(samples, bench.real),
-    }
+    measures, seconds = bench.measures(scale)
+    row = {"guidance_scale": scale, "num_images": bench.num_images, "seconds": round(seconds, 2), **measures}
     tqdm.write(
         f"guidance {scale:5.2f}: class accuracy {100 * row['class_accuracy']:6.2f} %, "
         f"diversity {row['diversity']:.3f}, Frechet {row['frechet_distance']:.4f}, "
-        f"{len(samples):,} samples in {seconds:.1f} s"
+        f"{bench.num_images:,} samples in {seconds:.1f} s"
     )
     return row

@@ -1,4 +1,7 @@
-"""Images as a condition: another image beside each sample, from a column or made from the sample itself."""
+"""Images as a condition: another image beside each sample, from a column or made from the sample itself.
+
+Of signals, it is another signal: one of narrower bandwidth, or one with a gap.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +77,10 @@ class ImageCondition(Condition):
         return {}
 
     def prepare(self, data: Any, seed: int = 0, token: str | None = None) -> None:
+        if getattr(getattr(data, "normalization", None), "band_scale", None) is not None:
+            raise ValueError(
+                "condition image takes signals frame by frame, which normalization spectral mixes; use standardize."
+            )
         source = data if data.companion is None else data.companion
         self.transform = image_transform(self.image_condition, source.channels)
         if data.companion is None:
@@ -99,14 +106,17 @@ class ImageCondition(Condition):
             images = batch["samples"]
             earlier = images.new_zeros(before, *images.shape[1:])
             condition = self.transform.from_target(torch.cat([earlier, images]), generator)[before:]
-        return {"image_condition": condition * ~dropped.to(condition.device)[:, None, None, None]}
+        return {"image_condition": condition * ~dropped.to(condition.device).reshape(-1, *[1] * (condition.ndim - 1))}
 
     def pipeline_parts(self, network: Any) -> dict[str, Any]:
         return {"condition": self.transform.name}
 
     def examples(self, data: Any, count: int, generator: torch.Generator) -> dict[str, Any]:
         batch = data.__getitems__(spread(len(data), count))
-        return self.transform.user_input(batch.get("condition", batch["samples"]), generator)
+        given = self.transform.user_input(batch.get("condition", batch["samples"]), generator)
+        if getattr(data, "normalization", None) is not None:  # a pipeline takes signals in the units of the data
+            given["image"] = data.normalization.undo(given["image"])
+        return given
 
     @classmethod
     def for_pipeline(cls, pipeline: Any) -> ImageCondition:
@@ -134,7 +144,7 @@ class ImageCondition(Condition):
         return transform.from_user(values["image"], values.get("mask_image"), size).to(self.unet.dtype)
 
     def encode(self, entries: torch.Tensor, count: int, device: torch.device) -> NetworkArguments:
-        return {"image_condition": entries.to(device).expand(count, -1, -1, -1)}
+        return {"image_condition": entries.to(device).expand(count, *entries.shape[1:])}
 
     def from_command_line(
         self, values: Mapping[str, Any], pipeline: Any, open_image: Callable[[str, str], Any]

@@ -1,6 +1,8 @@
 """Images as conditions: named transforms that make one from a training image, and the same from what a user has.
 
 A condition is concatenated to a network's input; its values are those of images, [-1, 1], and 0 where nothing is known.
+Signals (batch, channels, length) take the transforms too: super-resolution is then an extension of their bandwidth, and
+inpainting fills a gap. What a user has are then tensors in the network's units, which are not bounded.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ class ImageTransform:
             ValueError: for another size, number of channels or range, and for a mask too many or too few.
         """
         self._refuse_mask(mask_image)
-        return image_tensor("image", image, (self.channels,), size) * 2 - 1
+        return given_tensor(image, self.channels, size)
 
     def user_input(self, images: torch.Tensor, draws: torch.Generator | None = None) -> dict[str, torch.Tensor]:
         """What a user who wants `images` would give the pipeline: its arguments `image` and, for inpainting, a mask.
@@ -76,7 +78,7 @@ class ImageTransform:
             images: (batch, image_channels, height, width) in [-1, 1]; for `image` the condition itself.
             draws: source of what is random in the condition.
         """
-        return {"image": images / 2 + 0.5}
+        return {"image": as_given(images)}
 
     def _refuse_mask(self, mask_image: Any) -> None:
         if mask_image is not None:
@@ -84,32 +86,41 @@ class ImageTransform:
 
 
 class SuperResolution(ImageTransform):
-    """The image averaged over squares of `factor` x `factor` pixels and interpolated (bicubic) to its size again."""
+    """The image averaged over squares of `factor` x `factor` pixels and interpolated (bicubic) to its size again.
+
+    A signal is averaged over `factor` frames and interpolated linearly.
+    """
 
     @property
     def factor(self) -> int:
         return SUPER_RESOLUTIONS[self.name]
 
     def from_target(self, images: torch.Tensor, draws: torch.Generator | None = None) -> torch.Tensor:
-        self._check_size(images.shape[-2:])
-        return self._enlarged(F.avg_pool2d(images, self.factor))
+        self._check_size(images.shape[2:])
+        return self._enlarged(self._reduced(images))
 
     def from_user(self, image: Any, mask_image: Any, size: Size) -> torch.Tensor:
         self._refuse_mask(mask_image)
         self._check_size(size)
-        small = (size[0] // self.factor, size[1] // self.factor)
-        return self._enlarged(image_tensor("image", image, (self.image_channels,), small) * 2 - 1)
+        small = tuple(side // self.factor for side in size)
+        return self._enlarged(given_tensor(image, self.image_channels, small))
 
     def user_input(self, images: torch.Tensor, draws: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-        return {"image": F.avg_pool2d(images / 2 + 0.5, self.factor)}
+        return {"image": as_given(self._reduced(images))}
+
+    def _reduced(self, images: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool1d(images, self.factor) if images.ndim == 3 else F.avg_pool2d(images, self.factor)
 
     def _enlarged(self, images: torch.Tensor) -> torch.Tensor:
+        if images.ndim == 3:
+            return F.interpolate(images, scale_factor=self.factor, mode="linear", align_corners=False)
         # Bicubic weights overshoot at edges, where images have nothing to show.
         return F.interpolate(images, scale_factor=self.factor, mode="bicubic", align_corners=False).clamp(-1, 1)
 
     def _check_size(self, size: Sequence[int]) -> None:
-        if size[0] % self.factor or size[1] % self.factor:
-            raise ValueError(f"{self.name} needs a height and width divisible by {self.factor}, got {size_text(size)}.")
+        if any(side % self.factor for side in size):
+            sides = "length" if len(size) == 1 else "height and width"
+            raise ValueError(f"{self.name} needs a {sides} divisible by {self.factor}, got {size_text(size)}.")
 
 
 class Colorization(ImageTransform):
@@ -137,7 +148,8 @@ class Colorization(ImageTransform):
 class Inpainting(ImageTransform):
     """The image with zeros where it is not known, and a channel that is 1 where it is known and 0 where it is not.
 
-    Training hides, in each image, a rectangle or what a thick stroke covers, one as often as the other.
+    Training hides, in each image, a rectangle or what a thick stroke covers, one as often as the other; in a signal, a
+    gap.
     """
 
     @property
@@ -150,16 +162,16 @@ class Inpainting(ImageTransform):
     def from_user(self, image: Any, mask_image: Any, size: Size) -> torch.Tensor:
         if mask_image is None:
             raise ValueError("mask_image is missing; inpainting needs one, white where to repaint.")
-        images = image_tensor("image", image, (self.image_channels,), size) * 2 - 1
-        known = 1 - mask_tensor("mask_image", mask_image, size).to(images)
+        images = given_tensor(image, self.image_channels, size)
+        known = 1 - given_mask(mask_image, size).to(images)
         counts = {len(images), len(known)} - {1}
         if len(counts) > 1:
             raise ValueError(f"image holds {len(images)} images and mask_image {len(known)}; give as many of both.")
         count = max(len(images), len(known))
-        return self._masked(images.expand(count, -1, -1, -1), known.expand(count, -1, -1, -1))
+        return self._masked(*(part.expand(count, *part.shape[1:]) for part in (images, known)))
 
     def user_input(self, images: torch.Tensor, draws: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-        return {"image": images / 2 + 0.5, "mask_image": 1 - random_masks(images, draws)}
+        return {"image": as_given(images), "mask_image": 1 - random_masks(images, draws)}
 
     @staticmethod
     def _masked(images: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -181,6 +193,57 @@ def image_transform(name: str | None, image_channels: int) -> ImageTransform:
     return kinds.get(name or "image", ImageTransform)(name or "image", image_channels)
 
 
+def as_given(samples: torch.Tensor) -> torch.Tensor:
+    """What a user would give: images in [0, 1] of those in [-1, 1], signals as they are."""
+    return samples if samples.ndim == 3 else samples / 2 + 0.5
+
+
+def given_tensor(image: Any, channels: int, size: Size) -> torch.Tensor:
+    """What a user gives, as the network sees it, (n, channels, *size).
+
+    Raises ValueError, in one sentence, for anything else than images as `image_tensor` takes them, or a signal as a
+    tensor ([n,] channels, length).
+    """
+    if len(size) == 2:
+        return image_tensor("image", image, (channels,), size) * 2 - 1
+    signal = _as_batch("image", image)
+    if signal.shape[1:] != (channels, *size):
+        raise ValueError(
+            f"image has the shape {tuple(signal.shape)}; a signal takes ([n,] channels, length) with {channels} "
+            f"channels and {size[0]:,} frames."
+        )
+    return signal
+
+
+def given_mask(mask: Any, size: Size) -> torch.Tensor:
+    """The mask that a user gives, (n, 1, *size), 1 where to generate anew.
+
+    Raises ValueError as `given_tensor` does; the mask of a signal is ([n,] 1, length) or (length,).
+    """
+    if len(size) == 2:
+        return mask_tensor("mask_image", mask, size)
+    values = torch.as_tensor(mask)
+    values = _as_batch("mask_image", values[None] if values.ndim == 1 else values)
+    if values.shape[1:] != (1, *size):
+        raise ValueError(
+            f"mask_image has the shape {tuple(values.shape)}; it takes (length,) or ([n,] 1, length) with {size[0]:,} "
+            "frames."
+        )
+    return (values >= 0.5).float()
+
+
+def _as_batch(argument: str, signal: Any) -> torch.Tensor:
+    try:
+        values = torch.as_tensor(signal).float()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{argument} must be a tensor or an array, got {signal!r:.60}.") from None
+    if values.ndim not in (2, 3):
+        raise ValueError(f"{argument} has the shape {tuple(values.shape)}; a signal takes ([n,] channels, length).")
+    if not values.isfinite().all():
+        raise ValueError(f"{argument} has values that are NaN or infinite.")
+    return values if values.ndim == 3 else values[None]
+
+
 def check_transform_name(name: str | None) -> None:
     """Raise ValueError, in one sentence, for an unknown name."""
     if name is not None and name not in IMAGE_TRANSFORMS:
@@ -194,8 +257,11 @@ def random_masks(images: torch.Tensor, draws: torch.Generator | None = None) -> 
     """1 where images (batch, channels, height, width) stay known, 0 where not: (batch, 1, height, width), their dtype.
 
     A rectangle has sides of a quarter to three quarters of the image's; a stroke joins five points, as thick as an
-    eighth to a quarter of the shorter side. All of it is a function of a fixed count of uniform draws an image.
+    eighth to a quarter of the shorter side. All of it is a function of a fixed count of uniform draws an image. In
+    signals (batch, channels, length) a gap is a quarter to three quarters of the length.
     """
+    if images.ndim == 3:
+        return _without_gaps(images, draws)
     batch, height, width = images.shape[0], images.shape[2], images.shape[3]
     device = "cpu" if draws is None else draws.device
     uniform = torch.rand(batch, 6 + 2 * _STROKE_POINTS, generator=draws, device=device).to(images.device)
@@ -208,6 +274,15 @@ def random_masks(images: torch.Tensor, draws: torch.Generator | None = None) -> 
     stroke = _distance_to_line(pixels, points) < radius[:, None, None]
     hidden = torch.where(uniform[:, :1, None] < 0.5, rectangle, stroke)
     return (~hidden).unsqueeze(1).to(images.dtype)
+
+
+def _without_gaps(signals: torch.Tensor, draws: torch.Generator | None) -> torch.Tensor:
+    batch, length = signals.shape[0], signals.shape[2]
+    device = "cpu" if draws is None else draws.device
+    extent, place = torch.rand(batch, 2, generator=draws, device=device).to(signals.device).split(1, dim=1)
+    wide = (0.25 + 0.5 * extent) * length
+    offset = torch.arange(length, device=signals.device) + 0.5 - place * (length - wide)
+    return ((offset < 0) | (offset >= wide)).unsqueeze(1).to(signals.dtype)
 
 
 def _in_rectangle(pixels: torch.Tensor, extent: torch.Tensor, place: torch.Tensor, size: torch.Tensor) -> torch.Tensor:

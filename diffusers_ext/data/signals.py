@@ -41,6 +41,7 @@ class SignalOptions:
         columns: columns of a table with the signals; None finds one.
         center_crop: crop longer signals in the middle instead of at a place that is drawn anew in every epoch.
         skip_unreadable: skip signals that can't be read with a warning, instead of raising an error.
+        equal_peaks: scale each signal to the peak 1 of its own, so that its loudness is not part of what is learned.
         max_memory_bytes: read all signals once into memory when they take less than this.
         seed: of the crops.
     """
@@ -52,6 +53,7 @@ class SignalOptions:
     columns: tuple[str, ...] | None = None
     center_crop: bool = False
     skip_unreadable: bool = True
+    equal_peaks: bool = False
     max_memory_bytes: int = 2 * 1024**3
     seed: int = 0
 
@@ -76,12 +78,14 @@ class FitToLength:
         center_crop: crop in the middle.
         seed: of the crops.
         normalization: applied last; None applies none.
+        equal_peaks: divide each signal by its largest absolute value; silence stays.
     """
 
     length: int | None
     center_crop: bool = False
     seed: int = field(default=0, repr=False)
     normalization: Normalization | None = None
+    equal_peaks: bool = False
 
     def __call__(self, signals: Arrays, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Signals (B, channels, frames), or a list of (channels, frames), as float32 (B, channels, length).
@@ -100,6 +104,8 @@ class FitToLength:
         return fitted if self.normalization is None else self.normalization.apply(fitted)
 
     def _fitted(self, signal: np.ndarray, length: int, draw: float) -> np.ndarray:
+        if self.equal_peaks:
+            signal = signal / (np.abs(signal).max() or 1.0)
         spare = signal.shape[-1] - length
         if spare > 0:
             start = spare // 2 if self.center_crop else int(draw * (spare + 1))
@@ -113,6 +119,7 @@ class SignalData(ExampleData):
     Attributes:
         normalization: what was done to the signals; `normalization.undo` gives them back.
         sample_rate: frames per second, or None for data without a rate.
+        equal_peaks: whether each signal was scaled to the peak 1.
     """
 
     normalization: Normalization
@@ -121,8 +128,8 @@ class SignalData(ExampleData):
     def __init__(
         self, examples: Examples, options: SignalOptions, source: ExampleSource, sample_rate: int | None, title: str
     ):
-        fit = FitToLength(options.length, options.center_crop, options.seed)
-        self.sample_rate = sample_rate
+        fit = FitToLength(options.length, options.center_crop, options.seed, equal_peaks=options.equal_peaks)
+        self.sample_rate, self.equal_peaks = sample_rate, options.equal_peaks
         self.normalization = _normalization(options.normalization, examples, fit)
         prepare = replace(fit, normalization=self.normalization)
         super().__init__(
@@ -134,7 +141,7 @@ class SignalData(ExampleData):
     def fingerprint(self) -> str:
         """As for images, with the normalisation, which changes what the weights mean."""
         digest = hashlib.sha256(super().fingerprint().encode())
-        digest.update(repr((self.normalization.name, self.sample_rate)).encode())
+        digest.update(repr((self.normalization.name, self.sample_rate, self.equal_peaks)).encode())
         return digest.hexdigest()[:16]
 
 

@@ -62,6 +62,8 @@ class ImageClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
     config: Any
     classifier: Any
 
+    dims, noun = 2, "images"
+
     @register_to_config
     def __init__(
         self,
@@ -109,12 +111,17 @@ class ImageClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Raises ValueError for another shape.
         """
         channels = self.config.in_channels
-        if sample.ndim != 4 or sample.shape[1] != channels:
-            raise ValueError(f"sample must have shape (batch, {channels}, height, width), got {tuple(sample.shape)}.")
-        hidden = self.conv_in(sample)
+        if sample.ndim != 2 + self.dims or sample.shape[1] != channels:
+            sizes = "height, width" if self.dims == 2 else "length"
+            raise ValueError(f"sample must have shape (batch, {channels}, {sizes}), got {tuple(sample.shape)}.")
+        hidden = self.conv_in(self.as_images(sample))
         for block in self.blocks:
             hidden = block(hidden)
         return F.relu(self.norm_out(hidden)).mean(dim=(2, 3))
+
+    def as_images(self, sample: torch.Tensor) -> torch.Tensor:
+        """The sample as the first convolution takes it, (batch, in_channels, height, width)."""
+        return sample
 
     def logits_of_features(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (batch, num_classes) of `features(sample)`, so that both cost one forward pass."""
@@ -135,7 +142,7 @@ class ImageClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if config.test_accuracy is None:
             return f"classifier of {config.num_classes} classes, its accuracy not measured"
         return (
-            f"classifier of {config.num_classes} classes, trained on {config.num_train_images:,} images of "
+            f"classifier of {config.num_classes} classes, trained on {config.num_train_images:,} {self.noun} of "
             f"{config.dataset} ({config.train_split}), {100 * config.test_accuracy:.2f} % right on "
             f"{config.num_test_images:,} ({config.test_split})"
         )

@@ -50,7 +50,7 @@ def fit(
     learning_rate: float = 0.005,
     weight_decay: float = 0.05,
     label_smoothing: float = 0.1,
-    augmentation: RandomAffine | None = None,
+    augmentation: Callable[[torch.Tensor, torch.Generator], torch.Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     report: Callable[[int, float, float], None] | None = None,
@@ -59,12 +59,13 @@ def fit(
 
     Args:
         classifier: images -> logits (batch, classes); trained in place, and left in evaluation mode.
-        batches: (images (batch, channels, height, width) in [-1, 1], labels int64 (batch,)), at least `num_steps`.
+        batches: (images (batch, channels, height, width) in [-1, 1] or signals (batch, channels, length), labels int64
+            (batch,)), at least `num_steps`.
         num_steps: batches to train on.
         max_seconds: end earlier, after this wall time; the learning rate then follows the clock.
         learning_rate: the highest.
         weight_decay, label_smoothing: as torch has them.
-        augmentation: applied to every batch.
+        augmentation: applied to every batch, such as a `RandomAffine` or, for signals, a `RandomShift`.
         dtype: of autocast; float32 for none.
         seed: of the augmentation.
         report: called with (steps, mean loss since the last call, seconds left) every fiftieth step.

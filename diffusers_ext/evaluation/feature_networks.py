@@ -1,6 +1,6 @@
 """Feature networks, given by the file, folder or Hub name of their weights.
 
-- A folder of an `ImageClassifier`: its penultimate features.
+- A folder of an `ImageClassifier` or a `SignalClassifier`: its penultimate features.
 - A folder or Hub name of a vision model of transformers, with its image processor, from safetensors: the image features
   of a model that has text features too, such as CLIP; else the pooled output; else the mean of the tokens.
 - A file with the weights of FID's Inception (.pth, .pt or .safetensors): 2,048 features by `inception.Inception`. Of an
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from ..hub.safe_loading import is_torchscript, read_tensors, zip_entries
-from .classifier import ImageClassifier
 from .inception import NUM_FEATURES, Inception
+from .signal_classifier import CLASSIFIERS, classifier_of
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -41,22 +41,25 @@ class FeatureNetwork(torch.nn.Module):
         function: images (batch, channels, height, width) in [-1, 1] -> features (batch, dimensions).
         name: one line that says which network it is and which of its features are used.
         channels: number of channels that `function` takes; greyscale images are repeated.
+        dims: 2 for images, 1 for signals (batch, channels, length).
     """
 
-    def __init__(self, network: torch.nn.Module, function: Function, name: str, channels: int = 3):
+    def __init__(self, network: torch.nn.Module, function: Function, name: str, channels: int = 3, dims: int = 2):
         super().__init__()
-        self.network, self.function, self.name, self.channels = network, function, name, channels
+        self.network, self.function, self.name, self.channels, self.dims = network, function, name, channels, dims
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Features (batch, dimensions) of images (batch, channels, height, width) in [-1, 1].
 
         Raises ValueError for images with another number of channels, unless they are greyscale.
         """
+        if images.ndim != 2 + self.dims:
+            raise ValueError(f"The feature network takes {'images' if self.dims == 2 else 'signals'} only.")
         if images.shape[1] not in (1, self.channels):
             raise ValueError(
                 f"The feature network takes {self.channels} channels, and the images have {images.shape[1]}."
             )
-        return self.function(images.expand(-1, self.channels, -1, -1))
+        return self.function(images.expand(-1, self.channels, *images.shape[2:]))
 
 
 def as_bytes(images: torch.Tensor) -> torch.Tensor:
@@ -79,7 +82,8 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
 @torch.no_grad()
 def _try(network: FeatureNetwork, name: str, device: torch.device | str) -> None:
     """Raises ValueError unless the network gives one row of numbers per image, and the same ones twice."""
-    noise = torch.rand(2, network.channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    sizes = (32, 32) if network.dims == 2 else (1024,)
+    noise = torch.rand(2, network.channels, *sizes, generator=torch.Generator().manual_seed(0))
     try:
         first, second = (network((2 * noise - 1).to(device)) for _ in range(2))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -149,7 +153,7 @@ def _of_folder(name: str) -> FeatureNetwork:
         config, _ = PretrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"There is no network '{name}' ({_short(error)}).") from None
-    if config.get("_class_name") == ImageClassifier.__name__:
+    if config.get("_class_name") in CLASSIFIERS:
         return _of_classifier(name)
     if "model_type" not in config:
         raise ValueError(
@@ -159,9 +163,9 @@ def _of_folder(name: str) -> FeatureNetwork:
 
 
 def _of_classifier(name: str) -> FeatureNetwork:
-    network = ImageClassifier.from_pretrained(name, use_safetensors=True)
+    network = classifier_of(name)
     description = f"penultimate features of {Path(name).name}, a {network.description()}"
-    return FeatureNetwork(network, network.features, description, network.config.in_channels)
+    return FeatureNetwork(network, network.features, description, network.config.in_channels, network.dims)
 
 
 def _of_vision_model(name: str) -> FeatureNetwork:

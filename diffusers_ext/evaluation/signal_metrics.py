@@ -44,3 +44,9 @@ def log_spectral_distance(first: torch.Tensor, second: torch.Tensor) -> float:
         power = power_spectrum(signals)
         decibels.append(10 * torch.log10(power.clamp(min=FLOOR * float(power.max()) + 1e-300)))
     return float((decibels[0] - decibels[1]).square().mean().sqrt())
+
+
+def autocorrelation_distance(first: torch.Tensor, second: torch.Tensor, lags: int | None = None) -> float:
+    """Largest difference of the autocorrelations, each divided by that of the second set at lag 0."""
+    one, two = autocorrelation(first, lags), autocorrelation(second, lags)
+    return float(((one - two) / two[:, :1]).abs().max())

@@ -35,7 +35,11 @@ CARD = "README.md"
 EVALUATION = "evaluation.json"
 METRICS = "metrics.jsonl"
 # The pictures that a card can have: a card shows the first of each kind that is there.
-SAMPLES, LOSSES, REVERSE = ("figures/samples.png", "samples.png"), ("figures/losses.png",), ("figures/reverse.gif",)
+SAMPLES, LOSSES, REVERSE = (
+    ("figures/samples.png", "samples.png"),
+    ("figures/losses.png",),
+    ("figures/reverse.gif", "figures/reverse.png"),
+)
 PICTURES = (*SAMPLES, *LOSSES, *REVERSE)
 # Marks a card that was made here and may be written again; a card without it belongs to its author.
 MARKER = "<!-- Written by `diffusers-ext card` for"
@@ -44,6 +48,7 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 # The name, without its ending, of a code file that `export` wrote.
 CODE_FILE = re.compile(r"\w+_[0-9a-f]{12}")
 TASK = "unconditional-image-generation"
+SIGNAL_TASK = "other"  # the Hub has no task of making signals from a class or from nothing
 SWAPPABLE_PREDICTIONS = ("epsilon", "sample", "v_prediction")
 # Data sets inside this package: name on the Hub, name for readers, description.
 DATA_SETS = {
@@ -263,7 +268,9 @@ def _values(facts: CardFacts, limits: Sequence[str], pictures: Mapping[str, str]
         "code": facts.pipeline_code,
         "variant": Markdown(f", variant={python(facts.variant)}" if facts.variant else ""),
         "swaps": _swaps(facts),
-        "picture_import": facts.condition == "image",
+        "picture_import": facts.condition == "image" and not _is_signal(facts),
+        "output": "audios" if _is_signal(facts) else "images",
+        "noun": _noun(facts),
         "arguments": _arguments(facts, 50),
         "fewer_arguments": _arguments(facts, 20),
         "facts": list(_facts(facts)),
@@ -337,7 +344,7 @@ def _data_set(facts: CardFacts) -> tuple[str | None, str, str]:
         return (
             None,
             local,
-            markdown("The images of {local}, a local copy, split {split}.", local=code(local), split=split),
+            markdown("The data of {local}, a local copy, split {split}.", local=code(local), split=split),
         )
     link = f"[{escaped(name)}](https://huggingface.co/datasets/{name})"
     sentence = "{link}, split {split}. Its own card gives its licence."
@@ -345,6 +352,8 @@ def _data_set(facts: CardFacts) -> tuple[str | None, str, str]:
 
 
 def _task(facts: CardFacts) -> str:
+    if _is_signal(facts):
+        return SIGNAL_TASK
     return TASK if facts.condition_class is None else facts.condition_class.task
 
 
@@ -364,7 +373,24 @@ def _description(facts: CardFacts) -> str:
     return f"{other if kind is None else kind.adjective} diffusion model of {_images(facts)}"
 
 
+def _is_signal(facts: CardFacts) -> bool:
+    return facts.index.get("_class_name") == "SignalPipeline"
+
+
+def _noun(facts: CardFacts) -> str:
+    return "signals" if _is_signal(facts) else "images"
+
+
+def _signals(facts: CardFacts) -> str:
+    """What the signals are: "signals of 4,608 frames at 8,000 Hz, 1 channel"."""
+    channels, rate = int(facts.network.get("in_channels") or 0), (facts.index.get("signal") or {}).get("sample_rate")
+    length, at = int(facts.network.get("sample_size") or 0), f" at {int(rate):,} Hz" if rate else ""
+    return f"signals of {length:,} frames{at}, {channels} channel{'s' if channels != 1 else ''}"
+
+
 def _images(facts: CardFacts) -> str:
+    if _is_signal(facts):
+        return _signals(facts)
     height, width = _size(facts)
     channels = int(facts.network.get("out_channels") or facts.network.get("in_channels") or 0)
     if facts.vae:
@@ -417,7 +443,7 @@ def _facts(facts: CardFacts) -> Iterator[tuple[str, str]]:
     network = "{name}, {parameters:,} parameters, {dtypes}"
     name, dtypes = code(facts.network.get("_class_name")), ", ".join(facts.dtypes)
     yield "network", markdown(network, name=name, parameters=facts.parameters, dtypes=dtypes)
-    yield "images", _images(facts)
+    yield _noun(facts), _images(facts)
     if facts.vae:
         factor, channels = down_sampling(facts.vae), int(facts.vae.get("latent_channels") or 0)
         shape = f"{channels}x{_size(facts)[0] // factor}x{_size(facts)[1] // factor}"
@@ -460,10 +486,10 @@ def _training(facts: CardFacts) -> str:
 def _duration(facts: CardFacts) -> str:
     last, speeds = facts.records[-1], sorted(r["images_per_second"] for r in facts.records if "images_per_second" in r)
     text = (
-        f"{int(last['step']):,} steps of {int(facts.recipe.get('train_batch_size', 16))} images per process, "
+        f"{int(last['step']):,} steps of {int(facts.recipe.get('train_batch_size', 16))} {_noun(facts)} per process, "
         f"{float(last['epoch']):.1f} passes through the data, in {float(last['seconds']) / 60:.1f} minutes"
     )
-    return text + (f" ({float(speeds[len(speeds) // 2]):.0f} images/s)." if speeds else ".")
+    return text + (f" ({float(speeds[len(speeds) // 2]):.0f} {_noun(facts)}/s)." if speeds else ".")
 
 
 def _efficiency(facts: CardFacts) -> str:
@@ -533,8 +559,8 @@ def _figures(facts: CardFacts) -> Iterator[Measure]:
         weights = f"the run's own {weights}"
     size = int(facts.recipe.get("validation_size", 1000))
     for name, split, on in (
-        ("loss", "train", f"training images, mean of the last {facts.recipe.get('logging_steps', 10)} steps"),
-        ("validation_loss", "validation", f"at most {size:,} held-out images with fixed noise, {weights}"),
+        ("loss", "train", f"training {_noun(facts)}, mean of the last {facts.recipe.get('logging_steps', 10)} steps"),
+        ("validation_loss", "validation", f"at most {size:,} held-out {_noun(facts)} with fixed noise, {weights}"),
     ):
         value = facts.last(name)
         if name == "validation_loss" and facts.recipe.get("early_stopping_patience"):  # the best weights were kept
@@ -554,7 +580,7 @@ def _evaluated(facts: CardFacts) -> Iterator[Measure]:
     on, split = f"{int(report['samples']['num_images']):,} samples, see below", report["real_images"]["split"]
     for name, value in samples.items():
         if not name.endswith("standard_error"):
-            baseline = f" (real images: {real[name]:.4g})" if name in real else ""
+            baseline = f" (real {_noun(facts)}: {real[name]:.4g})" if name in real else ""
             yield Measure(name.replace("_", " "), name, round(value, 5), f"{value:.4g}{baseline}", on, split)
 
 
@@ -568,11 +594,12 @@ def _evaluation(facts: CardFacts) -> str:
     networks = f" Classifier: {report['classifier']['description']}." if report.get("classifier") else ""
     if isinstance(report.get("features"), dict):
         networks += f" Features: {report['features']['name']}."
+    noun = _noun(facts)
     text = (
         f"{int(samples['num_images']):,} samples (weights: {samples['weights']}, {sampler_of(samples)}, "
         f"{samples['num_inference_steps']} steps{scale}, seed {samples['seed']}) against {int(real['num_images']):,} "
-        f"real images ({real['split']}). In brackets the real-data baseline: {int(baseline['num_images']):,} other "
-        f"real images ({baseline['split']}) against the same ones.{networks}"
+        f"real {noun} ({real['split']}). In brackets the real-data baseline: {int(baseline['num_images']):,} other "
+        f"real {noun} ({baseline['split']}) against the same ones.{networks}"
     )
     return markdown("{text} Measured with `diffusers-ext evaluate`; `evaluation.json` has all of it.", text=text)
 
@@ -596,9 +623,9 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     yield f"It makes {_images(facts)} like those of its training data, with their biases, and nothing else."
     if facts.records or facts.evaluation:
         yield "The measurements are of one run with one seed."
-    yield "Nobody has looked for copies of training images among the samples."
+    yield f"Nobody has looked for copies of training {_noun(facts)} among the samples."
     if facts.last("loss") is not None and facts.records[-1]["seconds"] < 3600:
-        yield "It was trained for less than an hour, as a demonstration: expect malformed images."
+        yield f"It was trained for less than an hour, as a demonstration: expect malformed {_noun(facts)}."
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,12 @@ class Modality(Protocol):
 
     def pipeline_parts(self, data: Any) -> dict[str, Any]:
         """Keyword arguments of the pipeline that keep what was done to the training data."""
+
+    def data_options(self, pipeline: Any) -> dict[str, Any]:
+        """Arguments of `load_image_data` for real examples of the size and in the units of a pipeline's samples."""
+
+    def measures(self, samples: Iterable[torch.Tensor], real: Iterable[torch.Tensor]) -> dict[str, float]:
+        """Measures of two sets, in batches (batch, channels, *size), that need no features; none for images."""
 
     def real(self, data: Any, indices: Sequence[int]) -> torch.Tensor:
         """Examples of the data, as `batched_generation.samples_of` gives samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from .. import figures
 from ..pipelines import GenerationPipeline
+from ..pipelines.batched_generation import image_shape
 
 CELL = 64  # pixels that small images are enlarged to
 
@@ -22,6 +23,15 @@ class ImageModality:
     pipeline_class = GenerationPipeline
 
     def pipeline_parts(self, data: Any) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def data_options(self, pipeline: Any) -> dict[str, Any]:
+        """The channels, and the side of square images."""
+        channels, height, width = image_shape(pipeline)
+        return {"channels": channels, "resolution": height if height == width else None}
+
+    def measures(self, samples: Iterable[torch.Tensor], real: Iterable[torch.Tensor]) -> dict[str, float]:
         """Nothing."""
         return {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.signals import as_signals
+from ..data.signals import SignalOptions, as_signals
 from ..data.sounds import wav_bytes
+from ..evaluation.signal_metrics import autocorrelation_distance, log_spectral_distance
 from ..pipelines import SignalPipeline
 from . import signal_figures
 
@@ -30,7 +31,30 @@ class SignalModality:
         """The rate of the data, and how they were scaled."""
         normalization = getattr(data, "normalization", None)
         signal = {"sample_rate": getattr(data, "sample_rate", None)}
+        if getattr(data, "equal_peaks", False):
+            signal["equal_peaks"] = True
         return {"signal": signal if normalization is None else {**signal, **normalization.config()}}
+
+    def data_options(self, pipeline: Any) -> dict[str, Any]:
+        """The length, the rate and the channels; longer recordings are cropped in the middle."""
+        config, signal = pipeline.unet.config, pipeline.config.get("signal") or {}
+        options = SignalOptions(
+            length=config.sample_size,
+            sample_rate=rate_of(pipeline),
+            channels=config.in_channels,
+            normalization="none",
+            center_crop=True,
+            equal_peaks=signal.get("equal_peaks", False),
+        )
+        return {"modality": "signal", "signals": options}
+
+    def measures(self, samples: Iterable[torch.Tensor], real: Iterable[torch.Tensor]) -> dict[str, float]:
+        """The log-spectral distance in decibels and the distance of the autocorrelations."""
+        first, second = torch.cat(list(samples)), torch.cat(list(real))
+        return {
+            "log_spectral_distance": log_spectral_distance(first, second),
+            "autocorrelation_distance": autocorrelation_distance(first, second),
+        }
 
     def real(self, data: Any, indices: Sequence[int]) -> torch.Tensor:
         """Signals of the data, in their units."""

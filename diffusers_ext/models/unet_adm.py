@@ -12,6 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from .lapped import from_bands, to_bands
 from .layers import (
     DenoisingNetwork,
     GroupNorm32,
@@ -88,6 +89,8 @@ class ADMNetwork(DenoisingNetwork):
         cross_attention_dim: channels of `encoder_hidden_states`, None for no cross-attention.
         condition_channels: channels of `image_condition`, 0 for none.
         patch_size: the network sees patches of so many positions a side as channels, 1 for none.
+        lapped_patches: patches of a signal overlap by half, and the channels are the `patch_size` bands of their
+            modified discrete cosine transform; for signals only.
         input_skip: add to the output the channels of the input, mixed pixel by pixel with gains that the time gives; so
             what the input shows already (the noise, the condition) need not pass through the network. A learned form of
             the skip of Karras et al. 2022, arXiv:2206.00364, eq. 7; it starts at zero.
@@ -126,8 +129,11 @@ class ADMNetwork(DenoisingNetwork):
         vector_mean: tuple[float, ...] | None = None,
         vector_std: tuple[float, ...] | None = None,
         second_time: bool = False,
+        lapped_patches: bool = False,
     ):
         super().__init__()
+        if lapped_patches and self.dims != 1:
+            raise ValueError("lapped_patches is for signals; images take plain patches.")
         factors = [2**i for i in range(len(channel_multipliers))]
         # A string such as "16,8" would be read as its characters, none of which is a factor.
         if isinstance(attention_resolutions, str) or any(f not in factors for f in attention_resolutions):
@@ -223,7 +229,7 @@ class ADMNetwork(DenoisingNetwork):
         # Every block would start with this SiLU.
         temb = F.silu(self._with_conditions(self._embed_time(sample, timestep), class_labels, vector, duration))
         given = joined_with_image(sample, image_condition, c.condition_channels)
-        x = self.conv_in(to_patches(given, c.patch_size))
+        x = self.conv_in(self._to_patches(given))
         skips = [x]
         for i, stages in enumerate(self.down_stages):
             for stage in stages:
@@ -239,11 +245,21 @@ class ADMNetwork(DenoisingNetwork):
                 x = self._run_stage(stage, x, temb, skips.pop(), context, mask)
             if i < len(self.upsamples):
                 x = self.upsamples[i](x)
-        x = from_patches(self.conv_out(F.silu(self.norm_out(x))), c.patch_size)
+        x = self._from_patches(self.conv_out(F.silu(self.norm_out(x))))
         if self.input_gains is not None:
             gains = self.input_gains(temb).to(x.dtype).unflatten(1, (c.out_channels, given.shape[1]))
             x = x + (gains @ given.to(x.dtype).flatten(2)).unflatten(2, given.shape[2:])
         return UNet2DOutput(sample=x) if return_dict else (x,)
+
+    def _to_patches(self, x: Tensor) -> Tensor:
+        side = self.config.patch_size
+        return to_bands(x, side).flatten(1, 2).to(x.dtype) if self.config.lapped_patches else to_patches(x, side)
+
+    def _from_patches(self, x: Tensor) -> Tensor:
+        side = self.config.patch_size
+        if self.config.lapped_patches:
+            return from_bands(x.unflatten(1, (-1, side))).to(x.dtype)
+        return from_patches(x, side)
 
     def _run_stage(
         self, stage: Any, x: Tensor, temb: Tensor, skip: Tensor | None, context: Tensor | None, mask: Tensor | None

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
 
+from ..models.lapped import expand
 from .call_arguments import check_output_type
 from .pipeline_generation import GenerationPipeline
 
@@ -19,7 +20,8 @@ class SignalPipeline(GenerationPipeline):
         unet: a network called as `unet(sample, timestep, **conditions).sample` with samples (batch, channels, length),
             and with `config.in_channels` and `config.sample_size`, the length.
         signal: what the data were: `sample_rate` in frames per second or None, and the `shift` and `scale` of each
-            channel, with which signal = sample * scale + shift.
+            channel, with which signal = sample * scale + shift; before that, the `band_scale` and `exponent` of
+            `models.lapped.expand`, where given.
         scheduler, text_encoder, tokenizer, weak_unet, id2label, condition, conditions: see `GenerationPipeline`.
 
     Raises:
@@ -61,9 +63,34 @@ class SignalPipeline(GenerationPipeline):
     def in_units_of_data(self, sample: torch.Tensor) -> torch.Tensor:
         """Samples of the network (..., channels, length) in the units of the data, float32."""
         sample, signal = sample.float(), self.config.signal or {}
+        if "band_scale" in signal:
+            sample = expand(sample, sample.new_tensor(signal["band_scale"]), signal["exponent"])
         if "scale" in signal:
             scale, shift = (sample.new_tensor(signal[name])[:, None] for name in ("scale", "shift"))
             sample = sample * scale + shift
+        return sample
+
+    def in_units_of_network(self, signal: Any) -> torch.Tensor:
+        """A signal in the units of the data (..., channels, length), as the network sees it: inpainting, bandwidth.
+
+        Raises ValueError for what is no array of numbers, for another number of channels, and for data whose bands were
+        scaled one by one.
+        """
+        try:
+            sample = torch.as_tensor(signal).float()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"image must be a signal, a tensor or an array, got {signal!r:.60}.") from None
+        entries, channels = self.config.signal or {}, self.unet.config.in_channels
+        if sample.ndim not in (2, 3) or sample.shape[-2] != channels:
+            raise ValueError(
+                f"image has the shape {tuple(sample.shape)}; a signal takes ([n,] channels, length) with {channels} "
+                f"channel{'s' if channels != 1 else ''}."
+            )
+        if "band_scale" in entries:
+            raise ValueError("image is not taken by a network of signals that were scaled by bands of frequency.")
+        if "scale" in entries:
+            scale, shift = (sample.new_tensor(entries[name])[:, None] for name in ("scale", "shift"))
+            sample = (sample - shift) / scale
         return sample
 
     @torch.no_grad()
@@ -89,7 +116,10 @@ class SignalPipeline(GenerationPipeline):
             return_dict: give a tuple (audios,) when False.
             num_waveforms_per_prompt: number of signals for each condition, one after the other.
             options: conditions, guidance, steps, `generator`, `eta` and `callback_on_step_end`, by name, as
-                `GenerationPipeline` takes them.
+                `GenerationPipeline` takes them. The condition `image` is a signal in the units of the data, ([n,]
+                channels, length): with `mask_image`, (length,) and 1 where to generate anew, for inpainting; of a half,
+                a quarter or an eighth of the length for an extension of the bandwidth (`super_resolution_2`, `_4`,
+                `_8`).
 
         Returns:
             `AudioPipelineOutput` with `audios`.
@@ -99,6 +129,8 @@ class SignalPipeline(GenerationPipeline):
                 fit together.
         """
         check_output_type(output_type, ("np", "pt", "latent"))
+        if options.get("image") is not None:
+            options["image"] = self.in_units_of_network(options["image"])
         sample, _ = self._generate({"length": length}, batch_size, num_waveforms_per_prompt, latents, **options)
         audios: Any = sample if output_type == "latent" else self.in_units_of_data(sample)
         audios = audios.cpu().numpy() if output_type == "np" else audios

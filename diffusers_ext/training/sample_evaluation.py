@@ -13,11 +13,13 @@ from tqdm.auto import tqdm
 
 from ..data.base import TrainingData
 from ..data.randomness import permutation
+from ..data.signals import as_signals
 from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, baseline_measures, compare_sets, evenly_spread, extract
+from ..evaluation.signal_classifier import classifier_of
 from ..objectives.randomness import seed_of
-from ..pipelines.batched_generation import as_tensor
+from ..pipelines.batched_generation import samples_of
 from .bars import bar_options
 
 EVALUATION = "evaluation_samples"  # among the measures of every evaluation
@@ -63,7 +65,7 @@ class SampleEvaluation:
         self.steps, self.split = num_inference_steps, split
         self.classifier = None
         if classifier is not None:
-            self.classifier = _load(classifier, data.channels).to(accelerator.device)
+            self.classifier = _load(classifier, data).to(accelerator.device)
         network: torch.nn.Module | None = self.classifier
         if features is not None:
             network = load_feature_network(features, accelerator.device)
@@ -81,7 +83,7 @@ class SampleEvaluation:
 
     def _features_of(self, data: TrainingData, indices: torch.Tensor) -> FeatureSet:
         labels = None if data.labels is None else data.labels[indices]
-        batches = (data.__getitems__(part.tolist())["samples"] for part in indices.split(BATCH_SIZE))
+        batches = (as_signals(data, data.__getitems__(p.tolist())["samples"]) for p in indices.split(BATCH_SIZE))
         return extract(batches, self.features, self.classifier, labels)
 
     def __call__(self, pipeline: Any) -> dict[str, float | str]:
@@ -123,34 +125,37 @@ class SampleEvaluation:
             count = min(BATCH_SIZE, self.size - start)
             asked = {} if self.labels is None else {"class_labels": self.labels[start : start + count], **self.options}
             generator = torch.Generator().manual_seed(seed_of(self.seed, "evaluation", number))
-            given = pipeline(
+            result = pipeline(
                 batch_size=count, num_inference_steps=steps, generator=generator, output_type="pt", **asked
-            ).images
-            found = extract([as_tensor(given) * 2 - 1], self.features, self.classifier)
+            )
+            found = extract([samples_of(result)], self.features, self.classifier)
             yield number, found.features, found.predicted
         pipeline.set_progress_bar_config()
 
 
 def evaluation_network(
-    classifier: str | None, features: str | None, channels: int, device: torch.device
+    classifier: str | None, features: str | None, data: TrainingData, device: torch.device
 ) -> torch.nn.Module | None:
     """The network whose features are compared: that of `features`, or else a classifier, or None without either."""
     if features is not None:
         return load_feature_network(features, device)
     if classifier is None:
         return None
-    network: torch.nn.Module = _load(classifier, channels)
+    network: torch.nn.Module = _load(classifier, data)
     return network.to(device)
 
 
-def _load(folder: str, channels: int) -> ImageClassifier:
+def _load(folder: str, data: TrainingData) -> ImageClassifier:
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(
             f"classifier '{folder}' is no folder of a classifier; `diffusers-ext classifier train` makes one."
         )
-    classifier = ImageClassifier.from_pretrained(folder).eval()
-    if classifier.config.in_channels != channels:
+    classifier = classifier_of(folder)
+    if classifier.dims != len(data.size):
+        raise ValueError(f"classifier takes {classifier.noun}, and the data are {data.description}.")
+    if classifier.config.in_channels != data.channels:
         raise ValueError(
-            f"classifier takes images of {classifier.config.in_channels} channels, and the data have {channels}."
+            f"classifier takes {classifier.noun} of {classifier.config.in_channels} channels, and the data have "
+            f"{data.channels}."
         )
     return classifier

@@ -172,7 +172,7 @@ def _reconstruction(args: TrainingArguments, run: Run, is_due: Callable[..., boo
         run.recorder,
         run.processes,
         args.evaluation_size,
-        evaluation_network(args.classifier, args.features, data.channels, run.accelerator.device),
+        evaluation_network(args.classifier, args.features, data, run.accelerator.device),
         args.min_psnr,
         args.save_figures,
         is_due,

@@ -194,6 +194,7 @@ def _signal_options(args: TrainingArguments, training: bool) -> SignalOptions:
         columns=tuple(args.signal_columns) or None,
         center_crop=args.center_crop or not training,
         skip_unreadable=args.on_unreadable_image == "skip",
+        equal_peaks=args.equal_peaks,
         max_memory_bytes=_memory_bytes(args),
         seed=args.seed,
     )

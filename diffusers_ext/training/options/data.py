@@ -57,9 +57,13 @@ class DataOptions:
     )
     normalization: str = groups.data(
         "standardize",
-        "How signals are scaled: standardize (mean 0, deviation 1 for each channel), peak (into [-1, 1]) or none.",
+        "How signals are scaled: standardize (mean 0, deviation 1 for each channel), spectral (sounds: all bands of "
+        "frequency have equal power, loud and quiet places are brought nearer), peak (into [-1, 1]) or none.",
         choices=NORMALIZATIONS,
         on_resume=FREE,
+    )
+    equal_peaks: bool = groups.data(
+        False, "Scale each signal to the peak 1, so that its loudness is not part of what is learned."
     )
     signal_columns: list[str] = groups.data(
         [],
