@@ -156,10 +156,9 @@ def _run_command(name: str, command: Command, words: list[str]) -> None:
     from ..training.allocator import keep_freed_memory
 
     keep_freed_memory()
-    if not sys.stderr.isatty():
-        from diffusers.utils.logging import disable_progress_bar
+    from diffusers.utils import logging
 
-        disable_progress_bar()
+    (logging.enable_progress_bar if sys.stderr.isatty() else logging.disable_progress_bar)()
     function(arguments)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from diffusers.utils.logging import tqdm
 
 from .latent_space import LatentSpace
 
