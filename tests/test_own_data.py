@@ -232,6 +232,12 @@ def test_the_only_image_column_of_a_table_may_have_any_name():
     assert data.columns["size"].tolist() == [[1], [2], [3]]
 
 
+def test_pixels_in_a_table_of_arrays_are_images():
+    table = datasets.Dataset.from_dict({"images": [np.full((4, 4), value, np.uint8) for value in (0, 255)]})
+    samples = as_training_data(table).__getitems__([0, 1])["samples"]  # rows of a table are lists of integers
+    assert samples.flatten(1).unique(dim=1).tolist() == [[-1.0], [1.0]]
+
+
 def test_a_table_may_hold_a_second_image():
     images = [Image.fromarray(pixels(i)) for i in range(2)]
     data = as_training_data(datasets.Dataset.from_dict({"image": images, "condition": images[::-1]}))

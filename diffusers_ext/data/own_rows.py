@@ -201,6 +201,8 @@ def image_array(value: Any, where: str) -> np.ndarray:
     """
     array = _array(value, where)
     array = _channels_first(array, isinstance(value, torch.Tensor), where)
+    if array.dtype == np.int64 and array.min() >= 0 and array.max() <= 255:  # how a `datasets.Dataset` gives pixels
+        array = array.astype(np.uint8)
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind != "f":

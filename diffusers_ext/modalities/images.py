@@ -41,6 +41,7 @@ class ImageModality:
 
     def draw(self, samples: torch.Tensor, path: Path, pipeline: Any, columns: int | None = None) -> np.ndarray:
         """A grid."""
+        samples = _shown(samples)
         grid = figures.image_grid(samples, columns=columns, scale=max(1, CELL // samples.shape[-2]))
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
@@ -49,7 +50,7 @@ class ImageModality:
     def write_each(self, samples: torch.Tensor, folder: Path, pipeline: Any) -> None:
         """PNG files."""
         folder.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(samples):
+        for number, image in enumerate(_shown(samples)):
             figures.image_grid(image[None], columns=1, padding=0).save(folder / f"{number:05}.png")
 
     def frame(self, pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,12 @@ class ImageModality:
 
     def draw_process(self, frames: Sequence[torch.Tensor], folder: Path) -> None:
         """An endless GIF."""
-        figures.save_gif(list(frames), folder / "reverse.gif", hold_last_ms=1500)
+        figures.save_gif([_shown(frame) for frame in frames], folder / "reverse.gif", hold_last_ms=1500)
 
     def draw_beside_real(self, samples: torch.Tensor, real: torch.Tensor, folder: Path, pipeline: Any) -> None:
         """Nothing: images are looked at one by one."""
+
+
+def _shown(samples: torch.Tensor) -> torch.Tensor:
+    """Samples that are neither gray nor RGB, with their channels as gray images one below the other."""
+    return samples if samples.shape[1] in (1, 3) else samples.flatten(1, 2)[:, None]
