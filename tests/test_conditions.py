@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -241,6 +242,10 @@ def test_a_registered_condition_is_an_argument_of_the_pipeline(strength):
     assert negative[:, 0, 0, 0].tolist() == pytest.approx([0.6, 0.75])
 
 
+def test_a_registered_condition_is_a_value_of_the_setting(strength, tmp_path):
+    assert TrainingArguments(output_dir=str(tmp_path), condition="strength").condition == "strength"
+
+
 def test_a_registered_condition_trains_with_dropped_rows(strength):
     batch = {"strength": torch.tensor([[0.1], [0.2]])}
     inputs = strength().inputs(batch, None, torch.tensor([False, True]), torch.Generator(), 0)
@@ -260,6 +265,20 @@ def test_a_condition_given_to_the_trainer_is_read_from_its_column_and_known_to_t
         assert not torch.equal(generated(pipeline, strength=0.1), generated(pipeline, strength=0.9))
     finally:
         CONDITIONS.pop("strength", None)
+
+
+def test_a_condition_of_two_numbers_knows_its_width_from_the_data(strength):
+    condition = strength()
+    condition.prepare(SimpleNamespace(columns={"strength": torch.zeros(4, 2)}))
+    saved = condition.pipeline_parts(None)["conditions"]["strength"]
+    assert saved == {"width": 2}
+    config = SimpleNamespace(conditions={"strength": saved})
+    loaded = strength.for_pipeline(SimpleNamespace(unet=OwnNetwork(), config=config))
+    assert loaded.read("strength", {"strength": [2.0, 1.0]}, (4, 4)).tolist() == [[2.0, 1.0]]
+    with pytest.raises(ValueError, match=r"strength takes 2 numbers for each sample, got shape \(1, 3\)"):
+        loaded.read("strength", {"strength": [2.0, 1.0, 0.0]}, (4, 4))
+    # A call without the condition is unconditional, also for a network that must be given the argument.
+    assert loaded.absent(3, torch.device("cpu"))["strength"].tolist() == [[-1.0, -1.0]] * 3
 
 
 def test_conditions_that_share_a_name_or_an_argument_are_refused():

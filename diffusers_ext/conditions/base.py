@@ -65,6 +65,7 @@ class Condition:
     adjective: str = ""
     task: str = "unconditional-image-generation"
 
+    width: int | None = None  # numbers for each sample, where `prepare` found out
     unet: Any = None  # of the pipeline that `for_pipeline` was given
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -99,6 +100,7 @@ class Condition:
         if self.column not in data.columns:
             found = ", ".join(data.columns) or "none"
             raise ValueError(f"condition {self.name} needs a column '{self.column}' of numbers; the data have {found}.")
+        self.width = data.columns[self.column].shape[1]
 
     @property
     def model_entries(self) -> dict[str, Any]:
@@ -136,7 +138,8 @@ class Condition:
 
     def pipeline_parts(self, network: Any) -> dict[str, Any]:
         """Arguments of `GenerationPipeline` besides the network and the scheduler, for a `network` that `wrap` made."""
-        return {"conditions": {self.name: self.state()}}
+        width = {} if self.width is None else {"width": self.width}
+        return {"conditions": {self.name: {**self.state(), **width}}}
 
     def state(self) -> dict[str, Any]:
         """Arguments of the constructor that rebuild the condition for sampling: texts and numbers alone."""
@@ -151,7 +154,10 @@ class Condition:
     @classmethod
     def for_pipeline(cls, pipeline: Any) -> Condition:
         """The condition of a pipeline's network."""
-        condition = cls(**(getattr(pipeline.config, "conditions", None) or {}).get(cls.name, {}))
+        saved = dict((getattr(pipeline.config, "conditions", None) or {}).get(cls.name, {}))
+        width = saved.pop("width", None)
+        condition = cls(**saved)
+        condition.width = width
         condition.unet = pipeline.unet
         return condition
 
@@ -193,7 +199,7 @@ class Condition:
         Raises:
             ValueError: in one sentence, for a value that can't be read.
         """
-        return self.number_rows(argument, values[argument], None)
+        return self.number_rows(argument, values[argument], self.width)
 
     def number_rows(self, argument: str, value: Any, width: int | None) -> torch.Tensor:
         """Numbers as a user gives them, float32 (n, width): one row for all samples, or a row for each.
@@ -225,7 +231,9 @@ class Condition:
 
     def absent(self, count: int, device: torch.device) -> NetworkArguments:
         """The network's arguments when a call gives no condition; none if leaving them out means the null condition."""
-        return {}
+        if self.width is None:
+            return {}
+        return {self.network_argument: torch.full((count, self.width), self.null_value, device=device)}
 
     # the command line and the model card
 

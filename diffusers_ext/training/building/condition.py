@@ -21,7 +21,7 @@ def make_condition(args: TrainingArguments, condition: Condition | None = None) 
     if args.condition is None:
         return None
     asked = condition_class(args.condition)
-    return asked(**{name: getattr(args, name) for name in asked.settings})
+    return asked(**{name: getattr(args, name) for name in asked.settings if hasattr(args, name)})
 
 
 def make_conditioning(

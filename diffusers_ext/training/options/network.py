@@ -77,7 +77,7 @@ class ConditionOptions:
     condition: str | None = groups.condition(
         None,
         "What the network is conditioned on; nothing when not given.",
-        choices=tuple(CONDITIONS),
+        choices=lambda: CONDITIONS,  # those that the user registered, too
         short=True,
         on_resume=REFUSED,
         replaced_by="condition",
