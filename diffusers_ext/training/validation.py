@@ -16,6 +16,7 @@ from ..objectives.diffusion import Objective
 from ..objectives.network import ConditionedNetwork
 from ..objectives.randomness import generator_of
 from .bars import bar_options
+from .probe import unchanged
 
 BATCH_SIZE = 16  # a constant, since the noise and the times of an image depend on it
 
@@ -33,7 +34,7 @@ def validation_loss(
     """Mean loss over `size` images of `data`, always the same ones, with noise and timesteps fixed by `seed`.
 
     Equal networks give equal values at every call, so a difference comes from the network. The network must be in
-    evaluation mode, in which an objective learns nothing from its losses. Processes share the work; the result is the
+    evaluation mode; what an objective learns from the losses is undone. Processes share the work; the result is the
     same for any number of them, and for any batch size of training, up to rounding. `conditions` gives the network's
     conditions for a batch and its number.
     """
@@ -48,7 +49,8 @@ def validation_loss(
         batch = {name: values.to(accelerator.device) for name, values in data.__getitems__(keys).items()}
         generator = generator_of(seed, "validation", number, device=accelerator.device)
         net = ConditionedNetwork(model, conditions(number, batch))
-        total += objective(net, batch, generator).sum().item()
+        with unchanged(objective):
+            total += objective(net, batch, generator).sum().item()
         count += len(keys)
     sums = accelerator.reduce(torch.tensor([total, count], device=accelerator.device, dtype=torch.float32), "sum")
     return (sums[0] / sums[1]).item()
