@@ -10,6 +10,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from local_processes import run_processes
 from safetensors.torch import load_file
 
+from diffusers_ext.conditions import CONDITIONS, Condition
+from diffusers_ext.modalities import MODALITIES
 from diffusers_ext.training import Trainer, TrainerCallback, parse_arguments, train
 
 OWN_FILE = """
@@ -173,6 +175,90 @@ def test_names_of_nothing_are_one_sentence(tiny_run, settings, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         Trainer(tiny_run(**{"model_options": None, **settings}))
     assert "\n" not in str(caught.value)
+
+
+class Timeless(Plain):
+    def forward(self, sample):
+        return sample
+
+
+class Flat(Plain):
+    def forward(self, sample, timestep):
+        return super().forward(sample, timestep).mean((2, 3), keepdim=True)  # a shape that broadcasts
+
+
+class InADictionary(Plain):
+    def forward(self, sample, timestep):
+        return {"sample": super().forward(sample, timestep)}
+
+
+class Wind(Condition):
+    name = "test_wind"
+
+    def prepare(self, data, seed=0, token=None):
+        pass
+
+
+class Misspelt(TrainerCallback):
+    def on_step_ended(self, args, state, control, **kwargs):
+        pass
+
+
+class Weighing(torch.nn.Linear):
+    def forward(self, net, batch, generator):
+        return batch["samples"].flatten(1).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"model": Plain}, "got the class Plain; give an instance"),
+        ({"model": Timeless()}, r"forward of Timeless must take \(sample, timestep\), got \(sample\)"),
+        ({"model": Plain(), "condition": Wind()}, r"Plain must take \(sample, timestep, test_wind=...\)"),
+        ({"model": Flat()}, r"must give the sample's shape \(8, 1, 8, 8\), and gave \(8, 1, 1, 1\)"),
+        ({"model": InADictionary()}, "a tensor or an object with a tensor `.sample`, and gave dict"),
+        ({"objective": Weighing(2, 2)}, "Weighing has weights of its own, and only those of the network are trained"),
+        ({"objective": Counting}, "must be a function or an object that is called as one, got the class Counting"),
+        ({"callbacks": [Misspelt()]}, "Misspelt has 'on_step_ended', which never comes; the events are on_init_end,"),
+        ({"callbacks": [Misspelt]}, r"give Misspelt\(\) instead of Misspelt"),
+        ({"callbacks": [print]}, "has no event; the events are"),
+        ({"callbacks": Misspelt()}, "callbacks must be a list of callbacks, got Misspelt"),
+    ],
+)
+def test_parts_that_do_not_fit_are_one_sentence(tiny_run, monkeypatch, given, sentence):
+    monkeypatch.setitem(CONDITIONS, Wind.name, Wind)  # forgotten after the test
+    with pytest.raises(ValueError, match=sentence) as caught:
+        train(tiny_run(model_options=None), train_dataset=Signals(), **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_validation_leaves_the_state_of_an_objective(tiny_run):
+    class Always(Counting):
+        def __call__(self, net, batch, generator):
+            self.calls += not net.training
+            return super().__call__(net, batch, generator)
+
+    objective = Always()
+    train(tiny_run(model_options=None, validation_steps=1, max_train_steps=2), Plain(), Signals(), Signals(), objective)
+    assert objective.calls == 2
+
+
+def test_an_own_network_gets_a_timestep_for_each_sample_in_training_and_sampling(tiny_run):
+    shapes = set()
+
+    class Noting(Plain):
+        def forward(self, sample, timestep):
+            shapes.add(tuple(timestep.shape) == (len(sample),))
+            return super().forward(sample, timestep)
+
+    pipeline = train(tiny_run(model_options=None, max_train_steps=1), Noting(), Signals())
+    pipeline(batch_size=3, num_inference_steps=2)
+    assert shapes == {True}
+
+
+def test_samples_of_any_number_of_channels_are_drawn(tmp_path):
+    picture = MODALITIES["image"].draw(torch.zeros(1, 2, 64, 64), tmp_path / "channels.png", None)
+    assert picture.shape == (1, 2 * 64 + 4, 64 + 4, 3)
 
 
 def test_an_objective_without_a_loss_per_sample_is_one_sentence(tiny_run):

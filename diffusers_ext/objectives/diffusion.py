@@ -132,10 +132,18 @@ class DiffusionObjective:
     def losses(
         self, net: Any, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor, **extra: torch.Tensor
     ) -> torch.Tensor:
-        """Weighted losses, shape (batch,), float32, for given noise of the samples' shape and timesteps (batch,)."""
+        """Weighted losses, shape (batch,), float32, for given noise of the samples' shape and timesteps (batch,).
+
+        Raises:
+            ValueError: for a network that gives another shape than the samples'.
+        """
         t = self._path_times(times)
         output = net(self.path.network_input(self.path.add_noise(x0, noise, t), t), times, **extra)
         target = self.path.target(self.prediction_type, x0, noise, t)
+        if output.shape != target.shape:  # shapes that broadcast would be trained without a word
+            raise ValueError(
+                f"The network must give the sample's shape {tuple(target.shape)}, and gave {tuple(output.shape)}."
+            )
         error = self._loss(output.float(), target, reduction="none").flatten(1).mean(1)
         return error * self.weights(times)
 

@@ -39,7 +39,11 @@ class ConditionedNetwork:
         if self.timestep is None:
             self.timestep = timestep
         output = self.module(sample, timestep, **{**self.conditions, **extra})
-        return output if isinstance(output, torch.Tensor) else output.sample
+        prediction = output if isinstance(output, torch.Tensor) else getattr(output, "sample", None)
+        if not isinstance(prediction, torch.Tensor):
+            kind = type(output).__name__
+            raise ValueError(f"The network must give a tensor or an object with a tensor `.sample`, and gave {kind}.")
+        return prediction
 
     def part(self, rows: torch.Tensor) -> ConditionedNetwork:
         """The network under the conditions of some samples of the batch; `rows` holds their places."""

@@ -26,6 +26,7 @@ from ..callbacks import (
     SampleEvaluationCallback,
     SnapshotCallback,
     ValidationCallback,
+    check_callback,
 )
 from ..ema import PowerFunctionAverage
 from ..latents import pixels
@@ -43,8 +44,13 @@ def add_callbacks(args: TrainingArguments, run: Run, own: Sequence[Any]) -> None
     """Give the run its callbacks, the user's before what is saved, and its checkpoints.
 
     Raises:
-        ValueError: for a callback by name that can't be loaded, or settings that need other data.
+        ValueError: for a callback by name that can't be loaded, one that is none, or settings that need other data.
     """
+    if not isinstance(own, (list, tuple)):
+        raise ValueError(f"callbacks must be a list of callbacks, got {type(own).__name__}.")
+    own = [*(load_object(name, "callback")() for name in args.callback), *own]
+    for callback in own:
+        check_callback(callback)
     run.callbacks = Callbacks([], args, run.state, run.control, run.weights.network)
     run.recorder.on_log = lambda values: run.callbacks.fire("on_log", logs=values)
     run.exporter = PipelineCallback(
@@ -60,7 +66,6 @@ def add_callbacks(args: TrainingArguments, run: Run, own: Sequence[Any]) -> None
     acting = [
         *_watching(args, run),
         *_measuring(args, run),
-        *(load_object(name, "callback")() for name in args.callback),
         *own,
         run.exporter,
     ]

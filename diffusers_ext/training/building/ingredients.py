@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from diffusers.models.modeling_utils import ModelMixin
 
@@ -45,6 +46,7 @@ def make_ingredients(
     names = {"model": _class_name(unet), "objective": args.objective if objective is None else _class_name(objective)}
     if objective is None:
         objective = make_objective(args, unet)
+    _check_objective(objective)
     network = conditioning.wrap(unet)
     pipeline_of = partial(_pipeline_of, args, conditioning, data)
     if args.task != "autoencoder":  # fails now rather than after the training
@@ -66,6 +68,18 @@ def _pipeline_of(args: TrainingArguments, conditioning: Conditioning, data: Trai
     if missing:  # a network of the user's; kept in its configuration, and so in the saved pipeline
         unet.register_to_config(**missing)
     return conditioning.pipeline(network, scheduler, vae)
+
+
+def _check_objective(objective: Any) -> None:
+    """Raise ValueError for an object that can't be called, and for weights that no optimizer would see."""
+    if isinstance(objective, type) or not callable(objective):
+        name = objective.__name__ if isinstance(objective, type) else type(objective).__name__
+        raise ValueError(f"objective must be a function or an object that is called as one, got the class {name}.")
+    if isinstance(objective, torch.nn.Module) and any(p.requires_grad for p in objective.parameters()):
+        raise ValueError(
+            f"The objective {type(objective).__name__} has weights of its own, and only those of the network are "
+            "trained; make them a part of the network, or freeze them with requires_grad_(False)."
+        )
 
 
 def _class_name(thing: Any) -> str:

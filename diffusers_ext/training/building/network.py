@@ -61,7 +61,10 @@ def make_network(args: TrainingArguments, model: Any, data: TrainingData, condit
     elif isinstance(model, torch.nn.Module):
         network = uncompiled(model)
     else:
-        raise ValueError(f"model must be a torch module, got {type(model).__name__}.")
+        of_class = f"the class {model.__name__}; give an instance" if isinstance(model, type) else type(model).__name__
+        raise ValueError(f"model must be a torch module, got {of_class}.")
+    if model is not None or is_name_of_object(args.model):
+        _check_call(network, conditioning)
     _check_size(network, data)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError(f"The network {type(network).__name__} has no parameter to train.")
@@ -94,6 +97,19 @@ def _switch_on(args: TrainingArguments, network: Any) -> None:
             raise ValueError(f"{type(network).__name__} has no {method}; leave the setting out.")
         if wanted:
             getattr(network, method)()
+
+
+def _check_call(network: torch.nn.Module, conditioning: Conditioning) -> None:
+    """Raise ValueError for a network of the user's that can't be called with a timestep and the run's condition."""
+    condition = conditioning.condition
+    argument = {} if condition is None or not condition.network_argument else {condition.network_argument: None}
+    try:
+        inspect.signature(network.forward).bind_partial(None, None, **argument)
+    except TypeError:
+        wanted = ", ".join(["sample", "timestep", *(f"{name}=..." for name in argument)])
+        raise ValueError(
+            f"The forward of {type(network).__name__} must take ({wanted}), got {inspect.signature(network.forward)}."
+        ) from None
 
 
 def _check_size(network: Any, data: TrainingData) -> None:

@@ -1,6 +1,6 @@
 """What happens besides the steps of a run: one callback per file."""
 
-from .base import EVENTS, Callbacks, TrainerCallback
+from .base import EVENTS, Callbacks, TrainerCallback, check_callback
 from .checkpoints import CheckpointCallback, SnapshotCallback
 from .diagnostics import ConditionCheckCallback, DiagnosticsCallback
 from .efficiency import EfficiencyCallback
@@ -28,4 +28,5 @@ __all__ = [
     "SnapshotCallback",
     "TrainerCallback",
     "ValidationCallback",
+    "check_callback",
 ]

@@ -70,6 +70,24 @@ class TrainerCallback:
         """After the pipeline was saved into the output folder; `pipeline` is it, and `last` says if the run is over."""
 
 
+def check_callback(callback: Any) -> None:
+    """Raise ValueError, in one sentence, for what is no callback, and for an event of the user's that never comes."""
+    if isinstance(callback, type):
+        raise ValueError(f"callbacks takes objects; give {callback.__name__}() instead of {callback.__name__}.")
+    kind = type(callback)
+    members = {name: getattr(kind, name) for name in dir(kind)} | getattr(callback, "__dict__", {})
+    named = {name: member for name, member in members.items() if name.startswith("on_") and callable(member)}
+    unknown = [
+        name
+        for name, member in named.items()
+        # transformers' own callbacks have events of steps within a step, which this trainer has not
+        if name not in EVENTS and not (getattr(member, "__module__", None) or "").startswith("transformers.")
+    ]
+    if unknown or not named:
+        found = f"'{unknown[0]}', which never comes" if unknown else "no event"
+        raise ValueError(f"The callback {kind.__name__} has {found}; the events are {', '.join(EVENTS)}.")
+
+
 class Callbacks:
     """All callbacks of a run, called in order.
 
