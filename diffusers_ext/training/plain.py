@@ -36,6 +36,8 @@ class PlainNetwork(torch.nn.Module):
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
     def forward(self, sample: torch.Tensor, timestep: Any, **conditions: Any) -> Any:
-        """An object with `.sample`, shaped as the network gives it."""
-        output = self.network(sample, timestep, **conditions)
+        """An object with `.sample`, shaped as the network gives it; the network gets a timestep for each sample."""
+        times = torch.as_tensor(timestep, device=sample.device)
+        times = times.expand(len(sample)) if times.ndim == 0 else times  # pipelines give one for all
+        output = self.network(sample, times, **conditions)
         return SimpleNamespace(sample=output) if isinstance(output, torch.Tensor) else output
