@@ -21,6 +21,7 @@ import diffusers_ext
 from diffusers_ext import AncestralDDPMScheduler, AnnotatedUNet2DModel, GenerationPipeline
 from diffusers_ext.cli import main
 from diffusers_ext.cli.program import COMMANDS
+from diffusers_ext.schedulers.schedules import make_betas
 from diffusers_ext.settings import settings_of
 from diffusers_ext.training import TrainingArguments
 
@@ -289,6 +290,48 @@ def _damage(draw, kind, path, whole):
         changed[draw.randrange(len(changed))] = draw.randrange(256)
     versions = {"cut": whole[: len(whole) // 2], "changed": bytes(changed), "emptied": b"", "replaced": b"[1, 2]"}
     path.write_bytes(versions[kind])
+
+
+ENTRIES = ("unet/config.json", "scheduler/scheduler_config.json", "model_index.json")
+# Names of classes choose code; what may be chosen so is test_security.py's matter.
+VALUES = [*(None, True, 0, -1, 3, 2.5, 10**9, "", "x", [], [0], [1], [1, 2], ["a", "b"], [None, None], {}, {"a": 1})]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_configurations_edited_by_hand(place, call, name):
+    draw, path = draws(f"entries {name}"), place / "model" / name
+    whole = path.read_bytes()
+    entries = [key for key in json.loads(whole) if key not in ("_class_name", "_diffusers_version")]
+    try:
+        for _ in range(CASES // 3):
+            path.write_text(json.dumps({**json.loads(whole), draw.choice(entries): draw.choice(VALUES)}))
+            with case("configurations edited by hand"):
+                call(SAMPLE)
+    finally:
+        path.write_bytes(whole)
+
+
+NETWORKS = [name for name in diffusers_ext.__all__ if name.endswith("DModel")]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_wrong_options_of_networks(name):
+    draw, network = draws(f"network {name}"), getattr(diffusers_ext, name)
+    fields = list(inspect.signature(network).parameters)
+    for _ in range(CASES // 3):
+        wrong = {draw.choice(fields): draw.choice(VALUES)}
+        with case("wrong options of networks and schedules"), contextlib.suppress(ValueError), torch.device("meta"):
+            network(**wrong)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of a division by an option
+@pytest.mark.parametrize("schedule", ["cosine", "sigmoid_alpha_bar", "laplace", "linear_log_snr"])
+def test_wrong_options_of_schedules(schedule):
+    draw = draws(f"options of {schedule}")
+    for _ in range(CASES // 3):
+        options = {draw.choice(["s", "clip", "start", "end", "tau", "mean", "scale"]): draw.choice(VALUES)}
+        with case("wrong options of networks and schedules"), contextlib.suppress(ValueError):
+            make_betas(schedule, 10, options=options)
 
 
 def test_a_right_call_passes(call):

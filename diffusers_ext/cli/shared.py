@@ -45,9 +45,55 @@ def load_pipeline(model: str, device: str | None, dtype: str = "float32") -> Any
     device = best_device(device)
     # Not `to(dtype)`, which warns of modules to keep in float32 even when there are none.
     name = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(model, **{name: DTYPES[dtype]}, trust_remote_code=False)
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(model, **{name: DTYPES[dtype]}, trust_remote_code=False)
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # whatever diffusers raises for configurations that nobody checked
+        raise ValueError(_why_not_loaded(model, error)) from error
+    _check_weights(model, pipeline)
     pipeline.set_progress_bar_config(**progress_bar())
     return pipeline.to(device)
+
+
+def _why_not_loaded(model: str, error: Exception) -> str:
+    """One sentence that names the file, or the model if its configurations are sound."""
+    import diffusers
+
+    index = Path(model) / "model_index.json"
+    parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    for part, value in parts.items():
+        files = [Path(model) / part / name for name in ("config.json", "scheduler_config.json")]
+        is_class = isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
+        if not is_class and (Path(model) / part).is_dir():
+            return f"'{index}' is damaged: {part} is {_brief(value)}, where a library and a class belong."
+        part_class = getattr(diffusers, value[1], None) if is_class else None
+        if not hasattr(part_class, "from_config"):
+            continue
+        for file in filter(Path.is_file, files):
+            try:
+                with torch.device("meta"):
+                    part_class.from_config(json.loads(file.read_text(encoding="utf-8")))
+            except Exception as reason:
+                return f"'{file}' is no configuration of {value[1]}: {_brief(reason)}"
+    where = f"'{index}' or the parts it names" if parts else f"'{model}'"
+    return f"{where} can't be loaded: {_brief(error)}"
+
+
+def _brief(error: Any) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:397]}..."
+
+
+def _check_weights(model: str, pipeline: Any) -> None:
+    """Raise ValueError for a network whose configuration has weights that its file lacks."""
+    for name, part in pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            missing = [key for key, value in part.named_parameters() if value.is_meta]
+            if missing:
+                raise ValueError(
+                    f"The weights of '{model}/{name}' lack {', '.join(missing[:3])}, which its config.json has."
+                )
 
 
 def run_folder(model: str) -> str:

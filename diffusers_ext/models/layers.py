@@ -7,7 +7,7 @@ travel beside the weights.
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+
+from ..value_types import check_counts, check_types
 
 try:  # diffusers >= 0.35 shares attention's bookkeeping through two mixins
     from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
@@ -591,6 +593,14 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
     gradient_checkpointing = False
 
     dims: int = 2  # of a sample: 2 for images, 1 for signals
+
+    def __init__(self) -> None:
+        """Raises ValueError for an entry of the configuration that its annotation excludes, or a count below 1."""
+        super().__init__()
+        hints, parameters = get_type_hints(type(self).__init__), inspect.signature(type(self).__init__).parameters
+        entries = {name: value for name, value in self.config.items() if name in parameters}
+        check_types(hints, entries)
+        check_counts(hints, entries, {name: parameter.default for name, parameter in parameters.items()})
 
     # diffusers types its configuration as a bare dict, and this function as None
     config: Any

@@ -67,7 +67,7 @@ def generate_images(
 def starting_noise(pipeline: Any, number: int, seed: int) -> torch.Tensor:
     """Noise of variance 1 in the shape of `number` samples of the network, on the CPU; the toy's noise is uniform."""
     config = pipeline.unet.config
-    size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+    size = _size_of(config)
     generator = torch.Generator().manual_seed(seed)
     shape = (number, config.in_channels, *size)
     prior = getattr(pipeline.scheduler, "sample_prior", None)
@@ -77,8 +77,16 @@ def starting_noise(pipeline: Any, number: int, seed: int) -> torch.Tensor:
 def image_shape(pipeline: Any) -> tuple[int, int, int]:
     """(channels, height, width) of the images that a pipeline makes when it is asked for no size."""
     config, vae = pipeline.unet.config, getattr(pipeline, "vae", None)
-    height, width = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else config.sample_size
+    height, width = _size_of(config)
     if vae is None:
         return config.in_channels, height, width
     space = LatentSpace(vae)
     return space.image_channels, height * space.factor, width * space.factor
+
+
+def _size_of(config: Any) -> tuple[int, ...]:
+    if config.sample_size is None:
+        raise ValueError(
+            "The network's configuration has no sample_size, so that nothing says how large its images are."
+        )
+    return (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)

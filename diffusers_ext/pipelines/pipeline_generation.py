@@ -425,7 +425,9 @@ class GenerationPipeline(DiffusionPipeline):
         if latents is not None:
             return tuple(latents.shape[2:])
         own = self.unet.config.sample_size
-        defaults = [own] * len(sizes) if isinstance(own, int) else own
+        if own is None and None in sizes.values():
+            raise ValueError(f"The network's configuration has no sample_size; set {' and '.join(sizes)}.")
+        defaults = [own] * len(sizes) if own is None or isinstance(own, int) else own
         if self.vae is None:
             return tuple(default if size is None else size for size, default in zip(sizes.values(), defaults))
         space = LatentSpace(self.vae)

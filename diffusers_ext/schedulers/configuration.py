@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusers.configuration_utils import register_to_config
 
-from .types import check_types
+from ..value_types import check_types
 
 
 def noise_path_fields(

@@ -7,10 +7,12 @@ This file is the only place where a schedule's formula stands. The paths themsel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
 
 import numpy as np
+
+from ..value_types import check_types
 
 # The rectified flow's name: it is chosen like a schedule.
 RECTIFIED_FLOW = "rectified_flow"
@@ -51,19 +53,19 @@ def _sigmoid(steps: int, beta_start: float, beta_end: float) -> np.ndarray:
     return beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, steps, dtype=np.float64)))
 
 
-def _betas_from_alphas_cumprod(alphas_cumprod: np.ndarray, clip: Sequence[float]) -> np.ndarray:
+def _betas_from_alphas_cumprod(alphas_cumprod: np.ndarray, clip: tuple[float, float]) -> np.ndarray:
     """betas of shape (T,) from alphas_cumprod at the T + 1 edges 0, 1/T, ..., 1, clipped to the range `clip`."""
     return np.clip(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], clip[0], clip[1])
 
 
-def _cosine(steps: int, s: float = 0.008, clip: Sequence[float] = (0.0, 0.999)) -> np.ndarray:
+def _cosine(steps: int, s: float = 0.008, clip: tuple[float, float] = (0.0, 0.999)) -> np.ndarray:
     """Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. 17."""
     u = np.linspace(0, 1, steps + 1, dtype=np.float64)
     return _betas_from_alphas_cumprod(np.cos((u + s) / (1 + s) * math.pi / 2) ** 2, clip)
 
 
 def _sigmoid_alpha_bar(
-    steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, clip: Sequence[float] = (0.0, 0.999)
+    steps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, clip: tuple[float, float] = (0.0, 0.999)
 ) -> np.ndarray:
     """A sigmoid in alphas_cumprod itself: Jabri et al. 2022 (arXiv:2212.11972), figure 8."""
     u = np.linspace(0, 1, steps + 1, dtype=np.float64)
@@ -71,7 +73,7 @@ def _sigmoid_alpha_bar(
     return _betas_from_alphas_cumprod((curve[-1] - curve) / (curve[-1] - curve[0]), clip)
 
 
-def _laplace(steps: int, mean: float = 0.0, scale: float = 0.5, clip: Sequence[float] = (0.0, 0.999)) -> np.ndarray:
+def _laplace(steps: int, mean: float = 0.0, scale: float = 0.5, clip: tuple[float, float] = (0.0, 0.999)) -> np.ndarray:
     """Laplace-distributed log-SNR: Hang et al. 2024 (arXiv:2407.03297), table 1, with mu = `mean` and b = `scale`.
 
     diffusers' schedule of that name takes the square root of alphas_cumprod, and its log-SNR has another distribution.
@@ -85,7 +87,7 @@ def _laplace(steps: int, mean: float = 0.0, scale: float = 0.5, clip: Sequence[f
 
 
 def _linear_log_snr(
-    steps: int, start: float = 13.3, end: float = -5.0, clip: Sequence[float] = (0.0, 0.999)
+    steps: int, start: float = 13.3, end: float = -5.0, clip: tuple[float, float] = (0.0, 0.999)
 ) -> np.ndarray:
     """log(alpha^2 / sigma^2) linear in t: Kingma et al. 2021 (arXiv:2107.00630), the start of its learned schedule.
 
@@ -164,6 +166,7 @@ def make_betas(
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"Schedule '{schedule}' has no option {unknown}; it takes {list(known)}.")
+    check_types(get_type_hints(make), options)
     return checked_betas(make(num_train_timesteps, **options))
 
 

@@ -250,7 +250,7 @@ def _checked(make: Callable[[], Any]) -> Any:
     """What `make` builds; a configuration that a class can't digest is one sentence."""
     try:
         return make()
-    except (TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
+    except (TypeError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
         raise ValueError(f"The model's configuration can't be built: {one_line(error)}") from error
 
 
