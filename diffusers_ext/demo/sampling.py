@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -105,13 +104,13 @@ class Process:
 
 def check_whole(name: str, value: Any, least: int, most: int) -> None:
     """Raise ValueError for anything but a whole number in this range."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ValueError(f"The number of {name} must be a whole number from {least} to {most}, got {value}.")
 
 
 def check_seed(seed: Any) -> None:
     """Raise ValueError for anything but a seed."""
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**53:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**53:
         raise ValueError(f"The seed must be a whole number from 0 to 2^53, got {seed}.")
 
 

@@ -31,7 +31,7 @@ class DPSScheduler(PosteriorScheduler):
             raise ValueError(f"step_size must be a number of at least 0, got {step_size!r}.")
         super().__init__(*others)
         self.step_size = step_size
-        self._gradient: torch.Tensor | None = None
+        self._gradient: torch.Tensor | float = 0.0
 
     def guide(self, predict: Predict, network_input: torch.Tensor, timestep: Any) -> torch.Tensor:
         """The network's output as it is; the gradient is kept for `step`."""

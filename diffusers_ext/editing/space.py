@@ -26,7 +26,8 @@ class PixelSpace:
         scale, shift: numbers, or tensors that broadcast over samples.
     """
 
-    noun, dims, output_types = "image", 2, ("pil", "np", "pt", "latent")
+    noun, dims = "image", 2
+    output_types: tuple[str, ...] = ("pil", "np", "pt", "latent")
     is_affine = True
 
     def __init__(self, pipeline: Any):
@@ -126,11 +127,16 @@ class AutoencoderSpace(PixelSpace):
 class SignalSpace(PixelSpace):
     """Signals in the units of the data."""
 
-    noun, dims, output_types = "signal", 1, ("np", "pt", "latent")
+    noun, dims = "signal", 1
+    output_types = ("np", "pt", "latent")
 
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
         signal = pipeline.config.signal or {}
+        if "band_scale" in signal:
+            raise ValueError(
+                "Signals with the normalization 'spectral' can't be edited; train with 'peak' or 'standardize'."
+            )
         column = {name: torch.tensor(signal[name])[:, None] for name in ("scale", "shift") if name in signal}
         self.scale, self.shift = (
             value if isinstance(value, float) else value.to(pipeline.device)
