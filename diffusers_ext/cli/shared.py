@@ -153,7 +153,8 @@ def load_classifier(folder: str, device: str | None) -> ImageClassifier:
     from ..evaluation.signal_classifier import classifier_of
 
     check_folder("classifier", folder, "config.json", "`diffusers-ext classifier train` makes one")
-    return classifier_of(folder).to(torch.device(best_device(device)))
+    classifier: Any = classifier_of(folder)
+    return classifier.to(best_device(device))
 
 
 def check_folder(what: str, name: str, file: str, maker: str) -> None:
