@@ -2,6 +2,9 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -172,6 +175,29 @@ def test_runs_in_processes_of_their_own_and_samples_side_by_side(tmp_path, capsy
         main(["experiments", "compare", str(tmp_path / "out"), "--num_images", "2", "--num_inference_steps", "2"]) == 0
     )
     assert {"losses.png", "samples.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.slow
+def test_runs_stop_when_the_study_is_killed_and_go_on_later(tmp_path, environment):
+    rest = "changes: [{max_train_steps: 100000, checkpointing_steps: 1, checkpoints_total_limit: 1}]\n"
+    file = study(tmp_path, rest)
+    words = [sys.executable, "-m", "diffusers_ext.cli", "experiments", "run", str(file), "--parallel", "2"]
+    killed = subprocess.Popen(words, env=environment)
+    runs = tmp_path / "out" / "runs"
+    try:
+        wait_until(lambda: any(runs.glob("*/checkpoint-*")))
+    finally:
+        killed.kill()
+        killed.wait()
+    (log,) = runs.glob("*.log")
+    wait_until(lambda: "Stopped by signal 15" in log.read_text())
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_grid_meets_every_change_and_every_seed(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from .results import RunResult, read_result, write_results
@@ -163,6 +164,7 @@ class ExperimentManager:
 
     def _side_by_side(self, waiting: Sequence[Job], total: int) -> None:
         queue, running = list(waiting), list[Process]()
+        threads = max(1, torch.get_num_threads() // self.parallel)  # more than there are cores slow one another down
         bar = tqdm(total=total, initial=total - len(waiting), desc="Runs", unit="run", disable=None)
         try:
             while queue or running:
@@ -170,7 +172,7 @@ class ExperimentManager:
                     job = queue.pop(0)
                     number = total - len(queue)
                     self._report(f"Run {number} of {total}: {job.experiment.label()}, seed {job.seed}")
-                    running.append(Process(job))
+                    running.append(Process(job, threads))
                 time.sleep(_POLL)
                 for process in [process for process in running if process.ended()]:
                     running.remove(process)

@@ -15,6 +15,7 @@ from typing import Any
 from ..training import Trainer, TrainingInterrupted
 from ..training.atomic import atomic_write
 from ..training.checkpoint import own_checkpoints
+from ..training.interruption import LAUNCHED
 from .study import Experiment
 
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
@@ -98,9 +99,16 @@ def run_here(job: Job) -> None:
 
 
 class Process:
-    """A run in a process of its own, whose output goes to the run's log file. Starts at once."""
+    """A run in a process of its own, whose output goes to the run's log file. Starts at once.
 
-    def __init__(self, job: Job):
+    It saves a checkpoint and stops when this process dies.
+
+    Args:
+        job: what to run.
+        threads: of the processor, for the run's own use; `OMP_NUM_THREADS` takes precedence.
+    """
+
+    def __init__(self, job: Job, threads: int = 1):
         self.job, self._began = job, time.monotonic()
         arguments = job.arguments()
         recipe = job.folder / f"{job.name}.yaml"
@@ -118,6 +126,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=os.name == "posix",
+                env={"OMP_NUM_THREADS": str(threads), **os.environ, LAUNCHED: "1"},
             )
 
     def ended(self) -> bool:

@@ -8,6 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+# In the environment of a run that another process of the package started and waits for.
+LAUNCHED = "DIFFUSERS_EXT_LAUNCHED"
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
@@ -24,13 +26,13 @@ class Interruption:
 
     A SIGHUP that is ignored stays ignored, as under nohup. Outside the main thread, where Python allows no
     handlers, no signal is noted. A process that a launcher started, one of several, also counts the launcher's death as
-    a SIGTERM: nobody else would stop it.
+    a SIGTERM: nobody else would stop it. So does a run of a study.
     """
 
     def __init__(self) -> None:
         self._signal = 0
         self._previous: dict[int, Any] = {}
-        self._launcher = os.getppid() if "LOCAL_RANK" in os.environ else None
+        self._launcher = os.getppid() if "LOCAL_RANK" in os.environ or LAUNCHED in os.environ else None
 
     @property
     def received(self) -> int:
