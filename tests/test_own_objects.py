@@ -243,10 +243,11 @@ def test_a_validation_leaves_the_state_of_an_objective(tiny_run):
     assert objective.calls == 2
 
 
-def test_an_own_network_gets_a_timestep_for_each_sample_in_training_and_sampling(tiny_run):
+@pytest.mark.parametrize("kind", [Plain, Own])
+def test_an_own_network_gets_a_timestep_for_each_sample_in_training_and_sampling(tiny_run, kind):
     shapes = set()
 
-    class Noting(Plain):
+    class Noting(kind):
         def forward(self, sample, timestep):
             shapes.add(tuple(timestep.shape) == (len(sample),))
             return super().forward(sample, timestep)

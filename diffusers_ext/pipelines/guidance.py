@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging
 
 from ..schedulers.tensors import working_dtype
@@ -144,6 +145,9 @@ def predict(
     arguments = {**arguments, **taken}
     if x0 is not None and _takes_x0(network):
         arguments = {**arguments, "self_condition": x0}
+    if isinstance(network, ModelMixin):  # as in training, where each sample has a timestep of its own
+        timestep = torch.as_tensor(timestep, device=sample.device)
+        timestep = timestep.expand(len(sample)) if timestep.ndim == 0 else timestep
     output = network(sample.to(dtype_of(network)), timestep, **arguments)
     output = output if isinstance(output, torch.Tensor) else output.sample
     return output.to(working_dtype(output.dtype))
