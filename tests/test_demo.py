@@ -1,10 +1,9 @@
 """The demo: runs step by step, the page in a browser, wrong input, two users at once."""
 
 import copy
-import shutil
-import subprocess
 import threading
 
+import browser
 import pytest
 import torch
 
@@ -251,14 +250,21 @@ def test_two_users_at_once_see_what_each_sees_alone(page):
     assert "of 4" in second.predict(50, api_name="/show")[0]
 
 
-def test_a_browser_shows_the_page(page):
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
+def test_two_users_sample_in_a_browser_and_wrong_input_is_said_there(page, tmp_path):
+    if browser.chromium() is None:
         pytest.skip("there is no Chromium on this machine")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
-    shown = subprocess.run([chromium, *flags, page[0]], capture_output=True, text=True, timeout=400).stdout
-    for words in ("A perfect network", "Setting A", "Guidance", "Share of the sampling steps taken"):
-        assert words in shown
+    with browser.Browser(tmp_path / "profile") as chromium:
+        first, second = chromium.open(page[0]), chromium.open(page[0])
+        for user in (first, second):
+            user.wait_for("Setting B")
+        second.fill("Steps", 4)
+        for user in (first, second):
+            user.click("Sample")
+        first.wait_for("end, after 5 steps")
+        second.wait_for("end, after 4 steps")
+        first.fill("Steps", 0)
+        first.click("Sample")
+        first.wait_for("steps must be a whole number from 1 to 1000, got 0.")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

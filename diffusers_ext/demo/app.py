@@ -146,7 +146,7 @@ def _setting_fields(letter: str, samplers: Sequence[str], chosen: Setting, guide
                 gr.Dropdown(
                     [DEFAULT, *SUBSEQUENCES],
                     value=chosen.subsequence,
-                    label="Subsequence (ddim)",
+                    label="Subsequence",
                     allow_custom_value=True,
                     min_width=120,
                 ),
@@ -229,7 +229,8 @@ def _image_tab(library: Library, explain: Callable[[Exception], str], any_model:
 
 
 def _picture(label: str) -> Any:
-    return gr.Image(label=label, type="pil", format="png", interactive=False, buttons=["download"])
+    gr.Markdown(label)  # not in the picture, which it would cover
+    return gr.Image(label=label, show_label=False, type="pil", format="png", interactive=False, buttons=["download"])
 
 
 def _choices(pipeline: Any) -> tuple[list[str], list[str]]:
