@@ -110,7 +110,8 @@ class Page:
             "(() => { const field = [...document.querySelectorAll('label')].filter(l => l.offsetParent"
             f" && l.innerText.trim().startsWith({json.dumps(label)}))[{number}].querySelector('input');"
             f"field.focus(); field.value = {json.dumps(str(value))};"
-            "for (const kind of ['input', 'change', 'blur']) field.dispatchEvent(new Event(kind, {bubbles: true})); })()"
+            "for (const kind of ['input', 'change', 'blur'])"
+            " field.dispatchEvent(new Event(kind, {bubbles: true})); })()"
         )
 
     def screenshot(self, path):
