@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from diffusers_ext.models import PRESETS
 from diffusers_ext.models.autoencoders import AUTOENCODERS
-from diffusers_ext.schedulers import PREDICTION_TYPES, NoisePath
+from diffusers_ext.schedulers import PREDICTION_TYPES, SCHEDULES, NoisePath
 from diffusers_ext.settings import HelpRequested, check, make_settings_class, parse, settings_of, shipped_recipes
 from diffusers_ext.training import TrainingArguments, parse_arguments
 from diffusers_ext.training.arguments import json_option
@@ -94,7 +94,7 @@ def test_every_recipe_is_valid_and_names_what_exists(recipe):
     assert set(json_option("model_options", arguments.model_options)) <= set(
         inspect.signature(preset.model_class).parameters
     )
-    if arguments.objective == "diffusion" and preset.beta_schedule is not None:
+    if arguments.objective == "diffusion" and arguments.schedule in SCHEDULES and preset.beta_schedule is not None:
         options = json_option("schedule_options", arguments.schedule_options)
         path = NoisePath.from_schedule(arguments.schedule, arguments.ddpm_num_steps, options=options)
         path.check_prediction_type(arguments.prediction_type)

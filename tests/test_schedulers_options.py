@@ -308,3 +308,11 @@ def test_noising_to_a_time_that_the_path_does_not_have_is_refused(timesteps):
     scheduler, x0 = SubsequenceDDIMScheduler(num_train_timesteps=10), torch.zeros(len(timesteps), 1)
     with pytest.raises(ValueError, match="between 0 and 9"):
         scheduler.add_noise(x0, x0, torch.tensor(timesteps))
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"clip_sample_range": 0.0}, {"sample_max_value": -1.0}, {"dynamic_thresholding_ratio": 1.5}], ids=str
+)
+def test_bounds_that_leave_nothing_of_x0_are_refused(bounds):
+    with pytest.raises(ValueError, match=f"{next(iter(bounds))} must be"):
+        SubsequenceDDIMScheduler(**bounds)

@@ -67,7 +67,7 @@ def _why_not_loaded(model: str, error: Exception) -> str:
         is_class = isinstance(value, list) and len(value) == 2 and isinstance(value[1], str)
         if not is_class and (Path(model) / part).is_dir():
             return f"'{index}' is damaged: {part} is {_brief(value)}, where a library and a class belong."
-        part_class = getattr(diffusers, value[1], None) if is_class else None
+        part_class: Any = getattr(diffusers, value[1], None) if is_class else None
         if not hasattr(part_class, "from_config"):
             continue
         for file in filter(Path.is_file, files):

@@ -97,6 +97,7 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
 
     def _build_path(self) -> None:
         """Make the path from the configuration; call at the end of a subclass's `__init__`."""
+        self._check_bounds()
         self.path = self._make_path()
         if isinstance(self.path, NoisePath):
             self._register_for_swaps()
@@ -105,6 +106,14 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
             self.alphas_cumprod = torch.from_numpy(self.path.alphas_cumprod).float()
         self.num_inference_steps: int | None = None
         self._set_default_times()
+
+    def _check_bounds(self) -> None:
+        """Raise ValueError for bounds on x0 that leave nothing of it."""
+        for name in ("clip_sample_range", "sample_max_value", "dynamic_thresholding_ratio"):
+            value = self.config.get(name, 1.0)
+            if value <= 0 or (name == "dynamic_thresholding_ratio" and value > 1):
+                allowed = "in (0, 1]" if name == "dynamic_thresholding_ratio" else "above 0"
+                raise ValueError(f"{name} must be {allowed}, got {value}.")
 
     def _make_path(self) -> Any:
         config = self.config

@@ -250,7 +250,8 @@ class Trainer:
             raise TrainingFailed(f"Training stopped ({one_line(error)}); {self._rescued()}.") from error
         except Exception as error:
             if self._consistent and self.run.processes.count == 1:
-                error.add_note(f"{self._rescued()[:1].upper()}{self._rescued()[1:]}.")
+                rescued = self._rescued()
+                error.add_note(f"{rescued[:1].upper()}{rescued[1:]}.")
             raise
 
     def _rescued(self) -> str:
