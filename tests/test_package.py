@@ -14,7 +14,7 @@ import diffusers_ext
 
 PACKAGE = ROOT / "diffusers_ext"
 
-# Who may import whom, inside the package. Models travel alone but for the check of their values; nothing imports train/.
+# Who may import whom, inside the package. Models travel alone, but for the check of their values.
 ARROWS = {
     "schedulers": {"schedulers", "value_types"},
     "models": {"models", "value_types"},
