@@ -515,7 +515,7 @@ REFUSED = {
     "option's value": (
         lambda: RefSimple(1, 8).state_dict(),
         {"model_options": {"widths": 3}},
-        "SimpleUNet2DModel can't be built with {'widths': 3}",
+        "widths must be a list of 3 numbers, got 3",
     ),
     "size": (lambda: RefToy(1).state_dict(), {"sample_size": 0}, "sample_size must be at least 1, got 0"),
     "sampler": (lambda: RefToy(1).state_dict(), {"sampler": "magic"}, "sampler must be one of ddpm, ddim"),

@@ -231,3 +231,10 @@ def test_blocks_change_nothing(two_sets, monkeypatch):
 def test_sets_that_cannot_be_compared_are_one_sentence(measure, first, second, sentence):
     with pytest.raises(ValueError, match=sentence):
         measure(first, second)
+
+
+def test_diversity_needs_real_images_that_differ():
+    labels = torch.arange(8) % 2
+    alike = torch.zeros(8, 3)
+    with pytest.raises(ValueError, match="two different real images"):
+        metrics.diversity(gaussian(8, 3, 0), labels, alike, labels)

@@ -1,7 +1,6 @@
 """Evaluation of samples during training: right, the same on any number of processes, and without effect on it."""
 
 import json
-from types import SimpleNamespace
 
 import corners
 import pytest
@@ -111,7 +110,7 @@ def test_the_last_record_is_of_what_is_saved_though_it_was_judged_before(run, co
 @pytest.fixture
 def evaluation(run, corners_data, corners_classifier):
     def make(by_class=True, **overrides):
-        accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+        accelerator = Accelerator(cpu=True)
         data = load_image_data(train_data_dir=corners_data, split="test")
         settings = {"classifier": corners_classifier, "num_inference_steps": 20, "size": 60, **overrides}
         options = {"guidance_scale": 1.0} if by_class else {}

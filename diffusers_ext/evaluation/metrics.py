@@ -160,10 +160,13 @@ def diversity(features: torch.Tensor, labels: torch.Tensor, real: torch.Tensor, 
     shares = []
     for label in labels.unique().tolist():
         own, theirs = features[labels == label], real[real_labels == label]
-        if len(own) > 1 and len(theirs) > 1:
-            shares.append(mean_pairwise_distance(own) / mean_pairwise_distance(theirs))
+        spread = mean_pairwise_distance(theirs) if len(own) > 1 and len(theirs) > 1 else 0.0
+        if spread > 0:
+            shares.append(mean_pairwise_distance(own) / spread)
     if not shares:
-        raise ValueError("labels and real_labels must share a class with at least two samples and two real images.")
+        raise ValueError(
+            "labels and real_labels must share a class with at least two samples and two different real images."
+        )
     return sum(shares) / len(shares)
 
 
