@@ -534,7 +534,7 @@ def test_two_processes_follow_one_of_the_same_global_batch(tiny_run, tmp_path, s
         ({"resume_from_checkpoint": "/nowhere/checkpoint-3"}, "There is no checkpoint"),
         ({"model": "unet2d", "model_options": None}, "needs a resolution divisible by 32, got 28"),
         ({"model": "unet2d", "model_options": '{"foo": 1}'}, "UNet2DModel takes no foo"),
-        ({"model_options": '{"base_channels": "wide"}'}, "configuration can't be built"),
+        ({"model_options": '{"base_channels": "wide"}'}, "base_channels must be an integer"),
         ({"logging_dir": "/precious"}, "logging_dir names a folder inside output_dir"),
         ({"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}, "zero terminal SNR"),
     ],

@@ -1,4 +1,4 @@
-"""Linear measurements y = A x of images or signals x (n, channels, *size): ready ones, and a user's own.
+"""Linear measurements y = A x of images or signals x `(n, channels, *size)`: ready ones, and a user's own.
 
 A transposed operator gives <A x, y> = <x, A^T y>, and a pseudo-inverse A^+ gives A A^+ A = A.
 """
@@ -21,8 +21,8 @@ class LinearOperator:
     """y = A x.
 
     Args:
-        forward: A, from (n, channels, *size) to (n, ...).
-        transpose: A^T, from (n, ...) to (n, channels, *size); by PyTorch's differentiation of `forward` if not given.
+        forward: A, from `(n, channels, *size)` to (n, ...).
+        transpose: A^T, from (n, ...) to `(n, channels, *size)`; by PyTorch's differentiation of `forward` if not given.
         pseudo_inverse: A^+, in the same shapes as `transpose`; where it is missing, equations are solved by conjugate
             gradients.
         name: for messages.
@@ -158,7 +158,7 @@ def random_projection(numbers: int, shape: tuple[int, ...], seed: int = 0) -> Li
 
     Args:
         numbers: of the measurement.
-        shape: of one x, (channels, *size).
+        shape: of one x, `(channels, *size)`.
         seed: of the weights.
 
     Raises:
@@ -173,7 +173,7 @@ def random_projection(numbers: int, shape: tuple[int, ...], seed: int = 0) -> Li
 
 
 def of_matrix(matrix: torch.Tensor, shape: tuple[int, ...], name: str = "matrix") -> LinearOperator:
-    """A matrix (m, entries of x) for x of `shape` = (channels, *size); y has the shape (n, m)."""
+    """A matrix (m, entries of x) for x of `shape` = `(channels, *size)`; y has the shape (n, m)."""
     matrix = torch.as_tensor(matrix)
     inverse = torch.linalg.pinv(matrix.double())
 

@@ -95,7 +95,7 @@ class EditingPipeline:
 
     @torch.no_grad()
     def invert(self, image: Any, solver: str = "heun", **call: Any) -> torch.Tensor:
-        """The noise that the probability flow leads to an image from, of about variance 1: (n, channels, *size).
+        """The noise that the probability flow leads to an image from, of about variance 1: `(n, channels, *size)`.
 
         `pipeline(latents=...)` with a deterministic sampler, such as DDIM, leads back.
 
@@ -214,7 +214,7 @@ class EditingPipeline:
                 differentiate; `dps` takes functions that are not linear.
             noise_std: standard deviation of the measurement's noise, at least 0.
             method: `pigdm` (linear A, no latents) or `dps`; see `PiGDMScheduler` and `DPSScheduler`.
-            shape: (channels, *size) of x, for a network that does not say it.
+            shape: `(channels, *size)` of x, for a network that does not say it.
             options: of the method: `data_variance` or `step_size`.
             call: see `EditingPipeline`. The sampler is the model's own.
 

@@ -337,7 +337,7 @@ class GenerationPipeline(DiffusionPipeline):
 
         Args:
             scheduler: with its timesteps set.
-            sample: where its first timestep starts, (batch, channels, *size); unlike `latents`, it is not scaled.
+            sample: where its first timestep starts, `(batch, channels, *size)`; unlike `latents`, it is not scaled.
             conditions: conditions by argument, such as `class_labels`.
             guidance: guidance_scale, guidance_interval and guidance_rescale.
             generator, eta, callback: as in `__call__`.
