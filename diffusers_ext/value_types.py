@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-import torch
-
 _LONGEST_SHOWN = 60  # characters of a value
 
 
@@ -59,9 +56,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is int:
         return isinstance(value, Integral) and not isinstance(value, bool) and _is_finite(value)
     if origin is bool:
-        return isinstance(value, bool | np.bool_)
+        return isinstance(value.tolist() if hasattr(value, "tolist") else value, bool)  # NumPy's too
     if origin in (Sequence, tuple):
-        entries = value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value
+        entries = value.tolist() if hasattr(value, "tolist") else value
         if not isinstance(entries, Sequence) or isinstance(entries, str | bytes):
             return False
         kinds = inner if origin is tuple and Ellipsis not in inner else inner[:1] * len(entries)

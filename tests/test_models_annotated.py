@@ -299,7 +299,7 @@ def test_attention_resolutions_are_downsampling_factors():
 
     assert [attentions(r) for r in ((), (2,), (1, 2))] == [1, 1 + 3, 1 + 6]
     for wrong in ((3,), (16,), "2,1"):
-        with pytest.raises(ValueError, match="attention_resolutions (is|must)"):
+        with pytest.raises(ValueError, match=r"attention_resolutions (is|must)"):
             tiny("ADMUNet2DModel", attention_resolutions=wrong)
 
 
