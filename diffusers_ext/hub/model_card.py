@@ -48,7 +48,7 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 # The name, without its ending, of a code file that `export` wrote.
 CODE_FILE = re.compile(r"\w+_[0-9a-f]{12}")
 TASK = "unconditional-image-generation"
-SIGNAL_TASK = "other"  # the Hub has no task of making signals from a class or from nothing
+SIGNAL_TASK = "other"  # of results; the Hub has no task, so no tag, of making signals from a class or from nothing
 SWAPPABLE_PREDICTIONS = ("epsilon", "sample", "v_prediction")
 # Data sets inside this package: name on the Hub, name for readers, description.
 DATA_SETS = {
@@ -318,7 +318,7 @@ def _metadata(facts: CardFacts, repo_id: str, license: str, tags: Sequence[str])
     return ModelCardData(
         license=license,
         library_name="diffusers",
-        pipeline_tag=_task(facts),
+        pipeline_tag=None if _is_signal(facts) else _task(facts),
         tags=list(dict.fromkeys(map(plain, found))),
         datasets=[hub_name] if hub_name else None,
         metrics=sorted({plain(figure.type) for figure in _figures(facts)}) or None,
