@@ -69,12 +69,12 @@ def _noise_levels(report: Report, view: NetworkView) -> list[Verdict]:
         ]
     if abs(log_ratio(actual) - log_ratio(told)) <= LEVEL_TOLERANCE:
         scale = f"{_scale(actual, told):.3g} times as large as it should be"
-        text = f"Scales the network's input wrongly: {where}, but its input is {scale}."
+        text = f"Scales the network's input wrongly: {where}. Its input is {scale}."
         return [Verdict("fault", text)]
     real = timestep_of(view, actual, t)
     what = "Rounds timesteps" if abs(real - t) <= 1 else "Steps to another noise level than it says"
     time = f"the noise level of t = {real:.4g}" if abs(real - t) < 1e4 else "a noise level that no timestep has"
-    text = f"{what}: {where}, but the sample has {time}"
+    text = f"{what}: {where}. The sample has {time}"
     return [Verdict("fault", f"{text} (sigma/alpha {actual[1] / actual[0]:.3g} and not {told[1] / told[0]:.3g}).")]
 
 
