@@ -173,3 +173,18 @@ def test_what_a_callback_must_return_is_one_sentence(returned):
 def test_numbers_that_nothing_can_hold_are_one_sentence(name):
     with pytest.raises(ValueError, match=name):
         make_pipeline()(**{"num_inference_steps": 1, name: 10**400})
+
+
+@pytest.mark.parametrize("as_a_tuple", [True, False])
+def test_a_scheduler_may_return_the_sample_itself_or_in_a_tuple(as_a_tuple):
+    class Bare(SubsequenceDDIMScheduler):
+        def step(self, *args, **kwargs):
+            sample = super().step(*args, **kwargs).prev_sample
+            return (sample,) if as_a_tuple else sample
+
+    pipeline = make_pipeline()
+    images = []
+    for kind in (SubsequenceDDIMScheduler, Bare):
+        pipeline.scheduler = kind.from_config(pipeline.scheduler.config)
+        images.append(pipeline(num_inference_steps=3, generator=generator(), output_type="pt").images)
+    assert torch.equal(*images)

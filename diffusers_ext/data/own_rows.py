@@ -59,6 +59,7 @@ class Rows:
 
 
 def checked_row(row: Any, where: str) -> Mapping[str, Any]:
+    """The row. Raises ValueError, naming `where` it stands, for anything but a dictionary."""
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} must be a dictionary with 'images' or 'samples', got {type(row).__name__}.")
     return row

@@ -254,6 +254,7 @@ def _cell(images: torch.Tensor) -> np.ndarray:
 
 
 def check_table(name: str, table: Sequence[Sequence[Any]], rows: Sequence[Any], columns: Sequence[Any]) -> None:
+    """Raise ValueError unless the table has a cell for every pair of a row's and a column's label."""
     lengths = [len(row) for row in table]
     if not rows or not columns or lengths != [len(columns)] * len(rows):
         raise ValueError(

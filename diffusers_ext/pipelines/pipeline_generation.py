@@ -17,7 +17,7 @@ from ..conditions.registry import arguments_known_to, given_conditions
 from ..conditions.user_images import Size
 from ..schedulers.scheduling_flow_map import network_arguments_of
 from ..schedulers.swaps import check_path_is_kept, check_start
-from ..schedulers.tensors import working_dtype
+from ..schedulers.tensors import previous_sample, working_dtype
 from .call_arguments import (
     Generators,
     accepted,
@@ -395,7 +395,7 @@ class GenerationPipeline(DiffusionPipeline):
                 predict = _prediction_at(network, t, i / total, x0, network_arguments_of(scheduler, i))
                 model_output = guide(predict, scale(sample, t), t)
                 step = scheduler.step(model_output.to(sample.dtype), t, sample, **step_arguments)
-                sample = step.prev_sample
+                sample = previous_sample(step)
                 if network.takes_x0:
                     x0 = predicted_x0(step, scheduler)
                 if callback is not None:

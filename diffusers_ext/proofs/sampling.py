@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..schedulers.tensors import previous_sample
+
 # Schedulers whose `step` takes one timestep for each sample, and whose list of timesteps ends with the data.
 _BATCHED_TIMESTEPS = ("DDPMWuerstchenScheduler",)
 
@@ -60,10 +62,7 @@ def step(
         t = t.expand(len(x))
     if generator is not None and "generator" in inspect.signature(scheduler.step).parameters:
         step_arguments["generator"] = generator
-    moved = scheduler.step(output, t, x, **step_arguments)
-    if isinstance(moved, tuple):  # as with return_dict=False
-        moved = moved[0]
-    return moved if isinstance(moved, torch.Tensor) else moved.prev_sample
+    return previous_sample(scheduler.step(output, t, x, **step_arguments))
 
 
 def network_input(scheduler: Any, x: torch.Tensor, t: Any) -> torch.Tensor:

@@ -69,3 +69,9 @@ def carried(sample: torch.Tensor) -> torch.Tensor:
     if unrounded is None or sample.is_inference() or version != sample._version:
         return sample
     return unrounded
+
+
+def previous_sample(step: Any) -> torch.Tensor:
+    """The sample that a scheduler's `step` gave: itself, the first entry of a tuple, or the attribute `prev_sample`."""
+    first = step[0] if isinstance(step, tuple) else step
+    return first if isinstance(first, torch.Tensor) else first.prev_sample

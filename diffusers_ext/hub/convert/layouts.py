@@ -60,6 +60,7 @@ class Shapes(dict[str, tuple[int, ...]]):
 
 
 def renamed(key: str, rules: Sequence[tuple[str, Any]]) -> str:
+    """The key after every rule, (regular expression, replacement), in order."""
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
@@ -71,6 +72,7 @@ def names_by(rules: Sequence[tuple[str, Any]]) -> Callable[[Any, State], Callabl
 
 
 def multiples(widths: Sequence[int], base: int) -> tuple[int, ...]:
+    """Channel multipliers of levels of these widths. Raises ValueError for a width that is no multiple of `base`."""
     if any(width % base for width in widths):
         raise ValueError(f"The levels are {', '.join(map(str, widths))} wide; they must be multiples of {base}.")
     return tuple(width // base for width in widths)

@@ -122,6 +122,7 @@ def over(settings: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any
 
 
 def scheduler_of(architecture: str, model: Any, settings: dict[str, Any], sampler: str) -> Any:
+    """The scheduler of a converted pipeline, on the file's noise path: `ddim`, or ancestral sampling otherwise."""
     if PRESETS[architecture].beta_schedule is None:
         return MixScheduler()
     if sampler == "ddim":

@@ -19,6 +19,7 @@ from ...schedulers import (
 )
 from ...schedulers.registry import OPTIONS, build_sampler
 from ...schedulers.schedules import PATHS_WITHOUT_BETAS, RECTIFIED_FLOW
+from ...schedulers.tensors import previous_sample
 from ..arguments import TrainingArguments, json_option
 from ..atomic import one_line
 
@@ -123,7 +124,7 @@ def check_sampling(args: TrainingArguments, scheduler: Any, output_channels: int
         scheduler.set_timesteps(count)
         with torch.random.fork_rng(devices=[]):
             output = sample.repeat(1, output_channels, 1, 1)
-            stepped = scheduler.step(output, scheduler.timesteps[0], sample).prev_sample
+            stepped = previous_sample(scheduler.step(output, scheduler.timesteps[0], sample))
         start = torch.as_tensor(getattr(scheduler, "init_noise_sigma", 1.0))
         if not (start.isfinite() and stepped.isfinite().all()):
             raise ValueError("its first step is not finite")
