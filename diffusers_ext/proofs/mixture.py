@@ -218,7 +218,7 @@ def network_output(
     outputs = {
         "epsilon": lambda: epsilon,
         "sample": lambda: x0,
-        "v_prediction": lambda: alpha * epsilon - sigma * x0,
+        "v_prediction": lambda: (alpha * epsilon - sigma * x0) / math.hypot(alpha, sigma),
         "score": lambda: -epsilon / sigma,
         "scaled_epsilon": lambda: sigma * epsilon,
         "flow": lambda: epsilon - x0,

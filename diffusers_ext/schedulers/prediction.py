@@ -25,11 +25,16 @@ def _mean(alpha: Any, sigma: Any, posterior_mean: PosteriorMean) -> Pair:
     return c0 + ct * alpha, ct * sigma
 
 
+def _v(alpha: Any, sigma: Any, _: PosteriorMean) -> Pair:
+    norm = (alpha**2 + sigma**2) ** 0.5
+    return -sigma / norm, alpha / norm
+
+
 # (alpha, sigma, posterior_mean) -> (p, q). `alpha * 0` is a zero of alpha's own kind: number, array or tensor.
 _OUTPUTS: dict[str, Callable[[Any, Any, PosteriorMean], Pair]] = {
     "epsilon": lambda alpha, sigma, _: (alpha * 0, alpha * 0 + 1),
     "sample": lambda alpha, sigma, _: (alpha * 0 + 1, alpha * 0),
-    "v_prediction": lambda alpha, sigma, _: (-sigma, alpha),
+    "v_prediction": _v,
     "score": lambda alpha, sigma, _: (alpha * 0, -1 / sigma),
     "mean": _mean,
     "scaled_epsilon": lambda alpha, sigma, _: (alpha * 0, sigma),
@@ -43,7 +48,8 @@ class Prediction:
     """A prediction type, and its view of x0 and epsilon at given levels (alpha, sigma).
 
     - `epsilon`: the noise (Ho et al. 2020, arXiv:2006.11239, eq. 14);  `sample`: x0;
-    - `v_prediction`: alpha * epsilon - sigma * x0 (Salimans and Ho 2022, arXiv:2202.00512, appendix D);
+    - `v_prediction`: (alpha * epsilon - sigma * x0) / sqrt(alpha^2 + sigma^2), which is that of Salimans and Ho 2022
+      (arXiv:2202.00512, appendix D) where the path preserves variance, and of no larger size where it does not;
     - `score`: grad log p_t(x_t | x0) = -epsilon / sigma (Song et al. 2021, arXiv:2011.13456, eq. 7);
     - `mean`: the posterior mean of x_{t-1} (Ho et al. 2020, eq. 7), on a discrete path only;
     - `scaled_epsilon`: sigma * epsilon;  `flow`: epsilon - x0 (Lipman et al. 2023, arXiv:2210.02747).

@@ -261,7 +261,7 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
         return self.path.add_noise(original_samples, noise, times)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """v = alpha_t * epsilon - sigma_t * x0 (Salimans and Ho 2022); shapes and errors as `add_noise`."""
+        """The `v_prediction` of `schedulers.Prediction`; shapes and errors as `add_noise`."""
         times = self._noising_times(timesteps, sample=sample, noise=noise)
         return self.path.target("v_prediction", sample, noise, times).to(sample.dtype)
 
