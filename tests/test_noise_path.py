@@ -123,7 +123,7 @@ def test_diffusers_own_laplace_schedule_is_another_path_and_is_refused():
 
 @pytest.mark.parametrize("sigma", [0.01, 1.0, 50.0])
 def test_v_of_unit_data_has_unit_size_at_every_level_of_an_exploding_path(sigma):
-    """And it is diffusers' convention: EulerDiscreteScheduler's x0 = x / (1 + sigma^2) - sigma / sqrt(1 + sigma^2) v."""
+    """Its x0 is that of diffusers' EulerDiscreteScheduler, x / (1 + sigma^2) - sigma / sqrt(1 + sigma^2) * v."""
     p, q = Prediction("v_prediction").output(1.0, sigma)
     assert p**2 + q**2 == pytest.approx(1)
     norm = 1 + sigma**2
