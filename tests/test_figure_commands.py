@@ -89,7 +89,8 @@ class Perfect(torch.nn.Module):
         alpha, sigma = path.alpha(t), path.sigma(t)
         x = sample * (1 + sigma**2) ** 0.5 if getattr(path, "scale_input", False) else sample
         epsilon = (x - alpha * self.images) / sigma
-        outputs = {"v_prediction": (alpha * epsilon - sigma * self.images) / (alpha**2 + sigma**2) ** 0.5, "flow": epsilon - self.images}
+        v = (alpha * epsilon - sigma * self.images) / (alpha**2 + sigma**2) ** 0.5
+        outputs = {"v_prediction": v, "flow": epsilon - self.images}
         return types.SimpleNamespace(sample=outputs.get(self.scheduler.config.prediction_type, epsilon))
 
 
