@@ -16,6 +16,7 @@ from diffusers_ext.data.images import load_image_data
 from diffusers_ext.data.latents import LatentCache, LatentData, LatentOptions
 from diffusers_ext.evaluation.metrics import structural_similarity
 from diffusers_ext.models.autoencoders import AUTOENCODERS, build_autoencoder
+from diffusers_ext.objectives.adversarial import AdversarialAutoencoderObjective
 from diffusers_ext.objectives.autoencoder import AutoencoderObjective
 from diffusers_ext.objectives.network import ConditionedNetwork
 from diffusers_ext.pipelines.batched_generation import image_shape
@@ -103,6 +104,64 @@ def test_the_loss_is_the_mean_error_and_the_divergence_of_each_image():
     mean, variance = distribution.mean, distribution.var
     divergence = 0.5 * (mean**2 + variance - 1 - variance.log()).flatten(1).sum(1)
     torch.testing.assert_close(losses, error.abs().flatten(1).mean(1) + 0.1 * divergence / 64)
+
+
+def test_adversarial_gradients_have_the_stated_share_of_the_errors_gradients():
+    vae, images = TrainableAutoencoder(tiny_vae()).train(), torch.rand(3, 1, 16, 16) * 2 - 1
+    batch, draws = {"samples": images}, torch.Generator()
+    objective = AdversarialAutoencoderObjective("l2", 0.0, adversarial_weight=0.25, adversarial_start=0, channels=1)
+
+    class Kept(torch.nn.Module):  # gives the reconstructions as leaves, to read their gradients
+        def forward(self, images, draw):
+            output = vae(images, draw)
+            self.sample = output.sample = output.sample.detach().requires_grad_()
+            return output
+
+    net = ConditionedNetwork(Kept().train())
+    objective(net, batch, draws.manual_seed(0)).sum().backward()
+    both = net.module.sample.grad
+    AutoencoderObjective("l2", 0.0)(net, batch, draws.manual_seed(0)).sum().backward()
+    error = net.module.sample.grad
+    ratio = (both - error).flatten(1).norm(dim=1) / error.flatten(1).norm(dim=1)
+    torch.testing.assert_close(ratio, torch.full((3,), 0.25), rtol=1e-4, atol=0)
+
+
+def test_the_discriminator_learns_to_tell_reconstructions_from_images():
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand(16, 1, 16, 16, generator=generator) < 0.5).float() * 2 - 1  # noise, which blurs when encoded
+    objective = AdversarialAutoencoderObjective(adversarial_start=2, channels=1)
+    net = ConditionedNetwork(TrainableAutoencoder(tiny_vae()).train())
+    for _ in range(20):
+        objective(net, {"samples": images}, generator)
+    with torch.no_grad():
+        assert (
+            objective.discriminator(images).mean()
+            > 0.5
+            > -0.5
+            > objective.discriminator(net.module.vae(images).sample).mean()
+        )
+
+
+def test_a_resumed_adversarial_run_ends_with_the_same_weights(tmp_path, tiny_run):
+    def run(name, steps, **overrides):
+        return train(
+            tiny_run(
+                task="autoencoder",
+                model="ae-4x",
+                model_options=json.dumps({"block_out_channels": [8, 8, 8], "norm_num_groups": 4}),
+                adversarial_weight=0.5,
+                adversarial_start=1,
+                max_train_steps=steps,
+                checkpointing_steps=3,
+                output_dir=str(tmp_path / name),
+                **overrides,
+            )
+        )
+
+    whole = run("whole", 6)
+    run("parts", 3)
+    resumed = run("parts", 6, resume_from_checkpoint="latest")
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
 def test_structural_similarity_is_one_for_equal_images_and_falls_with_noise():

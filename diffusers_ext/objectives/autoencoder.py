@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .diffusion import LOSSES
@@ -12,8 +14,9 @@ from .randomness import randn_shared
 class AutoencoderObjective:
     """The mean error of a pixel, and `kl_weight` times the KL divergence of the latents divided by the pixels' number.
 
-    This is the loss of Rombach et al. 2022 (arXiv:2112.10752), section 3.1 and appendix G, without its perceptual and
-    adversarial parts, divided by the number of pixel values of an image; 1e-6 there is 1e-6 here.
+    This is the loss of Rombach et al. 2022 (arXiv:2112.10752), section 3.1 and appendix G, without its perceptual part,
+    divided by the number of pixel values of an image; 1e-6 there is 1e-6 here. `AdversarialAutoencoderObjective` adds
+    its adversarial part.
 
     Args:
         loss: one of `LOSSES`.
@@ -29,13 +32,19 @@ class AutoencoderObjective:
     def __call__(
         self, net: ConditionedNetwork, batch: dict[str, torch.Tensor], generator: torch.Generator
     ) -> torch.Tensor:
-        """Loss of every image, shape (batch,), float32.
-
-        `net.module(images, draw)` must give an object with `.sample`, the reconstructions, and `.kl` (batch,) or None;
-        `draw(shape)` gives the noise of the latents.
-        """
+        """Loss of every image, shape (batch,), float32."""
         images = batch["samples"]
-        output = net.module(images, lambda shape: randn_shared(tuple(shape), generator, images.device))
+        return self.losses(images, self.reconstruct(net, images, generator))
+
+    def reconstruct(self, net: ConditionedNetwork, images: torch.Tensor, generator: torch.Generator) -> Any:
+        """What `net.module(images, draw)` gives, where `draw(shape)` gives the noise of the latents.
+
+        It must be an object with `.sample`, the reconstructions, and `.kl` (batch,) or None.
+        """
+        return net.module(images, lambda shape: randn_shared(tuple(shape), generator, images.device))
+
+    def losses(self, images: torch.Tensor, output: Any) -> torch.Tensor:
+        """Loss of every image, shape (batch,), float32, from what `reconstruct` gave."""
         losses = self._loss(output.sample.float(), images, reduction="none").flatten(1).mean(1)
         if output.kl is not None and self.kl_weight:
             losses = losses + self.kl_weight / images[0].numel() * output.kl.float()

@@ -73,7 +73,7 @@ def _save_autoencoder(vae: Any, output_dir: Path, recipe: str) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     write_provenance(output_dir)
-    atomic_write(output_dir / RECIPE_FILE, recipe)
+    atomic_write(output_dir / RECIPE_FILE, stamped(recipe))
 
 
 def _save_plain(pipeline: Any, output_dir: Path) -> None:

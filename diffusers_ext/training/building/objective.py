@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from ...models import ToyUNet2DModel
+from ...objectives.adversarial import AdversarialAutoencoderObjective
 from ...objectives.autoencoder import AutoencoderObjective
 from ...objectives.diffusion import DiffusionObjective, ImportanceSampledObjective, MixObjective, Objective
 from ...objectives.learned_variance import LearnedVarianceObjective
@@ -29,7 +30,7 @@ def make_objective(args: TrainingArguments, model: Any) -> Objective:
         ValueError: one sentence on settings that contradict one another.
     """
     if args.task == "autoencoder":
-        return AutoencoderObjective(args.loss, args.kl_weight)
+        return _autoencoder_objective(args, model)
     if isinstance(model, ToyUNet2DModel):
         if args.vae is not None:
             raise ValueError("The toy network mixes images with noise in [0, 1], where latents are not; leave vae out.")
@@ -64,6 +65,13 @@ def _diffusion_objective(args: TrainingArguments, variant: type[DiffusionObjecti
     objective = variant(path, args.prediction_type, args.loss, weighting, sampler, args.dequantize)
     objective.bounded = args.vae is None
     return objective
+
+
+def _autoencoder_objective(args: TrainingArguments, model: Any) -> AutoencoderObjective:
+    if not args.adversarial_weight:
+        return AutoencoderObjective(args.loss, args.kl_weight)
+    weight, start, channels = args.adversarial_weight, args.adversarial_start, model.vae.config.in_channels
+    return AdversarialAutoencoderObjective(args.loss, args.kl_weight, weight, start, channels, args.seed)
 
 
 def _timestep_sampler(args: TrainingArguments) -> TimestepSampler:

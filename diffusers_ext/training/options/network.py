@@ -61,6 +61,19 @@ class NetworkOptions:
     kl_weight: float = groups.latent(
         1e-6, "Weight of the autoencoder's KL term beside its reconstruction loss.", at_least=0, needs=needs.AUTOENCODER
     )
+    adversarial_weight: float = groups.latent(
+        0.0,
+        "Weight of the gradients of a patch discriminator beside those of the reconstruction error, for sharper "
+        "reconstructions; 0 trains without one.",
+        at_least=0,
+        needs=needs.AUTOENCODER,
+    )
+    adversarial_start: int = groups.latent(
+        500,
+        "Batches before the patch discriminator begins.",
+        at_least=0,
+        needs=(needs.AUTOENCODER, needs.ADVERSARIAL),
+    )
     min_psnr: float = groups.latent(
         20.0,
         "Reconstructions with a lower PSNR, in decibels, are warned about.",
