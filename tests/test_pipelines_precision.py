@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UNet2DModel,
+)
 
 from diffusers_ext import GenerationPipeline, ScoreSDEScheduler, SubsequenceDDIMScheduler, build_model
+from diffusers_ext.cli import main
 from diffusers_ext.proofs import MIXTURES, MixtureNetwork
 from diffusers_ext.schedulers import AncestralDDPMScheduler, MixScheduler
+from diffusers_ext.training.fastest import compute_fastest
 
 HALVES = (torch.bfloat16, torch.float16)
 MIXTURE = MIXTURES["two modes"]
@@ -181,3 +189,36 @@ def test_the_starting_noise_does_not_depend_on_the_networks_precision(kind):
             callback_on_step_end=lambda p, i, t, kept: starts.append(kept["latents"]) if i == 0 else None,
         )
     torch.testing.assert_close(*starts, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("pipeline_class", [GenerationPipeline, DDIMPipeline])
+def test_the_fastest_precision_gives_the_same_samples_up_to_rounding(pipeline_class):
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        8, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1, attention_head_dim=4,
+    ).eval()  # fmt: skip
+    pipeline = pipeline_class(unet, DDIMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    draw = {"batch_size": 4, "num_inference_steps": 4, "output_type": "np"}
+    exact = pipeline(generator=torch.Generator().manual_seed(0), **draw).images
+    said = []
+    compute_fastest(unet, said.append)
+    for _ in range(2):  # the choice is made once
+        fast = pipeline(generator=torch.Generator().manual_seed(0), **draw).images
+    assert len(said) == 1
+    assert "the fastest here" in said[0]
+    assert unet.dtype in (torch.float32, *HALVES)
+    torch.testing.assert_close(torch.as_tensor(fast), torch.as_tensor(exact), rtol=0, atol=0.03)
+
+
+def test_a_command_chooses_its_precision(tmp_path, capsys):
+    unet = build_model("small", in_channels=1, sample_size=8, base_channels=8, norm_num_groups=4)
+    GenerationPipeline(unet, SubsequenceDDIMScheduler()).save_pretrained(tmp_path / "model")
+    picture = tmp_path / "samples.png"
+    arguments = (
+        f"sample --model {tmp_path}/model --num_images 4 --num_inference_steps 2 --dtype auto --output {picture}"
+    )
+    assert main(arguments.split()) == 0
+    assert "Computes in" in capsys.readouterr().out
+    assert picture.is_file()

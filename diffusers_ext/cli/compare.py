@@ -26,7 +26,7 @@ from ..settings import option
 from ..training.checkpoint import list_checkpoints
 from .real_images import RealDataArguments, check_classifier, real_and_baseline
 from .sampler_options import SamplerOptions
-from .shared import DTYPE_HELP, DTYPES, load_checkpoint, load_classifier, load_pipeline, progress_bar
+from .shared import DTYPE_CHOICES, DTYPE_HELP, load_checkpoint, load_classifier, load_pipeline, progress_bar
 
 
 @dataclass
@@ -57,7 +57,7 @@ class CompareArguments(SamplerOptions, RealDataArguments):
     seed: int = option(0, "Seed of the starting noise.", at_least=0)
     output_dir: str = option("comparison", "Where comparison.png and comparison.csv go.", writes="folder")
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
-    dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
+    dtype: str = option("float32", DTYPE_HELP, choices=DTYPE_CHOICES)
 
 
 def compare(arguments: CompareArguments) -> None:

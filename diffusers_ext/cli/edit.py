@@ -22,7 +22,7 @@ from ..pipelines.batched_generation import image_shape
 from ..settings import make_settings_class, option
 from .real_images import RealDataArguments, real_and_baseline
 from .sampler_options import OneSampler
-from .shared import DTYPE_HELP, DTYPES, load_pipeline, progress_bar, run_folder
+from .shared import DTYPE_CHOICES, DTYPE_HELP, load_pipeline, progress_bar, run_folder
 
 # An image is what is edited here, not what the network is conditioned on.
 _CONDITIONS = [condition for name, condition in CONDITIONS.items() if name != "image"]
@@ -54,7 +54,7 @@ class EditArguments(OneSampler, RealDataArguments, _ConditionFlags):
     gif: str | None = option(None, "Also write the sampling process here.", writes=".gif")
     fps: float = option(12.5, "Pictures a second of the GIF; viewers show 50 at most.", above=0, at_most=50)
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
-    dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
+    dtype: str = option("float32", DTYPE_HELP, choices=DTYPE_CHOICES)
 
 
 @dataclass

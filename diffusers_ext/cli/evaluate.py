@@ -24,7 +24,7 @@ from ..schedulers.registry import SamplerChoice, check_options
 from ..settings import option
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_baseline
 from .sampler_options import OneSampler
-from .shared import DTYPE_HELP, DTYPES, bar, best_device, load_classifier, load_pipeline, progress_bar
+from .shared import DTYPE_CHOICES, DTYPE_HELP, bar, best_device, load_classifier, load_pipeline, progress_bar
 
 # What is printed, and whether as a percentage.
 MEASURES = {
@@ -60,7 +60,7 @@ class SamplingArguments(OneSampler, RealDataArguments):
     batch_size: int = option(100, "Samples at a time.", at_least=1, at_most=10_000_000)
     seed: int = option(0, "Seed of all randomness of sampling.", at_least=0)
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
-    dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
+    dtype: str = option("float32", DTYPE_HELP, choices=DTYPE_CHOICES)
 
 
 @dataclass
@@ -140,9 +140,10 @@ class Bench:
         """The measures of samples and of real images, with all that is needed to reproduce them."""
         measures, seconds = self.measures(guidance_scale)
         scale = {} if self.labels is None else {"guidance_scale": guidance_scale}
+        dtype = str(self.pipeline.unet.dtype).removeprefix("torch.")  # known after sampling with --dtype auto
         return {
             **self.settings,
-            "samples": {**self.settings["samples"], **scale, "seconds": round(seconds, 2)},
+            "samples": {**self.settings["samples"], **scale, "dtype": dtype, "seconds": round(seconds, 2)},
             "measures": {"samples": measures, "real_images": self.baseline_measures()},
         }
 
@@ -232,7 +233,6 @@ def _settings(
             "subsequence": pipeline.scheduler.config.get("subsequence"),
             "sampler_options": arguments.sampler_options(),
             "num_inference_steps": steps,
-            "dtype": arguments.dtype,
             "seed": arguments.seed,
             "batch_size": arguments.batch_size,
         },

@@ -16,7 +16,7 @@ from ..modalities import modality_of_pipeline
 from ..pipelines.batched_generation import samples_of
 from ..settings import option
 from .real_images import RealDataArguments, real_and_baseline
-from .shared import DTYPE_HELP, DTYPES, load_pipeline, progress_bar
+from .shared import DTYPE_CHOICES, DTYPE_HELP, load_pipeline, progress_bar
 
 SHOWN = 8  # images in the picture
 
@@ -33,7 +33,7 @@ class RestoreArguments(RealDataArguments):
     seed: int = option(0, "Seed of all randomness.", at_least=0)
     output_dir: str = option("restoration", "Where restoration.png and .csv go.", writes="folder")
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
-    dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
+    dtype: str = option("float32", DTYPE_HELP, choices=DTYPE_CHOICES)
 
 
 def restore(arguments: RestoreArguments) -> None:

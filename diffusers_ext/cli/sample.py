@@ -15,8 +15,8 @@ from ..pipelines.batched_generation import samples_of
 from ..settings import CheckedSettings, make_settings_class, option
 from .sampler_options import OneSampler
 from .shared import (
+    DTYPE_CHOICES,
     DTYPE_HELP,
-    DTYPES,
     bar,
     load_checkpoint,
     load_pipeline,
@@ -66,7 +66,7 @@ class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
         None, "Pictures of the GIF, evenly over the sampling steps; one for each step if not given.", at_least=1
     )
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
-    dtype: str = option("float32", DTYPE_HELP, choices=tuple(DTYPES))
+    dtype: str = option("float32", DTYPE_HELP, choices=DTYPE_CHOICES)
 
 
 def sample(arguments: SampleArguments) -> None:

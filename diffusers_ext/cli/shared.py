@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from ..evaluation.classifier import ImageClassifier
 
 _T = TypeVar("_T")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-DTYPE_HELP = "Numbers the network computes with: float32, bfloat16 or float16."
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = "auto"
+DTYPE_HELP = "Numbers the network computes with; auto times them on the first batch, and takes the fastest."
+DTYPE_CHOICES = (*DTYPES, AUTO)
 
 
 def best_device(device: str | None) -> str:
@@ -45,15 +47,24 @@ def load_pipeline(model: str, device: str | None, dtype: str = "float32") -> Any
     device = best_device(device)
     # Not `to(dtype)`, which warns of modules to keep in float32 even when there are none.
     name = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+    numbers = DTYPES.get(dtype, torch.float32)
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(model, **{name: DTYPES[dtype]}, trust_remote_code=False)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(model, **{name: numbers}, trust_remote_code=False)
     except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # whatever diffusers raises for configurations that nobody checked
         raise ValueError(_why_not_loaded(model, error)) from error
     _check_weights(model, pipeline)
     pipeline.set_progress_bar_config(**progress_bar())
+    if dtype == AUTO:
+        _compute_fastest(pipeline)
     return pipeline.to(device)
+
+
+def _compute_fastest(pipeline: Any) -> None:
+    from ..training.fastest import compute_fastest
+
+    compute_fastest(pipeline.unet)
 
 
 def _why_not_loaded(model: str, error: Exception) -> str:
@@ -133,7 +144,10 @@ def load_checkpoint(path: str, device: str | None, dtype: str = "float32", archi
         raise FileNotFoundError(f"There is no checkpoint '{path}'.")
     is_ours = found.is_dir() and not (found / "config.json").is_file() and not (found / "model_index.json").is_file()
     pipeline = pipeline_of_checkpoint(found) if is_ours else convert(found, architecture, report=print)
-    pipeline.unet.to(DTYPES[dtype])
+    if dtype == AUTO:
+        _compute_fastest(pipeline)
+    else:
+        pipeline.unet.to(DTYPES[dtype])
     pipeline.set_progress_bar_config(**progress_bar())
     return pipeline.to(best_device(device))
 
