@@ -141,6 +141,82 @@ def test_the_expected_gradient_vanishes_at_the_exact_flow_map(mixture, options, 
     assert deviation < 4 if is_zero else deviation > 10
 
 
+# --- guidance as an input ---------------------------------------------------------------------------------------------
+
+CLASS_MEANS, CLASS_VARIANCES = torch.tensor([-0.8, 0.6], dtype=torch.float64), torch.tensor([0.3, 0.4])
+
+
+class GuidedFlowMap(torch.nn.Module):
+    """The exact flow maps of the guided velocities, by Runge-Kutta steps; class 2 is no class, a mixture of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+    def velocity(self, z, t, labels, guidance):
+        variances = (1 - t) ** 2 * CLASS_VARIANCES + t**2
+        away = z - (1 - t) * CLASS_MEANS
+        each = (t - (1 - t) * CLASS_VARIANCES) / variances * away - CLASS_MEANS
+        shares = (-(away**2) / variances / 2 - variances.log() / 2).softmax(-1)
+        null = (shares * each).sum(-1, keepdim=True)
+        given = torch.cat([each, null], -1).gather(-1, labels[:, None, None])
+        return null + guidance * (given - null)
+
+    def forward(self, sample, timestep, class_labels, duration, guidance=1.0):
+        t, d = (x.double().reshape(-1, 1, 1) / 1000 for x in (timestep, duration))
+        w, h, z = torch.as_tensor(guidance).reshape(-1, 1, 1), -d / 16, sample
+        for k in range(16):
+            s = t + k * h
+            k1 = self.velocity(z, s, class_labels, w)
+            k2 = self.velocity(z + h / 2 * k1, s + h / 2, class_labels, w)
+            k3 = self.velocity(z + h / 2 * k2, s + h / 2, class_labels, w)
+            k4 = self.velocity(z + h * k3, s + h, class_labels, w)
+            z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        still = self.velocity(sample, t, class_labels, w)
+        exact = torch.where(d == 0, still, (sample - z) / torch.where(d == 0, 1.0, d))
+        functions = torch.stack(torch.broadcast_tensors(torch.ones_like(sample), sample, w * d))
+        return exact + torch.einsum("k,k...->...", self.weights, functions)
+
+
+class UnguidedTangent(FlowMapObjective):
+    """The derivative follows the velocity without guidance."""
+
+    def derivative(self, net, z, t, duration, velocity):
+        own = net.module.velocity(z, t[:, None, None], net.conditions["class_labels"], torch.ones(1))
+        return super().derivative(net, z, t, duration, own)
+
+
+class UnguidedTarget(FlowMapObjective):
+    def errors(self, net, x0, noise, t, r, scales=None):
+        x0, noise = x0.double(), noise.double()
+        guided = net.module.velocity(*self.at(x0, noise, t), net.conditions["class_labels"], 1.0)
+        own = net.module.velocity(*self.at(x0, noise, t), net.conditions["class_labels"], scales.reshape(-1, 1, 1))
+        return super().errors(net, x0, noise, t, r, scales) + torch.where((t > r)[:, None, None], own - guided, 0.0)
+
+    def at(self, x0, noise, t):
+        return self.path.add_noise(x0, noise, t), t[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_zero"), [(FlowMapObjective, True), (UnguidedTangent, False), (UnguidedTarget, False)]
+)
+def test_the_expected_gradient_vanishes_at_the_exact_guided_flow_map(kind, is_zero):
+    network, gradients = GuidedFlowMap(), []
+    for number in range(12):
+        labels = torch.arange(200) % 2
+        samples = torch.randn(200, generator=generator(number + 50), dtype=torch.float64)
+        samples = (CLASS_MEANS[labels] + CLASS_VARIANCES[labels].sqrt() * samples).reshape(200, 1, 1)
+        null = {"class_labels": torch.full_like(labels, 2)}
+        net = ConditionedNetwork(network, {"class_labels": labels}, lambda null=null: null)
+        objective = kind(flow_map_guidance=4.0, power=0.0, flow_map_step=1e-3)
+        losses = objective(net, {"samples": samples}, generator(number))
+        gradients.append(torch.autograd.grad(losses.mean(), network.weights)[0])
+    gradients = torch.stack(gradients)
+    standard_error = gradients.std(0) / len(gradients) ** 0.5
+    deviation = (gradients.mean(0) / standard_error).abs().max().item()
+    assert deviation < 5 if is_zero else deviation > 8
+
+
 def test_processes_together_draw_what_one_draws():
     objective = FlowMapObjective()
     whole = objective.draw_timesteps(6, batch_generator_of(0), torch.device("cpu"))
@@ -245,19 +321,55 @@ def test_the_forward_derivative_is_the_limit_of_finite_differences(name, channel
 
 
 @pytest.mark.parametrize("name", ["small", "small-adm"])
-def test_a_second_time_changes_nothing_until_it_is_learned(name):
+def test_a_second_time_and_guidance_change_nothing_until_they_are_learned(name):
     torch.manual_seed(0)
-    plain, mapped = (build_model(name, **SMALL, second_time=second) for second in (False, True))
+    plain, mapped = build_model(name, **SMALL), build_model(name, **SMALL, second_time=True, max_guidance=3.0)
     assert set(mapped.state_dict()) - set(plain.state_dict()) == {
-        f"duration_embedding.{layer}.{part}" for layer in ("linear1", "linear2") for part in ("weight", "bias")
+        f"{of}_embedding.{layer}.{part}"
+        for of in ("duration", "guidance")
+        for layer in ("linear1", "linear2")
+        for part in ("weight", "bias")
     }
     mapped.load_state_dict(plain.state_dict(), strict=False)
     x = torch.randn(2, 1, 8, 8)
-    assert torch.equal(mapped(x, 400, duration=300).sample, plain(x, 400).sample)
+    assert torch.equal(mapped(x, 400, duration=300, guidance=2.0).sample, plain(x, 400).sample)
     with pytest.raises(ValueError, match="duration was given to a model without it; build it with second_time=True"):
         plain(x, 400, duration=300)
+    with pytest.raises(ValueError, match="guidance was given to a model without it; build it with max_guidance"):
+        plain(x, 400, guidance=2.0)
     with pytest.raises(ValueError, match=r"duration has shape \(3,\); it takes a number or 2 entries"):
         mapped(x, 400, duration=torch.zeros(3))
+
+
+def calls_of(guidance_scale, scheduler=None, **options):
+    """(batch size, guidance) of every network call for two guided images in two steps."""
+    torch.manual_seed(0)
+    network, calls = build_model("small", **SMALL, num_class_embeds=3, second_time=True, max_guidance=3.0), []
+    network.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append((len(args[0]), kwargs.get("guidance"))), with_kwargs=True
+    )
+    pipeline = GenerationPipeline(network, scheduler or FlowMapScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(class_labels=[0, 1], guidance_scale=guidance_scale, num_inference_steps=2, output_type="pt", **options)
+    return calls
+
+
+def test_a_guided_step_is_one_call_for_as_many_images():
+    assert calls_of(3.0) == [(2, 3.0)] * 2
+    assert calls_of(3.0, guidance_interval=(0.0, 0.5)) == [(2, 3.0), (2, None)]
+
+
+@pytest.mark.parametrize(
+    ("scale", "options"),
+    [
+        (3.5, {}),
+        (2.0, {"guidance_rescale": 0.5}),
+        (2.0, {"negative_class_labels": 2}),
+        (2.0, {"scheduler": FlowMatchScheduler()}),
+    ],
+)
+def test_guidance_that_was_not_learned_takes_the_null_condition_as_well(scale, options):
+    assert calls_of(scale, **options) == [(4, None)] * 2
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -270,19 +382,21 @@ def flow_map_run(tiny_run, **overrides):
     return TrainingArguments(**{**kept, "objective": "flow_map", **overrides})
 
 
-@pytest.mark.parametrize("derivative", ["finite_difference", "jvp"])
-def test_a_run_learns_a_flow_map_and_its_pipeline_samples_in_any_number_of_steps(tiny_run, derivative):
-    arguments = flow_map_run(tiny_run, condition="class", flow_map_derivative=derivative)
+@pytest.mark.parametrize(("derivative", "guidance"), [("finite_difference", 3.0), ("jvp", None)])
+def test_a_run_learns_a_flow_map_and_its_pipeline_samples_in_any_number_of_steps(tiny_run, derivative, guidance):
+    arguments = flow_map_run(
+        tiny_run, condition="class", flow_map_derivative=derivative, flow_map_guidance=guidance, guidance_scale=2.0
+    )
     pipeline = train(arguments)
     assert type(pipeline.scheduler) is FlowMapScheduler
-    assert pipeline.unet.config.second_time
+    assert (pipeline.unet.config.second_time, pipeline.unet.config.max_guidance) == (True, guidance)
     loaded = DiffusionPipeline.from_pretrained(arguments.output_dir)
     for steps in (1, 4):
         images = []
         for one in (pipeline, loaded):
             one.set_progress_bar_config(disable=True)
             call = {"num_inference_steps": steps, "generator": generator(), "output_type": "pt"}
-            images.append(one(class_labels=[3, 4], **call).images)
+            images.append(one(class_labels=[3, 4], guidance_scale=2.0, **call).images)
         assert images[0].shape == (2, 1, 28, 28)
         assert torch.equal(*images)
 
@@ -302,6 +416,11 @@ def test_a_run_implies_its_path_and_says_it_in_its_recipe(tiny_run, tmp_path):
         ({"schedule": "cosine"}, "objective flow_map needs schedule rectified_flow, got cosine"),
         ({"sampler": "ddim"}, "objective flow_map needs sampler flow-map, got ddim"),
         ({"timestep_sampling": "importance"}, "timestep_sampling importance belongs to the objective diffusion"),
+        (
+            {"condition": "class", "flow_map_guidance": 3.0, "condition_dropout": 0.0},
+            "flow_map_guidance needs a null condition that is trained; set condition_dropout above 0",
+        ),
+        ({"flow_map_guidance": 1.0}, "flow_map_guidance must be greater than 1, got 1"),
         ({"flow_map_step": 0.5}, "flow_map_step must be .*0.1, got 0.5"),
         ({"model": "ict1022-simple", "model_options": None}, "can't be conditioned on a second time; choose a model"),
     ],

@@ -36,9 +36,9 @@ except ImportError:  # 0.33 and 0.34: the model still trains, samples, saves and
 
     dispatch_attention_fn = None  # type: ignore[assignment]
 
-# A duration of 1000, the whole path, is a phase of 10: a network must be smooth in it, for flow maps are trained by its
-# derivative.
-DURATION_SCALE = 0.01
+# The whole path of 1000 is a phase of 10: a network of flow maps must be smooth in its times, for it is trained by its
+# own derivative.
+SMOOTH_SCALE = 0.01
 
 # Up to this many tokens the plain product trains faster on a CPU than the fused kernel, whose backward is slow.
 PLAIN_ATTENTION_TOKENS = 128
@@ -405,10 +405,10 @@ def make_pixel_attention(
 # conditions and checks
 
 
-class DurationEmbedding(nn.Module):
-    """(batch,) durations t - r, in the unit of the timestep, to (batch, channels): smooth waves and a two-layer MLP.
+class SmoothEmbedding(nn.Module):
+    """(batch,) numbers from 0 to about 1000, such as durations, to (batch, channels): smooth waves and a two-layer MLP.
 
-    The last layer starts at zero, so that a network with the weights of one without a second time begins as that one.
+    The last layer starts at zero, so that a network with the weights of one without this input begins as that one.
 
     Args:
         waves: channels of the sinusoidal embedding.
@@ -423,8 +423,8 @@ class DurationEmbedding(nn.Module):
         nn.init.zeros_(self.linear2.weight)
         nn.init.zeros_(self.linear2.bias)
 
-    def forward(self, duration: Tensor, dtype: torch.dtype) -> Tensor:
-        waves = sinusoidal_embedding(DURATION_SCALE * duration, self.waves).to(dtype)
+    def forward(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        waves = sinusoidal_embedding(SMOOTH_SCALE * numbers, self.waves).to(dtype)
         return self.linear2(F.silu(self.linear1(waves))).to(dtype)
 
 
@@ -562,7 +562,8 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
     """What the networks share: gradient checkpointing, compilation by blocks, checks of a sample, embedded conditions.
 
     A subclass has `config.in_channels`. Its constructor calls `_embed_conditions` if the network takes classes
-    (`config.num_class_embeds`), numbers (`vector_dim`, `vector_mean`, `vector_std`) or a duration (`second_time`).
+    (`config.num_class_embeds`), numbers (`vector_dim`, `vector_mean`, `vector_std`), a duration
+    (`second_time`) or a scale of guidance (`max_guidance`).
 
     `forward` gives (batch, out_channels, *size), *size being (height, width) or (length,). A network takes those of
     these arguments that it was built for:
@@ -572,6 +573,8 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
     - `class_labels`: (batch,) of integers in 0..num_class_embeds, the last being the null class, which None stands for;
     - `vector`: (batch, vector_dim), a row of NaN or None for no numbers;
     - `duration`: t - r in the timestep's unit, shaped as `timestep`; None stands for 0;
+    - `guidance`: the scale w of null + w * (conditional - null), from 1 to `max_guidance`, shaped as `timestep`; None
+      stands for 1;
     - `self_condition`: an earlier prediction shaped as `sample`; None stands for zeros;
     - `encoder_hidden_states`: (batch, tokens, cross_attention_dim), and `encoder_attention_mask`: (batch, tokens),
       nonzero at tokens to attend to;
@@ -589,6 +592,7 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         "class_embedding",
         "vector_embedding",
         "duration_embedding",
+        "guidance_embedding",
     ]
     gradient_checkpointing = False
 
@@ -608,6 +612,7 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
     class_embedding: nn.Module | None
     vector_embedding: nn.Module | None
     duration_embedding: nn.Module | None
+    guidance_embedding: nn.Module | None
 
     @property
     def downsample_factor(self) -> int:
@@ -637,16 +642,25 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
     def _embed_conditions(self, channels: int, waves: int | None = None) -> None:
         """Make the embeddings, `channels` wide, of what the configuration says that the network is conditioned on.
 
-        `waves` are the channels of a duration's sinusoidal embedding. The class embedding has one row more than
-        classes, the last for no class.
+        `waves` are the channels of the sinusoidal embeddings of a duration and of a scale of guidance. The class
+        embedding has one row more than classes, the last for no class.
         """
         c = self.config
         self.class_embedding = None if c.num_class_embeds is None else nn.Embedding(c.num_class_embeds + 1, channels)
-        self.vector_embedding = self.duration_embedding = None
+        self.vector_embedding = self.duration_embedding = self.guidance_embedding = None
         if c.vector_dim is not None:
             self.vector_embedding = VectorEmbedding(c.vector_dim, channels, c.vector_mean, c.vector_std)
         if waves is not None and c.second_time:
-            self.duration_embedding = DurationEmbedding(waves, channels)
+            self.duration_embedding = SmoothEmbedding(waves, channels)
+        if waves is not None and c.max_guidance is not None:
+            if c.max_guidance <= 1:
+                raise ValueError(f"max_guidance must be above 1, got {c.max_guidance}.")
+            self.guidance_embedding = SmoothEmbedding(waves, channels)
+
+    def _times(self, timestep: Tensor | float | int, sample: Tensor) -> Tensor:
+        """The timesteps (batch,) whose waves are embedded; with `smooth_time` a hundredth of them."""
+        timesteps = batched_timesteps(timestep, sample)
+        return SMOOTH_SCALE * timesteps if self.config.smooth_time else timesteps
 
     def _with_class(self, embedding: Tensor, class_labels: Tensor | None) -> Tensor:
         """The time embedding (batch, channels) plus that of the class; None becomes the null class of every sample."""
@@ -679,10 +693,11 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         class_labels: Tensor | None,
         vector: Tensor | None,
         duration: Tensor | float | int | None = None,
+        guidance: Tensor | float | int | None = None,
     ) -> Tensor:
-        """The time embedding (batch, channels) plus those of the class, the numbers and the duration."""
+        """The time embedding (batch, channels) plus those of the class, the numbers, the duration and the guidance."""
         embedding = self._with_vector(self._with_class(embedding, class_labels), vector)
-        return self._with_duration(embedding, duration)
+        return self._with_guidance(self._with_duration(embedding, duration), guidance)
 
     def _with_duration(self, embedding: Tensor, duration: Tensor | float | int | None) -> Tensor:
         """The time embedding (batch, channels) plus that of the duration; None is 0, an instantaneous velocity."""
@@ -692,6 +707,15 @@ class DenoisingNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
             return embedding
         durations = batched_timesteps(0.0 if duration is None else duration, embedding, "duration")
         return embedding + self.duration_embedding(durations, embedding.dtype)
+
+    def _with_guidance(self, embedding: Tensor, guidance: Tensor | float | int | None) -> Tensor:
+        """The time embedding (batch, channels) plus that of the scale of guidance; None is 1, the condition itself."""
+        if self.guidance_embedding is None:
+            if guidance is not None:
+                raise ValueError("guidance was given to a model without it; build it with max_guidance.")
+            return embedding
+        scales = batched_timesteps(1.0 if guidance is None else guidance, embedding, "guidance")
+        return embedding + self.guidance_embedding(1000 * (1 - 1 / scales), embedding.dtype)
 
     def _check_sample(self, sample: Tensor) -> None:
         self._check_channels(sample)

@@ -18,7 +18,6 @@ from .layers import (
     GroupNorm32,
     PixelAttention,
     Upsample,
-    batched_timesteps,
     convolution,
     from_patches,
     joined_with_image,
@@ -95,6 +94,8 @@ class ADMNetwork(DenoisingNetwork):
             what the input shows already (the noise, the condition) need not pass through the network. A learned form of
             the skip of Karras et al. 2022, arXiv:2206.00364, eq. 7; it starts at zero.
         second_time: take the `duration` t - r of a step as well, as flow maps need it.
+        smooth_time: embed the timestep by slow waves, so that the output is smooth in time, as flow maps need it.
+        max_guidance: take a scale of guidance, `guidance`, as well, from 1 to this; above 1, None for no such input.
     """
 
     _no_split_modules: Any = ["ADMResidualBlock", "PixelAttention"]
@@ -129,6 +130,8 @@ class ADMNetwork(DenoisingNetwork):
         vector_mean: tuple[float, ...] | None = None,
         vector_std: tuple[float, ...] | None = None,
         second_time: bool = False,
+        smooth_time: bool = False,
+        max_guidance: float | None = None,
         lapped_patches: bool = False,
     ):
         super().__init__()
@@ -220,6 +223,7 @@ class ADMNetwork(DenoisingNetwork):
         image_condition: Tensor | None = None,
         vector: Tensor | None = None,
         duration: Tensor | float | int | None = None,
+        guidance: Tensor | float | int | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predicts (batch, out_channels, *size); `DenoisingNetwork` describes the arguments."""
@@ -227,7 +231,9 @@ class ADMNetwork(DenoisingNetwork):
         c = self.config
         context, mask = text_context(sample, encoder_hidden_states, encoder_attention_mask, c.cross_attention_dim)
         # Every block would start with this SiLU.
-        temb = F.silu(self._with_conditions(self._embed_time(sample, timestep), class_labels, vector, duration))
+        temb = F.silu(
+            self._with_conditions(self._embed_time(sample, timestep), class_labels, vector, duration, guidance)
+        )
         given = joined_with_image(sample, image_condition, c.condition_channels)
         x = self.conv_in(self._to_patches(given))
         skips = [x]
@@ -272,7 +278,7 @@ class ADMNetwork(DenoisingNetwork):
         return x
 
     def _embed_time(self, sample: Tensor, timestep: Tensor | float | int) -> Tensor:
-        timesteps = batched_timesteps(timestep, sample)
+        timesteps = self._times(timestep, sample)
         waves = sinusoidal_embedding(timesteps, self.config.base_channels, cosine_first=True, reach_lowest=False)
         return self.time_embedding(waves.to(sample.dtype))
 

@@ -21,7 +21,6 @@ from .layers import (
     FilmResidualBlock,
     PixelAttention,
     Upsample,
-    batched_timesteps,
     check_choice,
     fourier_features,
     joined_with_prediction,
@@ -166,6 +165,8 @@ class AnnotatedUNet2DModel(AnnotatedNetwork):
         vector_mean, vector_std: what the numbers are normalised with, one of each per number; None for 0 and 1.
         zero_init_output: start with output 0, which is the mean of most targets.
         second_time: take the `duration` t - r of a step as well, as flow maps need it.
+        smooth_time: embed the timestep by slow waves, so that the output is smooth in time, as flow maps need it.
+        max_guidance: take a scale of guidance, `guidance`, as well, from 1 to this; above 1, None for no such input.
         fourier_frequencies: sines and cosines of the sample with these frequencies, in cycles per unit, are further
             inputs. A likelihood needs them: with 127.5 the network sees where in one of 256 levels a pixel is.
 
@@ -204,6 +205,8 @@ class AnnotatedUNet2DModel(AnnotatedNetwork):
         vector_mean: tuple[float, ...] | None = None,
         vector_std: tuple[float, ...] | None = None,
         second_time: bool = False,
+        smooth_time: bool = False,
+        max_guidance: float | None = None,
         fourier_frequencies: tuple[float, ...] = (),
     ):
         super().__init__()
@@ -246,6 +249,7 @@ class AnnotatedUNet2DModel(AnnotatedNetwork):
         self_condition: Tensor | None = None,
         vector: Tensor | None = None,
         duration: Tensor | float | int | None = None,
+        guidance: Tensor | float | int | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predicts (batch, out_channels, height, width); `DenoisingNetwork` describes the arguments."""
@@ -253,7 +257,7 @@ class AnnotatedUNet2DModel(AnnotatedNetwork):
         # Every block would start with this SiLU.
         temb = F.silu(
             self._with_conditions(
-                self._embed_waves(batched_timesteps(timestep, sample), sample), class_labels, vector, duration
+                self._embed_waves(self._times(timestep, sample), sample), class_labels, vector, duration, guidance
             )
         )
         patch_size = self.config.patch_size

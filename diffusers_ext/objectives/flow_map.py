@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from ..schedulers.continuous_path import RectifiedFlowPath
 from .network import ConditionedNetwork
-from .randomness import draw_shared, randn_shared
+from .randomness import draw_shared, rand_shared, randn_shared
 from .timestep_sampling import TimestepSampler
 
 DERIVATIVES = ("finite_difference", "jvp")
@@ -35,12 +35,21 @@ class FlowMapObjective:
 
     The network is called as `net(z, t * T, duration=(t - r) * T)`.
 
+    With `flow_map_guidance` the network also learns the flow maps of guided velocities
+    v_w = v_null + w * (v_c - v_null) (Ho and Salimans 2022, arXiv:2207.12598, eq. 6), so that a guided sample costs one
+    call. Where r < t, a scale w is drawn, log-uniform from 1 to `flow_map_guidance`, and the network is called with
+    `guidance=w`. With v_c and v_null = u(z, t, 0) for the condition and for none, without a gradient, the tangent is
+    v_w and the target (epsilon - x0) + (w - 1) * (v_c - v_null), whose expectation is v_w at the exact u. The first
+    MeanFlow fixes the scale (arXiv:2505.13447); the improved one draws it, as here. A network without a condition, and
+    one in evaluation mode, is trained or measured at w = 1.
+
     Args:
         path: a `RectifiedFlowPath`.
         sampler: of t and r, the later of two draws being t; uniform when not given. T is its number of levels.
         flow_map_derivative: `finite_difference`, a central one, which needs no forward differentiation and
             so works with every network and kernel; or `jvp`, the exact product.
         flow_map_step: half the width of the central difference in t.
+        flow_map_guidance: the largest scale of guidance, above 1; None for no such input of the network.
         power: p; with 0 the expected gradient at the exact u is exactly zero, and with the default large errors count
             less.
         offset: c.
@@ -65,11 +74,22 @@ class FlowMapObjective:
             "on_resume": "refused",
             "text": "Step in time of the finite difference, of a path of length 1.",
         },
+        "flow_map_guidance": {
+            "type": float | None,
+            "default": None,
+            "above": 1,
+            "on_resume": "refused",
+            "text": "Learn guided flow maps of every scale up to this as well, so that guidance needs no second call.",
+        },
     }
     # What a run with this objective needs, what it prefers, and entries of the network's configuration.
     implied = {"schedule": "rectified_flow", "prediction_type": "flow", "sampler": "flow-map"}
     preferred = {"ddpm_num_inference_steps": 4}
     network_entries = {"second_time": True}
+    # Entries of a fresh network: a derivative through fast waves of time is noise.
+    network_defaults = {"smooth_time": True}
+    # Entries that take the value of a setting, where the network has a condition.
+    conditional_entries = {"max_guidance": "flow_map_guidance"}
 
     def __init__(
         self,
@@ -77,6 +97,7 @@ class FlowMapObjective:
         sampler: TimestepSampler | None = None,
         flow_map_derivative: str = "finite_difference",
         flow_map_step: float = 0.01,
+        flow_map_guidance: float | None = None,
         power: float = 1.0,
         offset: float = 0.01,
     ):
@@ -87,7 +108,9 @@ class FlowMapObjective:
             raise ValueError(f"flow_map_derivative must be one of {', '.join(DERIVATIVES)}, got {flow_map_derivative}.")
         if not flow_map_step > 0:
             raise ValueError(f"flow_map_step must be above 0, got {flow_map_step}.")
-        self.sampler = sampler or TimestepSampler("uniform", 1000)
+        if flow_map_guidance is not None and not flow_map_guidance > 1:
+            raise ValueError(f"flow_map_guidance must be above 1, got {flow_map_guidance}.")
+        self.sampler, self.guidance = sampler or TimestepSampler("uniform", 1000), flow_map_guidance
         self.kind, self.step, self.power, self.offset = flow_map_derivative, flow_map_step, power, offset
 
     def draw_timesteps(self, count: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
@@ -101,7 +124,10 @@ class FlowMapObjective:
         x0 = batch["samples"]
         noise = randn_shared(tuple(x0.shape), generator, x0.device)
         t, r = self._draw_times(len(x0), generator, x0.device)
-        errors = self.errors(net, x0, noise, t, r)
+        scales = None
+        if self.guidance is not None and net.training and net.null_conditions:
+            scales = self.guidance ** rand_shared((len(x0),), generator, x0.device)
+        errors = self.errors(net, x0, noise, t, r, scales)
         squares = errors.flatten(1).square()
         net.report(t * self.sampler.num_levels, squares.detach().mean(1))
         if not net.training:
@@ -109,20 +135,37 @@ class FlowMapObjective:
         totals = squares.sum(1)
         return totals / (totals.detach() + self.offset) ** self.power
 
-    def errors(self, net: Any, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-        """V - (epsilon - x0), shaped as the samples, for given noise and times 0 <= r <= t <= 1 of shape (batch,)."""
-        z, duration = self.path.add_noise(x0, noise, t), t - r
+    def errors(
+        self,
+        net: Any,
+        x0: torch.Tensor,
+        noise: torch.Tensor,
+        t: torch.Tensor,
+        r: torch.Tensor,
+        scales: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """V minus its target, shaped as the samples, for given noise and times 0 <= r <= t <= 1 of shape (batch,).
+
+        `scales` of guidance, (batch,), count where r < t; None is guidance that the network is not told of, w = 1.
+        """
+        z, duration, target = self.path.add_noise(x0, noise, t), t - r, noise - x0
         correction = torch.zeros_like(z)
         moving = (duration > 0).nonzero()[:, 0]
+        told = {} if scales is None else {"guidance": torch.where(duration > 0, scales, 1.0)}
         if len(moving):
             some = net.part(moving)
             with torch.no_grad():
                 where = z[moving], t[moving], duration[moving]
                 velocity = self._velocity(some, where[0], where[1], torch.zeros_like(where[2])).to(z.dtype)
+                if scales is not None:
+                    null = self._velocity(some, where[0], where[1], torch.zeros_like(where[2]), **some.null_conditions)
+                    change = _like(scales[moving] - 1, velocity) * (velocity - null.to(z.dtype))
+                    velocity, target = velocity + change, target.index_add(0, moving, change)
+                    some = ConditionedNetwork(some.module, {**some.conditions, "guidance": scales[moving]})
                 derivative = self.derivative(some, *where, velocity)
             correction[moving] = _like(duration[moving], derivative) * derivative.to(z.dtype)
-        output = self._velocity(net, z, t, duration)
-        return output + correction - (noise - x0)
+        output = self._velocity(net, z, t, duration, **told)
+        return output + correction - target
 
     def _draw_times(
         self, count: int, generator: torch.Generator, device: torch.device
@@ -139,10 +182,12 @@ class FlowMapObjective:
         t, r = draw_shared(count, generator, draw, dim=1) / self.sampler.num_levels
         return t, r
 
-    def _velocity(self, net: Any, z: torch.Tensor, t: torch.Tensor, duration: torch.Tensor) -> torch.Tensor:
+    def _velocity(
+        self, net: Any, z: torch.Tensor, t: torch.Tensor, duration: torch.Tensor, **conditions: Any
+    ) -> torch.Tensor:
         """u(z, t, duration) in float32 or wider, times being those of a path of length 1."""
         levels = self.sampler.num_levels
-        output: torch.Tensor = net(z, t * levels, duration=duration * levels)
+        output: torch.Tensor = net(z, t * levels, duration=duration * levels, **conditions)
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
     def derivative(

@@ -5,7 +5,10 @@ run (see `diffusers_ext.training.arguments`). It may declare what a run with it 
 
 - `implied`: settings that take these values when they are not given, and may have no others;
 - `preferred`: settings that take these values when they are not given;
-- `network_entries`: entries of the network's configuration.
+- `network_entries`: entries of the network's configuration;
+- `network_defaults`: entries that a preset takes unless `model_options` says otherwise;
+- `conditional_entries`: further entries of a network with a condition, by the setting whose value they take if it has
+  one.
 """
 
 from __future__ import annotations
@@ -21,5 +24,5 @@ OBJECTIVES: dict[str, Any] = {DIFFUSION: DiffusionObjective, "flow_map": FlowMap
 
 
 def declared(name: str, what: str) -> dict[str, Any]:
-    """What the objective `name` declares under `settings`, `implied`, `preferred` or `network_entries`."""
+    """What the objective `name` declares under one of the names above."""
     return dict(getattr(OBJECTIVES[name], what, {}))

@@ -17,7 +17,7 @@ logger = logging.get_logger(__name__)
 Arguments = Mapping[str, Any]
 
 # Arguments that a step of the scheduler brings -> the entry of a network's configuration that says it takes them.
-STEP_ARGUMENTS = {"duration": "second_time"}
+STEP_ARGUMENTS = {"duration": "second_time", "guidance": "max_guidance"}
 
 
 class GuidedNetwork:
@@ -32,6 +32,9 @@ class GuidedNetwork:
     the network as one batch of twice the size; when that runs out of memory, as two from then on. A weaker network
     always takes a forward of its own.
 
+    A flow map that takes guidance as an input (`config.max_guidance`) needs one forward, without the reference: for
+    scales up to that, steps that say their duration, and no rescaling.
+
     Args:
         unet: called as `unet(sample, timestep, **arguments)`; returns a tensor or an object with `.sample`. The sample
             is cast to the network's dtype; the outputs are combined in float32 or wider.
@@ -42,6 +45,7 @@ class GuidedNetwork:
             (Kynkaanniemi et al. 2024, arXiv:2404.07724, in noise levels there).
         rescale: phi of `rescaled`; has no effect at the scales 0 and 1.
         weak_unet: gives the reference instead of `unet`.
+        from_null: whether the reference is the null condition that the network was trained with.
 
     Attributes:
         takes_x0: whether a network takes the last predicted x0 (`config.self_condition`).
@@ -56,11 +60,14 @@ class GuidedNetwork:
         interval: Sequence[float] = (0.0, 1.0),
         rescale: float = 0.0,
         weak_unet: Any = None,
+        from_null: bool = True,
     ):
         self.unet, self.weak_unet = unet, weak_unet
         self.conditional, self.reference = conditional, reference
         self.scale, self.interval, self.rescale = scale, interval, rescale
         self.takes_x0 = _takes_x0(unet) or _takes_x0(weak_unet)
+        most = getattr(getattr(unet, "config", None), "max_guidance", None) or 1.0
+        self._takes_scale = from_null and weak_unet is None and rescale == 0 and 1 < scale <= most
         self._step: Arguments = {}
         self._joint: Arguments | None = None
         if weak_unet is None and scale not in (0, 1):
@@ -90,6 +97,9 @@ class GuidedNetwork:
             return self._conditional(sample, timestep, x0)
         if self.scale == 0:
             return self._reference(sample, timestep, x0)
+        if self._takes_scale and "duration" in self._step:
+            self._step = {**self._step, "guidance": self.scale}
+            return self._conditional(sample, timestep, x0)
         reference, conditional = self._both(sample, timestep, x0)
         channels = sample.shape[1]
         if conditional.shape[1] != 2 * channels:

@@ -370,7 +370,8 @@ class GenerationPipeline(DiffusionPipeline):
         device: torch.device,
     ) -> GuidedNetwork:
         conditional, null = self._network_arguments(given, guidance[0], count, repeats, device)
-        return GuidedNetwork(self.unet, conditional, null, *guidance, self.weak_unet)
+        from_null = all(condition.negative is None for condition in given)
+        return GuidedNetwork(self.unet, conditional, null, *guidance, self.weak_unet, from_null)
 
     def _denoise(
         self,

@@ -147,6 +147,9 @@ class TrainingArguments(
                 f"guidance_scale {self.guidance_scale:g} of previews needs a null condition that is trained; set "
                 "condition_dropout above 0, or label_free_epochs."
             )
+        for name in declared(self.objective, "conditional_entries").values():
+            if getattr(self, name) is not None and not self.condition_dropout:
+                raise ValueError(f"{name} needs a null condition that is trained; set condition_dropout above 0.")
         if hasattr(condition, "check_settings"):
             condition.check_settings(self)
 

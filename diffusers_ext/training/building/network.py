@@ -39,6 +39,7 @@ _UNET2D_CONFIG: dict[str, Any] = {
 # Entries of a configuration that say what a network is conditioned on.
 _CONDITIONED_ON = {entry: c.noun for c in CONDITIONS.values() for entry in c.network_entries}
 _CONDITIONED_ON |= {entry: "a second time" for name in OBJECTIVES for entry in declared(name, "network_entries")}
+_CONDITIONED_ON |= {entry: "guidance" for name in OBJECTIVES for entry in declared(name, "conditional_entries")}
 
 
 def make_network(args: TrainingArguments, model: Any, data: TrainingData, conditioning: Conditioning) -> Any:
@@ -74,7 +75,12 @@ def make_network(args: TrainingArguments, model: Any, data: TrainingData, condit
 
 def model_entries(args: TrainingArguments, conditioning: Conditioning) -> dict[str, Any]:
     """Entries of the network's configuration that its condition and the objective need."""
-    return {**conditioning.model_entries, **declared(args.objective, "network_entries")}
+    entries = {**conditioning.model_entries, **declared(args.objective, "network_entries")}
+    if conditioning.condition is not None:
+        settings = declared(args.objective, "conditional_entries")
+        given = {entry: getattr(args, setting) for entry, setting in settings.items()}
+        entries |= {entry: value for entry, value in given.items() if value is not None}
+    return entries
 
 
 def sample_size(data: TrainingData) -> Any:
@@ -142,7 +148,8 @@ def _make_model(args: TrainingArguments, data: TrainingData, entries: Mapping[st
     elif args.model == "unet2d":
         model = _from_config({**_UNET2D_CONFIG, **shape}, options)
     elif args.model in PRESETS:
-        model = _from_preset(args.model, len(data.size), shape, entries, options)
+        defaults = declared(args.objective, "network_defaults")
+        model = _from_preset(args.model, len(data.size), shape, entries, {**defaults, **options})
     else:
         model = _from_config(read_config(args.model, MODELS), {"sample_size": size, **options})
     _check_shape(model, channels, outputs, size)
