@@ -3,6 +3,7 @@
 import math
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
@@ -16,9 +17,11 @@ from diffusers_ext import (
     build_model,
 )
 from diffusers_ext.cli import main
+from diffusers_ext.data.normalization import Normalization
 from diffusers_ext.editing import LinearOperator, blur, down_sampling, grey, masking, of_matrix, random_projection
 from diffusers_ext.editing.inpaint import RepaintScheduler
 from diffusers_ext.editing.levels import ListedPath
+from diffusers_ext.editing.space import space_of
 from diffusers_ext.pipelines import SignalPipeline
 from diffusers_ext.proofs import MIXTURES, GaussianMixture, MixtureNetwork, fitted_order, posterior_bias, rms
 
@@ -360,6 +363,10 @@ def test_what_does_not_fit_is_one_sentence(digits, image):
         editor.invert(torch.rand(1, 1, 9, 9))
     with pytest.raises(ValueError, match="mask_image is 4x4 pixels"):
         editor.inpaint(image, torch.ones(4, 4), **few)
+    with pytest.raises(ValueError, match="mask_image marks nothing"):
+        editor.inpaint(image, torch.zeros(8, 8), **few)
+    with pytest.raises(ValueError, match="image has 3 channels; it must have 1"):
+        editor.vary(torch.rand(3, 8, 8), **few)
     with pytest.raises(ValueError, match=r"measurement has shape \(1, 1, 8, 8\), but 'down_sampling' gives"):
         editor.restore(image, down_sampling(2), **few)
     with pytest.raises(ValueError, match="has no transpose, and PyTorch can't differentiate it"):
@@ -401,4 +408,73 @@ def test_edit_writes_pictures(words, digits, tmp_path, monkeypatch, capsys):
     few = ["--num_images", "2", "--num_inference_steps", "2", "--device", "cpu"]
     assert main(["edit", words[0], "model", *few, *words[1:]]) == 0, capsys.readouterr().err
     assert {file.name for file in tmp_path.iterdir()} >= {"edit.png", *(w for w in words if "." in w and len(w) > 4)}
-    assert "an image" in capsys.readouterr().out
+    assert "s each" in capsys.readouterr().out
+
+
+# signals
+
+
+@pytest.fixture(scope="module", params=["standardize", "spectral"])
+def signals(request):
+    """A small pipeline of signals that has learnt nothing, and three signals."""
+    torch.manual_seed(0)
+    unet = build_model("series", in_channels=1, sample_size=512, base_channels=16)
+    data = 3 + torch.randn(3, 1, 512, generator=seeded())
+    scaling = Normalization.measured(request.param, [data.numpy()]).config()
+    pipeline = SignalPipeline(unet, FlowMatchScheduler(), signal={"sample_rate": 8000, **scaling})
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline, data
+
+
+def test_a_space_of_signals_returns_what_it_encodes(signals):
+    pipeline, data = signals
+    space = space_of(pipeline)
+    torch.testing.assert_close(space.decode(space.encode(data)), data, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(space.encode(data), data)
+
+
+def test_what_a_mask_of_signals_leaves_is_known_to_the_network(signals):
+    pipeline, data = signals
+    space = space_of(pipeline)
+    mask = torch.zeros(1, 1, 512)
+    mask[..., 10:20] = 1
+    changed = space.encode(data + 2 * mask) - space.encode(data)
+    assert changed[space.sample_mask(mask).expand_as(data) == 0].abs().max() < 1e-4
+
+
+def test_signals_are_inpainted_and_restored(signals):
+    pipeline, data = signals
+    editor, mask = EditingPipeline(pipeline), torch.arange(512) < 100
+    call = {"num_inference_steps": 2, "output_type": "pt"}
+    found = editor.inpaint(data, mask, 1, **call).audios
+    assert torch.equal(found[..., ~mask], data[..., ~mask])
+    assert not torch.allclose(found[..., mask], data[..., mask])
+    small = down_sampling(4)(data)
+    if pipeline.config.signal["normalization"] == "spectral":
+        with pytest.raises(ValueError, match="use dps"):
+            editor.restore(small, down_sampling(4), **call)
+    assert editor.restore(small, down_sampling(4), method="dps", **call).audios.shape == data.shape
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["invert"],
+        ["interpolate", "--num_between", "2"],
+        ["vary"],
+        ["inpaint", "--resamplings", "1"],
+        ["restore", "--method", "dps"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_edit_writes_signals(words, signals, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pipeline, data = signals
+    pipeline.save_pretrained("model")
+    for number in range(2):
+        np.save(f"{number}.npy", data[number].numpy())
+    few = ["--images", "0.npy", "1.npy", "--num_inference_steps", "2", "--device", "cpu", "--images_dir", "sounds"]
+    assert main(["edit", words[0], "model", *few, *words[1:]]) == 0, capsys.readouterr().err
+    assert "2 signals (files)" in capsys.readouterr().out
+    assert (tmp_path / "edit.png").is_file()
+    assert len(list((tmp_path / "sounds").glob("*.wav"))) == {"vary": 8}.get(words[0], 2)

@@ -29,7 +29,7 @@ class PiGDMScheduler(PosteriorScheduler):
         others: of `PosteriorScheduler`.
 
     Raises:
-        ValueError: for another data_variance, or latents, where A of the decoder is not linear.
+        ValueError: for another data_variance, or a network of latents or spectral signals, where A is not linear.
     """
 
     name = "pigdm"
@@ -40,7 +40,8 @@ class PiGDMScheduler(PosteriorScheduler):
         super().__init__(*others)
         if not self.space.is_affine:
             raise ValueError(
-                "pigdm needs a measurement that is linear in what the network generates, and a decoder is not; use dps."
+                "pigdm needs data that are linear in what the network generates, and those of latents and of the "
+                "normalization spectral are not; use dps."
             )
         self.data_variance = data_variance
 

@@ -179,11 +179,14 @@ class EditingPipeline:
             call: see `EditingPipeline`; `eta` has no effect.
 
         Raises:
-            ValueError: in one sentence, for what does not fit the model or the image, and numbers below 1.
+            ValueError: in one sentence, for what does not fit the model or the image, a mask that is all black, and
+                numbers below 1.
         """
         given, space = Call.of(call), space_of(self.pipeline)
         data = space.read("image", image)
         mask = space.read_mask("mask_image", mask_image, data)
+        if not mask.any():
+            raise ValueError("mask_image marks nothing to repaint; it must be white (1) there.")
         known = space.encode(data)
         clips = getattr(self.pipeline.scheduler.config, "clip_sample", False)
         bound = float(getattr(self.pipeline.scheduler.config, "clip_sample_range", None) or 1.0)

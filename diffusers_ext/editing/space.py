@@ -9,6 +9,7 @@ from diffusers.pipelines.pipeline_utils import AudioPipelineOutput, ImagePipelin
 
 from ..conditions.base import config_entry
 from ..conditions.user_images import Size, image_tensor, mask_tensor
+from ..models.lapped import compress, expand
 from ..pipelines.call_arguments import check_output_type
 from ..pipelines.guidance import dtype_of
 from ..pipelines.latent_space import LatentSpace
@@ -22,7 +23,7 @@ class PixelSpace:
 
     Attributes:
         size: that the data must have, or None where the network has no `sample_size`.
-        is_affine: whether data are scale * sample + shift; False for the latents of an autoencoder.
+        is_affine: whether data are scale * sample + shift; False for an autoencoder's latents and spectral signals.
         scale, shift: numbers, or tensors that broadcast over samples.
     """
 
@@ -133,10 +134,6 @@ class SignalSpace(PixelSpace):
     def __init__(self, pipeline: Any):
         self.pipeline = pipeline
         signal = pipeline.config.signal or {}
-        if "band_scale" in signal:
-            raise ValueError(
-                "Signals with the normalization 'spectral' can't be edited; train with 'peak' or 'standardize'."
-            )
         column = {name: torch.tensor(signal[name])[:, None] for name in ("scale", "shift") if name in signal}
         self.scale, self.shift = (
             value if isinstance(value, float) else value.to(pipeline.device)
@@ -171,10 +168,33 @@ class SignalSpace(PixelSpace):
         return AudioPipelineOutput(audios=audios) if return_dict else (audios,)
 
 
+class SpectralSpace(SignalSpace):
+    """Signals of the normalization `spectral`, whose coefficients in time and frequency a network sees compressed."""
+
+    is_affine = False
+
+    def __init__(self, pipeline: Any):
+        super().__init__(pipeline)
+        signal = pipeline.config.signal
+        self.band_scale, self.exponent = torch.tensor(signal["band_scale"]), signal["exponent"]
+
+    def encode(self, data: torch.Tensor) -> torch.Tensor:
+        return compress(super().encode(data), self.band_scale.to(data), self.exponent)
+
+    def decode(self, sample: torch.Tensor) -> torch.Tensor:
+        return super().decode(expand(sample, self.band_scale.to(sample), self.exponent))
+
+    def sample_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """Wider by two blocks on each side: coefficients of a block and the next reach there, around the circle."""
+        reach = 2 * self.band_scale.shape[-1]
+        around = torch.cat([mask[..., -reach:], mask, mask[..., :reach]], dim=-1)
+        return torch.nn.functional.max_pool1d(around, 2 * reach + 1, stride=1)
+
+
 def space_of(pipeline: Any) -> PixelSpace:
     """The space of a pipeline's data."""
     if isinstance(pipeline, SignalPipeline):
-        return SignalSpace(pipeline)
+        return SpectralSpace(pipeline) if "band_scale" in (pipeline.config.signal or {}) else SignalSpace(pipeline)
     return PixelSpace(pipeline) if pipeline.vae is None else AutoencoderSpace(pipeline)
 
 

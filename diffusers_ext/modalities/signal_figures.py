@@ -69,6 +69,25 @@ def beside(samples: torch.Tensor, real: torch.Tensor, path: PathLike, sample_rat
             axes.set_xlabel(time_label(sample_rate))
 
 
+def table(columns: Mapping[str, torch.Tensor], path: PathLike, sample_rate: int | None = None) -> None:
+    """Draw sets of signals beside each other: a column a set, a row a signal.
+
+    Args:
+        columns: name -> (number, channels, length), all as many.
+        path: of the file.
+        sample_rate: frames per second; None counts frames.
+    """
+    sets = {name: checked(signals) for name, signals in columns.items()}
+    rows = min(map(len, sets.values()))
+    with drawing(path, 2.2 * len(sets) + 0.4, 1.1 * rows + 0.7) as figure:
+        axes = figure.subplots(rows, len(sets), squeeze=False, sharex=True, sharey=True)
+        for column, (name, signals) in enumerate(sets.items()):
+            for row in range(rows):
+                draw_waveform(axes[row][column], signals[row], sample_rate)
+            axes[0][column].set_title(name, fontsize=9)
+            axes[-1][column].set_xlabel(time_label(sample_rate))
+
+
 def process(frames: Sequence[torch.Tensor], steps: Sequence[int], path: PathLike) -> None:
     """Draw how signals come about: a row a signal, a column a step.
 
