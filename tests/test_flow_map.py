@@ -1,9 +1,14 @@
 """Flow maps: the objective and the scheduler against the exact flow of a mixture, the networks, and whole runs."""
 
+from pathlib import Path
+
 import diffusers
 import pytest
 import torch
+from conftest import StopAt
 from diffusers import DiffusionPipeline
+from local_processes import run_processes
+from safetensors.torch import load_file
 
 from diffusers_ext import FlowMapScheduler, FlowMatchScheduler, GenerationPipeline, build_model, build_sampler
 from diffusers_ext.objectives.flow_map import FlowMapObjective
@@ -341,6 +346,19 @@ def test_a_second_time_and_guidance_change_nothing_until_they_are_learned(name):
         mapped(x, 400, duration=torch.zeros(3))
 
 
+@pytest.mark.parametrize("name", ["small", "small-adm"])
+def test_a_network_that_is_smooth_in_time_hardly_changes_within_a_thousandth(name):
+    changes = []
+    for smooth in (False, True):
+        torch.manual_seed(0)
+        network = build_model(name, **SMALL, smooth_time=smooth)
+        if name == "small":
+            torch.nn.init.normal_(network.conv_out.weight)
+        x = torch.randn(2, 1, 8, 8)
+        changes.append((network(x, 501.0).sample - network(x, 500.0).sample).abs().mean().item())
+    assert changes[1] < changes[0] / 20
+
+
 def calls_of(guidance_scale, scheduler=None, **options):
     """(batch size, guidance) of every network call for two guided images in two steps."""
     torch.manual_seed(0)
@@ -373,6 +391,9 @@ def test_guidance_that_was_not_learned_takes_the_null_condition_as_well(scale, o
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
+
+
+GUIDED = {"flow_map_guidance": 3.0, "guidance_scale": 2.0}
 
 
 def flow_map_run(tiny_run, **overrides):
@@ -410,9 +431,65 @@ def test_a_run_implies_its_path_and_says_it_in_its_recipe(tiny_run, tmp_path):
     assert vars(TrainingArguments.from_recipe(recipe)) == vars(arguments)
 
 
+@pytest.mark.parametrize("derivative", ["finite_difference", "jvp"])
+def test_a_resumed_run_ends_with_the_same_weights(tiny_run, tmp_path, derivative):
+    settings = {
+        "condition": "class",
+        "flow_map_derivative": derivative,
+        "mixed_precision": "bf16",
+        "channels_last": True,
+        "gradient_accumulation_steps": 2,
+        "max_train_steps": 4,
+        **GUIDED,
+    }
+    train(flow_map_run(tiny_run, **settings))
+    half = flow_map_run(tiny_run, **settings, output_dir=str(tmp_path / "half"))
+    train(half, callbacks=[StopAt(2)])
+    half.resume_from_checkpoint = "latest"
+    train(half)
+    for name in ("ema.safetensors", "model.safetensors"):
+        whole, resumed = (load_file(tmp_path / run / "checkpoint-4" / name) for run in ("run", "half"))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
+    fresh = Trainer(flow_map_run(tiny_run, condition="class", output_dir=str(tmp_path / "fresh"), **GUIDED)).network
+    learned = [key for key, value in fresh.state_dict().items() if not torch.equal(value, whole[key])]
+    assert {"duration_embedding.linear2.weight", "guidance_embedding.linear2.weight", "stem.weight"} <= set(learned)
+
+
+def train_alone(rank, arguments):
+    torch.set_num_threads(1)
+    train(arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("derivative", ["finite_difference", "jvp"])
+def test_two_processes_follow_one_of_the_same_global_batch(tiny_run, tmp_path, derivative):
+    settings = {"condition": "class", "flow_map_derivative": derivative, "logging_steps": 1, **GUIDED}
+    train(one := flow_map_run(tiny_run, train_batch_size=16, **settings))
+    two = flow_map_run(tiny_run, train_batch_size=8, **settings, output_dir=str(tmp_path / "two"))
+    assert run_processes(2, train_alone, two) == 0
+    first, second = (load_file(Path(a.output_dir, "checkpoint-6", "model.safetensors")) for a in (one, two))
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, atol=1e-4, rtol=1e-3)
+
+
+def test_a_run_starts_from_a_network_trained_by_flow_matching(tiny_run, tmp_path):
+    flow = {"schedule": "rectified_flow", "prediction_type": "flow", "sampler": "ode-euler", "condition": "class"}
+    trained = train(tiny_run(**flow, output_dir=str(tmp_path / "flow")))
+    start = Trainer(
+        flow_map_run(tiny_run, init_from=str(tmp_path / "flow"), model_options=None, condition="class", **GUIDED)
+    ).network
+    assert (start.config.second_time, start.config.max_guidance, start.config.smooth_time) == (True, 3.0, False)
+    x = torch.randn(2, 1, 28, 28, generator=generator())
+    labels = {"class_labels": torch.tensor([3, 10])}
+    expected = trained.unet(x, 300.0, **labels).sample
+    torch.testing.assert_close(start(x, 300.0, duration=200.0, guidance=2.0, **labels).sample, expected)
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
+        ({"init_from": "nowhere"}, "init_from 'nowhere' is neither a folder nor a name on the Hub"),
         ({"schedule": "cosine"}, "objective flow_map needs schedule rectified_flow, got cosine"),
         ({"sampler": "ddim"}, "objective flow_map needs sampler flow-map, got ddim"),
         ({"timestep_sampling": "importance"}, "timestep_sampling importance belongs to the objective diffusion"),
@@ -426,6 +503,6 @@ def test_a_run_implies_its_path_and_says_it_in_its_recipe(tiny_run, tmp_path):
     ],
 )
 def test_what_does_not_fit_a_flow_map_is_one_sentence(tiny_run, overrides, sentence):
-    with pytest.raises(ValueError, match=sentence) as caught:
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence) as caught:
         Trainer(flow_map_run(tiny_run, **overrides))
     assert "\n" not in str(caught.value)

@@ -25,6 +25,7 @@ from ..autoencoding import TrainableAutoencoder
 from ..conditioning import Conditioning
 from ..latents import vae_of
 from ..weights import uncompiled
+from .start import network_started_from
 
 DEFAULT_AUTOENCODER = "ae-4x"
 
@@ -140,7 +141,9 @@ def _make_model(args: TrainingArguments, data: TrainingData, entries: Mapping[st
     size = data.size[0] if len(set(data.size)) == 1 else tuple(data.size)
     options = _combined(entries, json_option("model_options", args.model_options))
     shape = {"in_channels": channels, "out_channels": outputs, "sample_size": size}
-    if args.model_config_name_or_path is not None:
+    if args.init_from is not None:
+        model = network_started_from(args.init_from, {"sample_size": size, **options})
+    elif args.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(args.model_config_name_or_path)
         model = _from_config({"_class_name": "UNet2DModel", **config}, {"sample_size": size, **options})
     elif is_name_of_object(args.model):

@@ -38,6 +38,7 @@ ADVERSARIAL = Need(lambda a: a.adversarial_weight > 0, "adversarial_weight is 0"
 RECONSTRUCTS = Need(lambda a: a.task == "autoencoder" or a.vae is not None, "there is no autoencoder", ("task", "vae"))
 LATENTS = given("vae")
 CONDITIONAL = given("condition")
+NO_START = not_given("init_from", contradiction=True)
 MODEL_BY_NAME = not_given("model_config_name_or_path", contradiction=True)
 
 # --- noise path and objective -----------------------------------------------------------------------------------------

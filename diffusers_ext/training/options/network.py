@@ -15,13 +15,25 @@ class NetworkOptions:
         "small",
         "Preset name, configuration file or folder, `unet2d` (diffusers' UNet2DModel), or a class of your own as "
         "`path/to/file.py:Class`.",
-        needs=needs.MODEL_BY_NAME,
+        needs=(needs.MODEL_BY_NAME, needs.NO_START),
         short=True,
         on_resume=REFUSED,
         replaced_by="model",
     )
     model_config_name_or_path: str | None = groups.model(
-        None, "Configuration of a diffusers UNet2DModel to train.", on_resume=FREE, replaced_by="model"
+        None,
+        "Configuration of a diffusers UNet2DModel to train.",
+        needs=needs.NO_START,
+        on_resume=FREE,
+        replaced_by="model",
+    )
+    init_from: str | None = groups.model(
+        None,
+        "Folder of a run, or a pipeline's name on the Hub: start with its network, architecture and weights, such as a "
+        "flow map with a network trained by flow matching.",
+        needs=needs.GENERATION,
+        on_resume=FREE,
+        replaced_by="model",
     )
     model_options: str | None = groups.model(
         None, 'JSON with entries of the model\'s configuration, {"dropout": 0.1}, say.', json=True, replaced_by="model"

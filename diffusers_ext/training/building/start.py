@@ -1,0 +1,69 @@
+"""`--init_from`: a network that starts with the architecture and the weights of a trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+
+from ..atomic import one_line
+
+
+def network_started_from(name: str, entries: Mapping[str, Any]) -> Any:
+    """A network like the one of a saved pipeline, with its weights, and with other entries in its configuration.
+
+    An input that the trained network lacks starts without an effect where its last layer starts at zero, as a second
+    time, a scale of guidance and classes do.
+
+    Args:
+        name: the folder of a run or of a network, or a pipeline's name on the Hub.
+        entries: of the configuration.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence on a network that can't be loaded, or weights that don't fit.
+    """
+    source = _loaded(name)
+    config = {key: value for key, value in source.config.items() if not key.startswith("_")}
+    try:
+        network: Any = type(source).from_config({**config, **entries})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"init_from '{name}': its network can't be built for this run: {one_line(error)}") from error
+    own, weights = network.state_dict(), source.state_dict()
+    left = sorted(weights.keys() - own.keys())
+    if left:
+        raise ValueError(f"init_from '{name}': its network takes what this run has not; '{left[0]}' is left over.")
+    for key, value in weights.items():
+        if value.shape != own[key].shape:
+            had, needed = tuple(value.shape), tuple(own[key].shape)
+            raise ValueError(f"init_from '{name}': '{key}' has shape {had}, but this run needs {needed}.")
+    network.load_state_dict(weights, strict=False)
+    if "class_embedding.weight" in own.keys() - weights.keys():
+        torch.nn.init.zeros_(network.class_embedding.weight)
+    return network
+
+
+def _loaded(name: str) -> Any:
+    folder = Path(name)
+    if not folder.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"init_from '{name}' is neither a folder nor a name on the Hub, 'user/name'.")
+    inside = {} if (folder / "config.json").is_file() else {"subfolder": "unet"}
+    if folder.is_dir() and not (folder / inside.get("subfolder", "") / "config.json").is_file():
+        raise FileNotFoundError(
+            f"init_from '{name}' has no network: neither config.json nor unet/config.json is there."
+        )
+    try:
+        config: Any = diffusers.UNet2DModel.load_config(name, **inside)
+        model_class: Any = getattr(diffusers, str(config.get("_class_name")), None)
+        if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
+            raise ValueError(f"its class {config.get('_class_name')!r} is not one of diffusers or of this package")
+        options: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True, **inside}
+        network, found = model_class.from_pretrained(name, **options)
+        if found["missing_keys"]:
+            raise ValueError(f"its file has no weights '{found['missing_keys'][0]}'")
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"init_from '{name}' could not be loaded: {one_line(error)[:300]}") from error
+    return network
