@@ -49,6 +49,17 @@ def test_a_guided_model_draws_every_class_when_none_is_named(here, capsys):
     assert main(["sample", "guided", "--num_images", "6", "--class_labels", "1", "--output", "one.png"]) == 0
 
 
+def test_what_a_run_left_at_its_default_holds_for_its_samples(here, capsys):
+    """A run's file omits defaults: its sampler ddpm takes ddpm's options, and all of its timesteps are visited."""
+    save_tiny(here / "outputs" / "ddpm", "resolution: 28\n")
+    flags = ["--num_images", "1", "--gamma", "sigmoid_decay", "--variance_type", "fixed_large", "--gif", "r.gif"]
+    assert main(["sample", "ddpm", *flags]) == 0, capsys.readouterr().err
+    with Image.open("r.gif") as gif:
+        assert gif.n_frames == 20
+    assert main(["sample", "ddpm", "--eta", "0.5"]) == 1
+    assert "eta has no effect on sampler 'ddpm'" in capsys.readouterr().err
+
+
 def test_gifs_take_frames_and_fps(here):
     save_tiny(here / "model")
     flags = ["--num_inference_steps", "8", "--num_images", "1", "--gif", "r.gif", "--frames", "4", "--fps", "5"]

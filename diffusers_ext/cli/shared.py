@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from tqdm.auto import tqdm
 
-from ..settings import SettingsError, read_recipe
+from ..settings import SettingsError, read_recipe, settings_of
 from ..settings.recipes import recipe_names
 
 if TYPE_CHECKING:
@@ -122,12 +122,17 @@ def run_folder(model: str) -> str:
 
 
 def settings_of_run(folder: str) -> dict[str, Any]:
-    """The settings in a run's `recipe.yaml` as they are written there; none when there is no such file."""
+    """The settings of a run by its `recipe.yaml`, defaults included; none when there is no such file."""
     file = Path(folder) / "recipe.yaml"
     try:
-        return read_recipe(file).settings if file.is_file() else {}
+        written = read_recipe(file).settings if file.is_file() else None
     except SettingsError:  # somebody else's file of that name
+        written = None
+    if written is None:
         return {}
+    from ..training import TrainingArguments
+
+    return {name: setting.default for name, setting in settings_of(TrainingArguments).items()} | written
 
 
 def load_checkpoint(path: str, device: str | None, dtype: str = "float32", architecture: str | None = None) -> Any:
