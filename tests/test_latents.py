@@ -425,6 +425,45 @@ def test_a_network_of_diffusers_and_a_latent_run_give_what_its_own_latent_pipeli
     np.testing.assert_allclose(mine, theirs.images, atol=1e-5)
 
 
+@pytest.mark.parametrize("made", ["super_resolution_2", "inpainting"])
+def test_a_latent_run_on_a_condition_image_samples_for_an_image_in_pixels(latent_run, tmp_path, made):
+    network = {"base_channels": 8, "channel_multipliers": [1, 2], "norm_num_groups": 4, "patch_size": 1}
+    arguments = latent_run(
+        model="small-adm",
+        model_options=json.dumps({**network, "attention_resolutions": []}),
+        condition="image",
+        image_condition=made,
+        condition_dropout=0.0,
+        max_train_steps=2,
+    )
+    train(arguments)
+    pipeline = DiffusionPipeline.from_pretrained(arguments.output_dir)
+    pipeline.set_progress_bar_config(disable=True)
+    side = 14 if made == "super_resolution_2" else 28
+    given = {"image": Image.new("L", (side, side), "grey")}
+    if made == "inpainting":
+        given["mask_image"] = Image.new("L", (28, 28), "white")
+    result = pipeline(**given, num_inference_steps=2, output_type="np").images
+    assert result.shape == (1, 28, 28, 1)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f'Image.new("L", ({side}, {side}), "grey")' in card
+    with pytest.raises(ValueError, match="image"):
+        pipeline(image=Image.new("L", (7, 7)), num_inference_steps=2)
+
+
+def test_the_condition_of_a_latent_is_made_from_the_view_that_was_encoded(vae_folder, tmp_path):
+    images = load_image_data(split="train[:8]")
+    encoder = LatentEncoder(vae_folder, "cpu", str(tmp_path / "cache"), mirror=True)
+    data = encoder(images)
+    data.gives_images = True
+    batch = data.__getitems__([(index, epoch) for index in range(8) for epoch in range(4)])
+    means = LatentSpace(encoder.vae).encode(batch["images"])
+    noise = (batch["samples"] - means[0]) / means[1]
+    assert noise.abs().max() < 5  # the drawn latent belongs to this image, mirrored or not
+    mirrored = (batch["images"] != images.__getitems__(batch["index"])["samples"]).flatten(1).any(1)
+    assert 0 < mirrored.sum() < len(mirrored)
+
+
 # --- what can go wrong ------------------------------------------------------------------------------------------------
 
 
@@ -489,7 +528,6 @@ def test_a_pipeline_refuses_a_vae_of_other_channels(vae_folder):
         ({"task": "autoencoder", "condition": "class"}, "leave condition out"),
         ({"vae": "folder", "streaming": True, "dataset_name": "x", "max_train_steps": 1}, "a stream has no end"),
         ({"vae": "folder", "dequantize": True}, "latents have none"),
-        ({"vae": "folder", "condition": "image"}, "condition image can't be used with vae"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, message):

@@ -1,6 +1,7 @@
 """Images as a condition: another image beside each sample, from a column or made from the sample itself.
 
-Of signals, it is another signal: one of narrower bandwidth, or one with a gap.
+Of signals, it is another signal: one of narrower bandwidth, or one with a gap. Beside latents it is an image too, whose
+pixels are folded into channels of the latents' size.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from .base import Batch, Condition, NetworkArguments, PythonCode, config_entry, setting, spread
 from .image_transforms import IMAGE_TRANSFORMS, ImageTransform, image_transform
@@ -25,7 +27,8 @@ class ImageCondition(Condition):
         image_condition: how they are made, one of `FROM_TARGET`.
 
     Attributes:
-        transform: what makes the condition, after `prepare` or in `for_pipeline`.
+        transform: what makes the condition, after `prepare`.
+        factor: pixels along one side for each entry of a latent; 1 without a vae.
 
     Raises:
         ValueError: for an unknown `image_condition`.
@@ -59,6 +62,8 @@ class ImageCondition(Condition):
     }
 
     transform: ImageTransform
+    factor: int = 1
+    image_channels: Any = None  # of the images to generate, in a pipeline
 
     @staticmethod
     def check_settings(arguments: Any) -> None:
@@ -81,19 +86,30 @@ class ImageCondition(Condition):
             raise ValueError(
                 "condition image takes signals frame by frame, which normalization spectral mixes; use standardize."
             )
-        source = data if data.companion is None else data.companion
+        images = self._images(data)
+        self.factor = images.size[0] // data.size[0]
+        source = images if images.companion is None else images.companion
         self.transform = image_transform(self.image_condition, source.channels)
-        if data.companion is None:
-            self.transform.from_target(data[0]["samples"][None])  # fails now rather than at the first step
+        if images.companion is None:
+            self.transform.from_target(images[0]["samples"][None])  # fails now rather than at the first step
+
+    @staticmethod
+    def _images(data: Any) -> Any:
+        """The images of the data: those behind latents, which come with the latents from now on."""
+        if not hasattr(data, "gives_images"):
+            return data
+        data.gives_images = True
+        return data.images
 
     @property
     def model_entries(self) -> dict[str, Any]:
-        return {"condition_channels": self.transform.channels}
+        return {"condition_channels": self.transform.channels * self.factor**2}
 
     def adopt(self, held_out: Any) -> None:
-        if held_out.companion is not None and held_out.companion.channels != self.transform.channels:
+        companion = self._images(held_out).companion
+        if companion is not None and companion.channels != self.transform.channels:
             raise ValueError(
-                f"condition_image_column has images of {held_out.companion.channels} channels in the validation split, "
+                f"condition_image_column has images of {companion.channels} channels in the validation split, "
                 f"and of {self.transform.channels} in the training split; set --channels."
             )
 
@@ -103,16 +119,20 @@ class ImageCondition(Condition):
         if "condition" in batch:
             condition = batch["condition"]
         else:  # random parts are drawn for the samples before them in the global batch too
-            images = batch["samples"]
+            images = batch.get("images", batch["samples"])
             earlier = images.new_zeros(before, *images.shape[1:])
             condition = self.transform.from_target(torch.cat([earlier, images]), generator)[before:]
+        condition = self._folded(condition)
         return {"image_condition": condition * ~dropped.to(condition.device).reshape(-1, *[1] * (condition.ndim - 1))}
+
+    def _folded(self, condition: torch.Tensor) -> torch.Tensor:
+        return condition if self.factor == 1 else F.pixel_unshuffle(condition, self.factor)
 
     def pipeline_parts(self, network: Any) -> dict[str, Any]:
         return {"condition": self.transform.name}
 
     def examples(self, data: Any, count: int, generator: torch.Generator) -> dict[str, Any]:
-        batch = data.__getitems__(spread(len(data), count))
+        batch = self._images(data).__getitems__(spread(len(data), count))
         given = self.transform.user_input(batch.get("condition", batch["samples"]), generator)
         if getattr(data, "normalization", None) is not None:  # a pipeline takes signals in the units of the data
             given["image"] = data.normalization.undo(given["image"])
@@ -121,7 +141,10 @@ class ImageCondition(Condition):
     @classmethod
     def for_pipeline(cls, pipeline: Any) -> ImageCondition:
         condition = cls(image_condition=pipeline.config.condition)
-        condition.unet = pipeline.unet
+        condition.unet, condition.image_channels = pipeline.unet, config_entry(pipeline.unet, "in_channels")
+        if getattr(pipeline, "vae", None) is not None:
+            condition.factor = pipeline.vae_scale_factor
+            condition.image_channels = config_entry(pipeline.vae, "in_channels") or 3
         return condition
 
     def check(self, values: Mapping[str, Any]) -> None:
@@ -133,15 +156,17 @@ class ImageCondition(Condition):
         return "the network takes no image (condition_channels is 0)"
 
     def read(self, argument: str, values: Mapping[str, Any], size: Size) -> torch.Tensor:
-        channels = config_entry(self.unet, "condition_channels")
+        channels = config_entry(self.unet, "condition_channels") // self.factor**2
         as_it_is = self.image_condition in (None, "image")
-        transform = image_transform(self.image_condition, channels if as_it_is else self.unet.config.in_channels)
+        transform = image_transform(self.image_condition, channels if as_it_is else self.image_channels)
         if transform.channels != channels:
             raise ValueError(
                 f"The condition '{self.image_condition}' has {transform.channels} channels, but the network takes "
                 f"{channels} (condition_channels)."
             )
-        return transform.from_user(values["image"], values.get("mask_image"), size).to(self.unet.dtype)
+        pixels = tuple(side * self.factor for side in size)
+        condition = transform.from_user(values["image"], values.get("mask_image"), pixels)
+        return self._folded(condition).to(self.unet.dtype)
 
     def encode(self, entries: torch.Tensor, count: int, device: torch.device) -> NetworkArguments:
         return {"image_condition": entries.to(device).expand(count, *entries.shape[1:])}
@@ -166,10 +191,20 @@ class ImageCondition(Condition):
 def _blank(network: Mapping[str, Any], index: Mapping[str, Any], mask: bool = False) -> PythonCode:
     """A plain image in the size and mode that the network's condition takes, as Python."""
     size = network.get("sample_size") or 0
-    height, width = map(int, size if isinstance(size, list | tuple) else (size, size))
     condition = index.get("condition") or ""
-    name, _, factor = condition.rpartition("_")
+    channels, factor = _unfolded(condition, int(network.get("condition_channels") or 0))
+    height, width = (int(side) * factor for side in (size if isinstance(size, list | tuple) else (size, size)))
+    name, _, reduction = condition.rpartition("_")
     if name == "super_resolution":
-        height, width = height // int(factor), width // int(factor)
-    grey = mask or condition == "colorization" or network.get("in_channels") == 1
+        height, width = height // int(reduction), width // int(reduction)
+    grey = mask or condition == "colorization" or channels == 1
     return PythonCode(f'Image.new("{"L" if grey else "RGB"}", ({width}, {height}), "{"white" if mask else "grey"}")')
+
+
+def _unfolded(condition: str, condition_channels: int) -> tuple[int, int]:
+    """(channels of the images to generate, factor) of a network's `condition_channels`; only one pair gives them."""
+    for channels in (3,) if condition == "colorization" else (1, 3):
+        for factor in (1, 2, 4, 8, 16, 32):
+            if image_transform(condition or None, channels).channels * factor**2 == condition_channels:
+                return channels, factor
+    return 3, 1

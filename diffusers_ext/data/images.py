@@ -119,6 +119,12 @@ def image_data(source: ExampleSource, options: ImageOptions, title: str) -> Exam
     )
 
 
+def indices_and_epochs(keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray]:
+    """The two parts of the keys of a batch, int64 (B,) each; indices alone are of epoch 0."""
+    pairs = np.asarray(keys, dtype=np.int64).reshape(len(keys), -1)
+    return pairs[:, 0], pairs[:, 1] if pairs.shape[1] > 1 else np.zeros(len(pairs), dtype=np.int64)
+
+
 class ExampleData(torch.utils.data.Dataset):
     """Numbered examples with their labels, read in batches by keys (index, epoch). Follows `TrainingData`.
 
@@ -175,8 +181,7 @@ class ExampleData(torch.utils.data.Dataset):
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """A batch by its keys (index, epoch), or by indices alone (epoch 0); see `TrainingData`."""
-        pairs = np.asarray(keys, dtype=np.int64).reshape(len(keys), -1)
-        indices, epochs = pairs[:, 0], pairs[:, 1] if pairs.shape[1] > 1 else np.zeros(len(pairs), dtype=np.int64)
+        indices, epochs = indices_and_epochs(keys)
         arrays, used, beside = self._rows(indices, epochs)
         batch = {"samples": self._prepared(arrays, epochs, indices), "index": torch.from_numpy(used)}
         if self.labels is not None:

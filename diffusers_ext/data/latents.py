@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .base import Batch, TrainingData
-from .images import ExampleData
+from .base import Batch, Key, TrainingData
+from .images import ExampleData, indices_and_epochs
 from .randomness import CROP, FLIP, LATENT, counter_hash, uniforms
 from .transforms import Arrays
 
@@ -94,6 +94,15 @@ class LatentExamples:
         """Changes with the autoencoder and with the pixels that it encoded."""
         return f"{self._key} {self._images.fingerprint()}".encode()
 
+    def images_of(self, indices: np.ndarray, epochs: np.ndarray) -> dict[str, torch.Tensor]:
+        """The images whose latents `read` gives, as "images", and those of the companion, if any, as "condition"."""
+        views = self._views(epochs, indices)
+        crops, mirrored = np.divmod(views, 2) if self._options.mirror else (views, np.zeros_like(views))
+        batch = self._images.__getitems__(list(zip(indices.tolist(), crops.tolist())))
+        chosen = torch.from_numpy(mirrored.astype(bool))[:, None, None, None]
+        names = {"samples": "images", "condition": "condition"}
+        return {names[key]: torch.where(chosen, x.flip(-1), x) for key, x in batch.items() if key in names}
+
     def _views(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Which version of each image is drawn, int64 (B,)."""
         options = self._options
@@ -119,7 +128,10 @@ class LatentData(ExampleData):
     Attributes:
         images: the same.
         vae: the autoencoder.
+        gives_images: whether batches hold the images themselves too, as "images", and those beside them as "condition".
     """
+
+    gives_images = False
 
     def __init__(
         self,
@@ -141,6 +153,11 @@ class LatentData(ExampleData):
         self.images, (self.vae, name) = images, autoencoder
         shape = "x".join(map(str, (self.channels, *self.size)))
         self.description = f"{images.description}; encoded by '{name}' to latents of {shape}, {self._latents.where}"
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """A batch of latents; see `TrainingData`."""
+        batch = super().__getitems__(keys)
+        return {**batch, **self._latents.images_of(*indices_and_epochs(keys))} if self.gives_images else batch
 
     def number_classes_as(self, names: Sequence[str]) -> None:
         """Give each class the number that its name has in `names`, here and in the images."""

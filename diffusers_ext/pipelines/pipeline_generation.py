@@ -105,6 +105,11 @@ class GenerationPipeline(DiffusionPipeline):
             id2label=_checked_names(id2label), condition=condition, conditions=_checked_conditions(conditions)
         )
 
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels along one side for each entry of the network's sample: 1 without a vae."""
+        return 1 if self.vae is None else LatentSpace(self.vae).factor
+
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
         """A pipeline of the components of another; any network will do, where diffusers looks for its exact type."""

@@ -131,11 +131,6 @@ class TrainingArguments(
             raise ValueError("vae encodes all images before the first step, and a stream has no end; leave one out.")
         if self.vae is not None and self.dequantize:
             raise ValueError("dequantize is for images of 256 levels, and latents have none; leave it out, or vae.")
-        if self.vae is not None and self.condition == "image":
-            raise ValueError(
-                "A condition image can't be used with vae yet; train on pixels, or choose a condition "
-                f"of {', '.join(name for name in CONDITIONS if name != 'image')}."
-            )
 
     def _check_condition(self, condition: Any) -> None:
         if self.label_free_epochs >= self.num_epochs:
