@@ -112,11 +112,32 @@ def gaussian_law(
         )
         inputs += drawn
     design = torch.cat(inputs, 1)
-    response = torch.linalg.lstsq(design, x.double()).solution
+    response = _least_squares(design, x.double())
     residual = (design @ response - x).abs().max().item()
     if not residual <= 1e-4 * max(1.0, x.abs().max().item()):
         raise ValueError(f"{type(scheduler).__name__} is not affine in its start and its noise.")
     return response[0].item(), response[1:].norm().item()
+
+
+def _least_squares(design: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The solution of `design @ solution = values` in the least squares, by conjugate gradients.
+
+    A matrix of normal numbers with four times as many rows as columns has a condition number of 3. Some 40 iterations
+    then replace a factorization, whose work grows with the cube of the columns.
+    """
+    solution = torch.zeros(design.shape[1], 1, dtype=design.dtype)
+    gradient = direction = design.mT @ values
+    first = left = gradient.square().sum()
+    for _ in range(10 * len(solution)):
+        if not left > 1e-26 * first:
+            break
+        moved = design @ direction
+        length = left / moved.square().sum()
+        solution = solution + length * direction
+        gradient = gradient - length * (design.mT @ moved)
+        before, left = left, gradient.square().sum()
+        direction = gradient + left / before * direction
+    return solution
 
 
 def starting_law(scheduler: Any) -> tuple[float, float]:
