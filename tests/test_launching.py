@@ -1,12 +1,13 @@
 """What Accelerate's launcher asked for and did not start is said, and nothing is started in its place."""
 
+import json
 import logging
-import subprocess
-import sys
+import os
 
 import pytest
-from conftest import ROOT
+from accelerate.commands.launch import launch_command, launch_command_parser
 
+from diffusers_ext.cli.train import run_script
 from diffusers_ext.training.launching import check_launcher
 
 LAUNCHER = ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
@@ -25,18 +26,16 @@ def launched(monkeypatch):
     return set_variables
 
 
-def test_processes_that_were_not_started_are_refused(environment, tmp_path):
-    command = [
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes=2",
-        str(ROOT / "train" / "train_unconditional.py"),
-    ]
-    command += ["--output_dir", str(tmp_path / "run")]
-    ran = subprocess.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True)
-    assert ran.returncode != 0
-    assert "error: accelerate launch starts one process on CPUs" in ran.stderr
-    assert "torchrun --nproc_per_node N" in ran.stderr
+def test_processes_that_were_not_started_are_refused(launched, tmp_path, capsys):
+    """In the environment that the launcher gives to its one process."""
+    script, told = tmp_path / "script.py", tmp_path / "told.json"
+    script.write_text("import json, os, sys\njson.dump(dict(os.environ), open(sys.argv[1], 'w'))\n")
+    launch_command(launch_command_parser().parse_args(["--cpu", "--num_processes=2", str(script), str(told)]))
+    launched(**{name: value for name, value in json.loads(told.read_text()).items() if os.environ.get(name) != value})
+    assert run_script(["--output_dir", str(tmp_path / "run"), "--logger", "none"]) == 1
+    shown = capsys.readouterr().err
+    assert "error: accelerate launch starts one process on CPUs" in shown
+    assert "torchrun --nproc_per_node N" in shown
     assert not (tmp_path / "run").exists()
 
 
