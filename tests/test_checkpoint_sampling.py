@@ -91,6 +91,15 @@ def test_checkpoints_of_a_run_side_by_side(tiny_run, here, capsys):
     assert "holds no checkpoint-N" in capsys.readouterr().err
 
 
+def test_a_run_that_has_not_ended_is_named_by_its_recipe(tiny_run, here, capsys):
+    train(tiny_run(output_dir="outputs/ddpm", max_train_steps=4))
+    (here / "outputs" / "ddpm" / "model_index.json").unlink()
+    assert main(["compare", "--model", "ddpm", "--checkpoints", "--lengths", "2"]) == 0
+    assert "2 rows" in capsys.readouterr().out
+    assert main(["sample", "ddpm"]) == 1
+    assert "sampled by --checkpoint outputs/ddpm/checkpoint-4" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_project_is_sampled_directly(here, capsys):
     torch.manual_seed(0)
     torch.save(RefAnnotated(8, (1, 2), 1).state_dict(), "theirs.pt")

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..settings import SettingsError, read_recipe, settings_of
 from ..settings.recipes import recipe_names
+from ..training.checkpoint import list_checkpoints
 
 if TYPE_CHECKING:
     from ..evaluation.classifier import ImageClassifier
@@ -116,7 +117,7 @@ def run_folder(model: str) -> str:
     if model not in recipe_names() or Path(model).exists():
         return model
     folder = str(read_recipe(model).settings["output_dir"])
-    if not (Path(folder) / "model_index.json").is_file():
+    if not (Path(folder) / "model_index.json").is_file() and not list_checkpoints(Path(folder)):
         raise ValueError(f"There is no model in '{folder}' yet; train one with: diffusers-ext train {model}.")
     return folder
 
@@ -185,6 +186,9 @@ def check_folder(what: str, name: str, file: str, maker: str) -> None:
     path = Path(name)
     if path.is_dir():
         if not (path / file).is_file():
+            checkpoints = list_checkpoints(path)
+            if checkpoints:
+                maker = f"its run has not ended; its latest checkpoint is sampled by --checkpoint {checkpoints[-1]}"
             raise ValueError(f"'{name}' holds no {what}: {file} is missing; {maker}.")
         _check_json_files(path)
         return
