@@ -98,10 +98,11 @@ class Exam:
     def grade(self, sample: Sample) -> Grade:
         """Of all samples; of the first few, where these leave no hope."""
         began = time.perf_counter()
-        grade = self._grade(sample, min(SCREENING_SAMPLES, self.samples), began)
-        return grade if grade.accuracy < SCREENING_ACCURACY else self._grade(sample, self.samples, began)
+        grade = self.measure(sample, min(SCREENING_SAMPLES, self.samples), began)
+        return grade if grade.accuracy < SCREENING_ACCURACY else self.measure(sample, self.samples, began)
 
-    def _grade(self, sample: Sample, number: int, began: float) -> Grade:
+    def measure(self, sample: Sample, number: int, began: float) -> Grade:
+        """Of the first `number` samples; `began` is when their time began."""
         labels = self.labels[:number]
         with torch.random.fork_rng(), torch.no_grad(), torch.autocast("cpu", self.dtype, self.dtype != torch.float32):
             torch.manual_seed(0)

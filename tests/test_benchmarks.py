@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import flow_maps
 import peers
 import pytest
 import sampling_steps
@@ -148,3 +149,16 @@ def test_make_bench_runs_every_part_and_fails_when_one_of_them_did(tmp_path, sta
         *told,
     ]
     assert (run.returncode != 0) == fails
+
+
+def test_flow_maps_says_which_targets_are_met(capsys):
+    of_map = {"steps": 100, "seconds": 20.0, "batch": 32, "measures": [(0.96, 0.3, 0.1), (0.97, 0.2, 0.1)]}
+    of_flow = {"steps": 200, "seconds": 20.0, "batch": 32, "measures": [(0.5, 2.0, 0.1), (0.99, 0.1, 0.1)]}
+    rows = {"flow map": [of_map, of_map], "flow matching": [of_flow, of_flow]}
+    flow_maps.report(rows, {"flow map": [1, 2], "flow matching": [1, 25]}, 2.5)
+    shown = capsys.readouterr().out
+    assert "| flow map | 1 | 96.0 % | 0.300 | 3.0 | 0.300, 0.300 |" in shown
+    assert "flow matching: 100 ms a training step of 32 images; steps: 200, 200" in shown
+    assert "3.00 times the Frechet distance of 25: misses the target" in shown
+    assert "96.0 %: meets the target" in shown
+    assert "2.50 s: meets the target" in shown

@@ -61,7 +61,7 @@ def _loaded(name: str) -> Any:
         if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
             raise ValueError(f"its class {config.get('_class_name')!r} is not one of diffusers or of this package")
         options: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True, **inside}
-        network, found = model_class.from_pretrained(name, **options)
+        network, found = model_class.from_pretrained(name, **options)  # type: ignore[attr-defined]
         if found["missing_keys"]:
             raise ValueError(f"its file has no weights '{found['missing_keys'][0]}'")
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
