@@ -71,16 +71,18 @@ def test_gifs_take_frames_and_fps(here):
 
 @pytest.mark.parametrize("use_ema", [True, False])
 def test_a_checkpoint_of_an_unfinished_run_is_sampled(tiny_run, here, use_ema):
-    pipeline = train(tiny_run(output_dir="run", max_train_steps=4, use_ema=use_ema))
+    pipeline = train(tiny_run(output_dir="run", max_train_steps=4, use_ema=use_ema, ddpm_num_inference_steps=3))
     found = pipeline_of_checkpoint("run/checkpoint-4")
     weights, expected = found.unet.state_dict(), pipeline.unet.state_dict()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert found.scheduler.config["beta_schedule"] == pipeline.scheduler.config["beta_schedule"]
     earlier = pipeline_of_checkpoint("run/checkpoint-2").unet.state_dict()
     assert not all(torch.equal(earlier[name], expected[name]) for name in expected)
-    few = ["--num_inference_steps", "2", "--num_images", "2"]
+    few = ["--num_images", "2", "--gif", "early.gif"]
     assert main(["sample", "--checkpoint", "run/checkpoint-2", *few, "--output", "early.png"]) == 0
     assert (here / "early.png").is_file()
+    with Image.open("early.gif") as gif:
+        assert gif.n_frames == 3  # as many steps as the run's previews have
 
 
 def test_checkpoints_of_a_run_side_by_side(tiny_run, here, capsys):

@@ -71,7 +71,7 @@ class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
 
 def sample(arguments: SampleArguments) -> None:
     """Write a grid of samples, and a GIF of how they came about when asked."""
-    arguments.check_sampler(arguments.model)
+    arguments.check_sampler(arguments.model or arguments.checkpoint)
     pipeline = _loaded(arguments)
     arguments.put_sampler_into(pipeline)
     conditions, shared, columns = _conditions(arguments, pipeline)
@@ -106,8 +106,8 @@ def _loaded(arguments: SampleArguments) -> Any:
     if arguments.checkpoint is None and arguments.architecture is not None:
         raise ValueError("architecture has no effect without a --checkpoint.")
     if arguments.checkpoint is not None:
-        place = arguments.checkpoint, arguments.device
-        pipeline, recipe = load_checkpoint(*place, arguments.dtype, arguments.architecture), {}
+        recipe, place = settings_of_run(arguments.checkpoint), (arguments.checkpoint, arguments.device)
+        pipeline = load_checkpoint(*place, arguments.dtype, arguments.architecture)
     else:
         folder = arguments.model or ""
         recipe = settings_of_run(folder)

@@ -123,14 +123,19 @@ def run_folder(model: str) -> str:
 
 
 def settings_of_run(folder: str) -> dict[str, Any]:
-    """The settings of a run by its `recipe.yaml`, defaults included; none when there is no such file."""
+    """The settings of a run by its `recipe.yaml`, defaults included, or those of sampling by a `checkpoint-N` folder.
+
+    There are none when the folder holds neither.
+    """
+    from ..training.unfinished import sampling_of_checkpoint
+
     file = Path(folder) / "recipe.yaml"
     try:
         written = read_recipe(file).settings if file.is_file() else None
     except SettingsError:  # somebody else's file of that name
         written = None
     if written is None:
-        return {}
+        return sampling_of_checkpoint(folder)
     from ..training import TrainingArguments
 
     return {name: setting.default for name, setting in settings_of(TrainingArguments).items()} | written

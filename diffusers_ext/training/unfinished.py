@@ -17,6 +17,8 @@ from .checkpoint import STATE, CheckpointError, verify
 
 _MODULES = ("models", "schedulers")
 _PARTS = ("id2label", "condition", "conditions")
+# Settings that say how a run samples, which samples of its checkpoints take up.
+SAMPLING = ("condition", "guidance_scale", "sampler", "ddpm_num_inference_steps")
 
 
 class PipelineDescription:
@@ -26,10 +28,14 @@ class PipelineDescription:
         pipeline_of: gives the pipeline around a network, without wrappers.
         network: that is trained.
         average: name of the checkpoint's part that is evaluated and saved in place of the raw weights, or None.
+        sampling: the run's settings of the names in `SAMPLING`.
     """
 
-    def __init__(self, pipeline_of: Callable[[Any], Any], network: Any, average: str | None):
+    def __init__(
+        self, pipeline_of: Callable[[Any], Any], network: Any, average: str | None, sampling: Mapping[str, Any]
+    ):
         self._pipeline_of, self._network, self._average = pipeline_of, network, average
+        self._sampling = sampling
 
     def state_dict(self) -> dict[str, Any]:
         """The configurations; empty for a pipeline that can't be built again from them."""
@@ -44,6 +50,7 @@ class PipelineDescription:
             "scheduler": _configuration(pipeline.scheduler),
             "parts": {name: pipeline.config[name] for name in _PARTS if pipeline.config.get(name) is not None},
             "average": self._average,
+            "sampling": dict(self._sampling),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -76,6 +83,14 @@ def pipeline_of_checkpoint(folder: str | Path) -> GenerationPipeline:
         weights |= load_file(folder / f"{description['average']}.safetensors")
     network.load_state_dict(weights)
     return GenerationPipeline(network.eval(), _built(description["scheduler"]), **description["parts"])
+
+
+def sampling_of_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """The settings of the names in `SAMPLING` that the run of a `checkpoint-N` has; none where they are not known."""
+    try:
+        return dict(json.loads(Path(folder, STATE).read_text(encoding="utf-8"))["pipeline"]["sampling"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _configuration(part: Any) -> Mapping[str, Any]:

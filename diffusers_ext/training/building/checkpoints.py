@@ -14,7 +14,7 @@ from ..precision import Mode
 from ..resume import RunDescription
 from ..run import Run
 from ..state import Stateful
-from ..unfinished import PipelineDescription
+from ..unfinished import SAMPLING, PipelineDescription
 from ..weights import AverageState, OptimizerState
 
 
@@ -33,7 +33,8 @@ def make_checkpoints(args: TrainingArguments, run: Run) -> Checkpoints:
     if isinstance(objective, Stateful):
         parts["objective"] = _Optional(objective)
     parts["batches"] = run.batches
-    parts["pipeline"] = PipelineDescription(run.ingredients.pipeline_of, network, saved)
+    sampling = {name: getattr(args, name) for name in SAMPLING}
+    parts["pipeline"] = PipelineDescription(run.ingredients.pipeline_of, network, saved, sampling)
     parts.update(run.callbacks.parts())
     return Checkpoints(
         run.folder.path,
