@@ -3,10 +3,10 @@
     python benchmarks/editing_table.py --model outputs/digits --classifier outputs/classifier \\
         --conditional outputs/digits-inpainting outputs/digits-super-resolution
 
-Prints a table: PSNR, the share of images that the classifier names right, seconds an image, and the memory that all
-images together take beyond what the process has before. Conditional models are those of `--condition image` with
-`--image_condition inpainting` and `super_resolution_4`. Mean and standard error are over seeds of the sampling noise,
-for the same images. Linux only.
+Prints a table: PSNR, the share of images that the classifier names right, seconds of processor time an image, and the
+memory that all images together take beyond what the process has before. Conditional models are those of `--condition
+image` with `--image_condition inpainting` and `super_resolution_4`. Mean and standard error are over seeds of the
+sampling noise, for the same images. Linux only.
 """
 
 from __future__ import annotations
@@ -53,11 +53,13 @@ def main() -> None:
     print("| task | method | PSNR, dB | named right, % | s an image | memory, MiB |")
     print("|---|---|---|---|---|---|", flush=True)
     for row in rows(images, arguments):
-        before, measured, began = resident("VmRSS", forget_peak=True), [], time.perf_counter()
+        if not any(part in row.method for part in arguments.methods):
+            continue
+        before, measured, began = resident("VmRSS", forget_peak=True), [], time.process_time()
         for seed in range(arguments.num_seeds if row.is_random else 1):
             found = row.restore(torch.Generator().manual_seed(seed)).float().clamp(0, 1)
             measured.append(_measures(found, images, labels, classifier))
-        seconds = (time.perf_counter() - began) / len(images) / len(measured)
+        seconds = (time.process_time() - began) / len(images) / len(measured)
         psnr, right = zip(*measured)
         named = "" if classifier is None else with_error(right, "{:.0f}", "{:.1f}")
         cost = f"{seconds:.2f} | {resident('VmHWM') - before:.0f}" if row.is_random else " | "
@@ -78,6 +80,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True)
     parser.add_argument("--classifier", help="none measures PSNR alone")
     parser.add_argument("--conditional", nargs="*", default=[], help="models trained for a task")
+    parser.add_argument("--methods", nargs="+", default=[""], help="parts of the names of the rows to measure")
     parser.add_argument("--dataset_name", help="the embedded digits if no data are given")
     parser.add_argument("--train_data_dir")
     parser.add_argument("--num_images", type=int, default=64)
@@ -123,8 +126,8 @@ def with_error(values: tuple[float, ...], form: str = "{:.2f}", error_form: str 
 
 def rows(images: Images, arguments: argparse.Namespace) -> Iterator[Row]:
     """The methods, task by task."""
-    editor = EditingPipeline(_loaded(arguments.model))
-    conditional = {pipeline.config.condition: pipeline for pipeline in map(_loaded, arguments.conditional)}
+    editor = EditingPipeline(loaded(arguments.model))
+    conditional = {pipeline.config.condition: pipeline for pipeline in map(loaded, arguments.conditional)}
     call = {"num_inference_steps": arguments.num_inference_steps, "output_type": "pt"}
     noise_std, size = arguments.noise_std, images.shape[-2:]
     mask = torch.zeros(size)
@@ -183,7 +186,8 @@ def rows(images: Images, arguments: argparse.Namespace) -> Iterator[Row]:
             yield Row(task, name, restore)
 
 
-def _loaded(model: str) -> Any:
+def loaded(model: str) -> Any:
+    """The pipeline in a folder, without a progress bar."""
     pipeline = DiffusionPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

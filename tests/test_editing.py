@@ -148,13 +148,20 @@ def test_pigdm_needs_the_right_sign_and_the_right_inverse():
     posterior = GAUSSIAN.posterior(MATRIX, [0.9], 1e-4)
     right = of_matrix(0.3 * MATRIX, (1, 2))
     wrong_sign = LinearOperator(right.forward, right.transpose, lambda y: -right.pseudo_inverse(y))
-    transposed = LinearOperator(right.forward, right.transpose, right.transpose)
+    swapped = LinearOperator(right.forward, right.transpose, lambda y: right.pseudo_inverse(y).flip(-1))
     errors = [
         moment_errors(restored(GAUSSIAN, ddim(), 0.27, 0.0, "pigdm", 300, operator=each, data_variance=0.09), posterior)
-        for each in (right, wrong_sign, transposed)
+        for each in (right, wrong_sign, swapped)
     ]
     assert errors[0][0] < 0.05
     assert not min(error[0] for error in errors[1:]) < 0.1
+
+
+@pytest.mark.parametrize("data_variance", [0.001, 10.0])
+def test_pigdm_corrects_a_wrong_data_variance(data_variance):
+    posterior = GAUSSIAN.posterior(MATRIX, [0.9], 1e-4)
+    found = restored(GAUSSIAN, ddim(), 0.9, 0.0, "pigdm", 500, steps=80, data_variance=data_variance)
+    assert max(moment_errors(found, posterior)) < 0.03
 
 
 def test_pigdm_without_an_inverse_solves_the_equation():

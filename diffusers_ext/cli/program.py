@@ -114,9 +114,9 @@ def run() -> int:
     return status
 
 
-def overview() -> str:
-    """The commands, a line each."""
-    lines = [f"  {name:18} {command.summary}" for name, command in COMMANDS.items()]
+def overview(group: str = "") -> str:
+    """The commands whose names begin with `group`, a line each."""
+    lines = [f"  {name:18} {command.summary}" for name, command in COMMANDS.items() if name.startswith(group)]
     return "\n".join(["usage: diffusers-ext COMMAND [--help] ...", "", *lines, "", "diffusers-ext --version"])
 
 
@@ -125,6 +125,11 @@ def _run(words: list[str]) -> None:
         print(", ".join(f"{name} {version}" for name, version in versions().items()))
         return
     name = next((" ".join(words[:count]) for count in (1, 2) if " ".join(words[:count]) in COMMANDS), None)
+    kinds = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if name is None and kinds:
+        if words[1:] and words[1] in ("-h", "--help"):
+            raise HelpRequested(overview(f"{words[0]} "))
+        raise SettingsError(f"{words[0]} takes one of {', '.join(kinds)}, got {' '.join(words[1:2]) or 'nothing'!r}.")
     if name is None:
         near = closest(" ".join(words[:2]), list(COMMANDS)) or closest(words[0], list(COMMANDS))
         raise SettingsError(f"Unknown command '{words[0]}'{near or '; diffusers-ext --help lists them.'}")
