@@ -46,10 +46,10 @@ class EndMovesAlong(FlowMapObjective):
         levels = self.sampler.num_levels
 
         def fixed(z, time, duration):
-            return net(z, time, duration=where * levels)
+            return net.module(z, time, where.repeat(2) * levels)
 
         where = duration
-        return super().derivative(fixed, z, t, duration, velocity)
+        return super().derivative(ConditionedNetwork(fixed), z, t, duration, velocity)
 
 
 class ConditionalTangent(FlowMapObjective):

@@ -6,6 +6,7 @@ arXiv:2505.13447, eq. 3 and 12), so that one step z_r = z_t - (t - r) * u(z_t, t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -156,10 +157,9 @@ class FlowMapObjective:
             some = net.part(moving)
             with torch.no_grad():
                 where = z[moving], t[moving], duration[moving]
-                velocity = self._velocity(some, where[0], where[1], torch.zeros_like(where[2])).to(z.dtype)
+                velocity, null = self._instantaneous(some, where[0], where[1], with_null=scales is not None)
                 if scales is not None:
-                    null = self._velocity(some, where[0], where[1], torch.zeros_like(where[2]), **some.null_conditions)
-                    change = _like(scales[moving] - 1, velocity) * (velocity - null.to(z.dtype))
+                    change = _like(scales[moving] - 1, velocity) * (velocity - null)
                     velocity, target = velocity + change, target.index_add(0, moving, change)
                     some = ConditionedNetwork(some.module, {**some.conditions, "guidance": scales[moving]})
                 derivative = self.derivative(some, *where, velocity)
@@ -190,6 +190,16 @@ class FlowMapObjective:
         output: torch.Tensor = net(z, t * levels, duration=duration * levels, **conditions)
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
+    def _instantaneous(
+        self, net: ConditionedNetwork, z: torch.Tensor, t: torch.Tensor, with_null: bool
+    ) -> Sequence[torch.Tensor]:
+        """(the velocity under the conditions, that under none or an empty tensor), in the dtype of z, by one call."""
+        if with_null:
+            conditions = {name: torch.cat([given, net.null_conditions[name]]) for name, given in net.conditions.items()}
+            net, z, t = ConditionedNetwork(net.module, conditions), torch.cat([z, z]), torch.cat([t, t])
+        velocities = self._velocity(net, z, t, torch.zeros_like(t)).to(z.dtype)
+        return velocities.chunk(2) if with_null else (velocities, velocities[:0])
+
     def derivative(
         self, net: Any, z: torch.Tensor, t: torch.Tensor, duration: torch.Tensor, velocity: torch.Tensor
     ) -> torch.Tensor:
@@ -200,9 +210,9 @@ class FlowMapObjective:
     def _difference(
         self, net: Any, z: torch.Tensor, t: torch.Tensor, duration: torch.Tensor, velocity: torch.Tensor
     ) -> torch.Tensor:
-        h = self.step
-        after = self._velocity(net, z + h * velocity, t + h, duration + h)
-        before = self._velocity(net, z - h * velocity, t - h, duration - h)
+        h, both = self.step, net.part(torch.arange(len(z), device=z.device).repeat(2))
+        around = [torch.cat([x + h * dx, x - h * dx]) for x, dx in ((z, velocity), (t, 1), (duration, 1))]
+        after, before = self._velocity(both, *around).chunk(2)
         return (after - before) / (2 * h)
 
     def _product(
