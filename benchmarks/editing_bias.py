@@ -39,8 +39,7 @@ def main() -> None:
         call = {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(0), "output_type": "pt"}
         operator = of_matrix(MATRIX, (1, 2))
         for name, method, options in (
-            ("PiGDM, data variance 0.3", "pigdm", {"data_variance": 0.3}),
-            ("PiGDM, data variance 1", "pigdm", {}),
+            ("PiGDM", "pigdm", {}),
             ("DPS, step size 0.1", "dps", {"step_size": 0.1}),
         ):
             found = editor.restore(y, operator, NOISE_STD, method, options=options, **call).audios

@@ -61,6 +61,7 @@ def test_debug_shows_the_traceback_too(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["edit", "fix"], "edit takes one of invert, interpolate, vary, inpaint, restore, got 'fix'."),
         (["smaple"], "Unknown command 'smaple'; did you mean sample?"),
         (["frobnicate"], "Unknown command 'frobnicate'; diffusers-ext --help lists them."),
         (["sample", "--foo", "1"], "Unknown flag --foo; --help-all lists all of them."),

@@ -378,6 +378,8 @@ def test_what_does_not_fit_is_one_sentence(digits, image):
         editor.restore(image, down_sampling(2), **few)
     with pytest.raises(ValueError, match="has no transpose, and PyTorch can't differentiate it"):
         editor.restore(image, lambda x: x.detach(), **few)
+    with pytest.raises(ValueError, match="'step_size' is no option of pigdm; it has data_variance"):
+        editor.restore(down_sampling(2)(image), down_sampling(2), options={"step_size": 1.0}, **few)
     with pytest.raises(ValueError, match="strength must be above 0"):
         editor.vary(image, 0.0, **few)
     with pytest.raises(ValueError, match="prompt was given, but the network takes no text"):

@@ -13,7 +13,7 @@ import torch
 from ..conditions import CONDITIONS
 from ..editing import EditingPipeline, LinearOperator, blur, down_sampling, grey, masking, random_projection
 from ..editing.inversion import SOLVERS
-from ..editing.pipeline import METHODS
+from ..editing.pipeline import METHODS, options_of
 from ..modalities import modality_of_pipeline
 from ..settings import make_settings_class, option
 from .edit_data import MASKS, edited_data, listed_files
@@ -120,7 +120,7 @@ class RestoreMeasuredArguments(MaskArguments):
         0.0, "Standard deviation of the noise, in units of the data; images lie in [0, 1].", at_least=0
     )
     step_size: float = option(1.0, "Of dps.", at_least=0)
-    data_variance: float = option(1.0, "Of the network's samples, for pigdm.", above=0)
+    data_variance: float = option(1.0, "Of the network's samples, which pigdm weighs against the noise.", above=0)
 
 
 class _Edit:
@@ -263,8 +263,7 @@ def edit_restore(arguments: RestoreMeasuredArguments) -> None:
     exact = operator(run.data)
     noise = torch.randn(exact.shape, generator=run.generator)
     measured = exact + arguments.noise_std * noise.to(exact)
-    names = {"pigdm": "data_variance", "dps": "step_size"}
-    options = {names[arguments.method]: getattr(arguments, names[arguments.method])}
+    options = {name: getattr(arguments, name) for name in options_of(arguments.method)}
     restored = run.editor.restore(
         measured,
         operator,

@@ -29,7 +29,7 @@ class PiGDMScheduler(PosteriorScheduler):
     (sigma_t^2 / alpha_t) * J of p(x0 | x_t) (Rozet et al. 2024, arXiv:2405.13712); it is 1 in the exact case.
 
     Args:
-        data_variance: v, of the network's samples, above 0; 1 in the paper.
+        data_variance: v, of the network's samples, above 0; 1 in the paper. Without noise it has next to no effect.
         others: of `PosteriorScheduler`.
 
     Raises:

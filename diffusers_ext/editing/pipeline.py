@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -227,6 +228,9 @@ class EditingPipeline:
         """
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+        for name in options or {}:
+            if name not in options_of(method):
+                raise ValueError(f"'{name}' is no option of {method}; it has {', '.join(options_of(method))}.")
         given, space, known = Call.of(call), space_of(self.pipeline), as_operator(operator)
         measurement = self._measured(measurement, known, shape)
         sample_shape = space.sample_shape((len(measurement), *self._data_shape(shape)))
@@ -291,6 +295,12 @@ class EditingPipeline:
         data = sample if output_type == "latent" else change(space.decode(sample))
         self.pipeline.maybe_free_model_hooks()
         return space.output(data, output_type, call.return_dict)
+
+
+def options_of(method: str) -> list[str]:
+    """Names of the options of a method of `restore`."""
+    parameters = inspect.signature(METHODS[method]).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def _as_generation_pipeline(model: Any, scheduler: Any) -> Any:
