@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,7 +63,8 @@ def test_pieces_on_two_processes_learn_what_copies_learn_and_resume_bit_for_bit(
     saved = [DiffusionPipeline.from_pretrained(arguments.output_dir).unet for arguments in (copies, pieces)]
     for (name, first), second in zip(saved[0].named_parameters(), saved[1].parameters()):
         assert torch.allclose(first, second, atol=1e-5), name
-    assert run_processes(2, train_pieces, half, 2, **environment) == 0
+    shutil.copytree(pieces.output_dir, half.output_dir)  # as a kill after the first checkpoint leaves it
+    shutil.rmtree(os.path.join(half.output_dir, "checkpoint-4"))
     half.resume_from_checkpoint = "latest"
     assert run_processes(2, train_pieces, half, 4, **environment) == 0
     for file in ("ema.safetensors", "validation.safetensors", "model.safetensors", "optimizer.safetensors"):
@@ -74,32 +76,28 @@ def test_pieces_on_two_processes_learn_what_copies_learn_and_resume_bit_for_bit(
 
 
 class FullDisk(TrainerCallback):
-    """Leaves no place for one file of the first checkpoint: a folder has its name."""
+    """Leaves no place for one file of each of the first checkpoints: a folder has its name."""
 
-    def __init__(self, folder, file):
-        self.place = Path(folder) / ".checkpoint-2.partial" / file
+    FILES = ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "trainer_state.json")
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 2 and int(os.environ["RANK"]) == 0:
-            self.place.mkdir(parents=True)
+        if state.global_step <= len(self.FILES) and int(os.environ["RANK"]) == 0:
+            partial = Path(args.output_dir) / f".checkpoint-{state.global_step}.partial"
+            (partial / self.FILES[state.global_step - 1]).mkdir(parents=True)
 
 
-def train_where_a_disk_is_full(rank, arguments, file):
-    """The first process can't write one file of its first checkpoint."""
+def train_where_a_disk_is_full(rank, arguments):
+    """The first process can't write one file of a checkpoint, another one each time."""
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(300, exit=True)  # a process that waits for ever
-    train(arguments, callbacks=[FullDisk(arguments.output_dir, file)])
+    train(arguments, callbacks=[FullDisk()])
     faulthandler.cancel_dump_traceback_later()
 
 
-@pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "trainer_state.json"]
-)
-def test_a_process_that_cannot_write_leaves_no_other_waiting(tiny_run, file):
-    arguments = tiny_run(max_train_steps=4, checkpointing_steps=2, train_batch_size=4)
-    environment = environment_of("fsdp.yaml")
-    assert run_processes(2, train_where_a_disk_is_full, arguments, file, **environment) == 0
-    assert [path.name for path in list_checkpoints(Path(arguments.output_dir))] == ["checkpoint-4"]
+def test_a_process_that_cannot_write_leaves_no_other_waiting(tiny_run):
+    arguments = tiny_run(max_train_steps=5, checkpointing_steps=1, train_batch_size=4)
+    assert run_processes(2, train_where_a_disk_is_full, arguments, **environment_of("fsdp.yaml")) == 0
+    assert [path.name for path in list_checkpoints(Path(arguments.output_dir))] == ["checkpoint-5"]
 
 
 @pytest.mark.parametrize(
