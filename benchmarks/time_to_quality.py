@@ -183,7 +183,8 @@ def _sampler(pipeline: Any, settings: Any, arguments: argparse.Namespace) -> Sam
     pipeline.set_progress_bar_config(disable=True)
     if arguments.sampler is not None:
         choice = SamplerChoice.parse(arguments.sampler)
-        pipeline.scheduler = choice.build(pipeline.scheduler.config, subsequence=arguments.subsequence)
+        choice = choice.with_options({"subsequence": arguments.subsequence})
+        pipeline.scheduler = choice.build(pipeline.scheduler.config)
     scale = settings.guidance_scale if arguments.guidance_scale is None else arguments.guidance_scale
     options = {
         "num_inference_steps": arguments.num_inference_steps or settings.ddpm_num_inference_steps,
