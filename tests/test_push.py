@@ -2,11 +2,10 @@
 
 import multiprocessing
 import os
-import subprocess
-import sys
 from multiprocessing import forkserver
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import TINY_MODEL
@@ -76,7 +75,8 @@ def test_a_run_pushes_in_the_background_and_whole_at_its_end(tiny_run, run, hub)
         push_to_hub=True,
         hub_model_id="user/digits",
         hub_private_repo=True,
-        max_train_steps=40,
+        max_train_steps=20,
+        checkpointing_steps=10,
         save_model_epochs=1,
         save_figures=True,
     )
@@ -84,7 +84,7 @@ def test_a_run_pushes_in_the_background_and_whole_at_its_end(tiny_run, run, hub)
     assert status == 0, shown
     repo = hub.repos["user/digits"]
     assert repo.private
-    assert repo.messages[0] == "Trained 40 steps"
+    assert repo.messages[0] == "Trained 20 steps"
     assert "Step 16" in repo.messages
     files = repo.files
     assert {"model_index.json", "unet/config.json", "recipe.yaml", "metrics.jsonl", "figures/samples.png"} <= set(files)
@@ -165,11 +165,14 @@ def test_a_card_written_on_the_hub_stays_and_places_are_not_told(run, hub, tmp_p
     assert files["recipe.yaml"] == b"train_data_dir: ./photos\n"
 
 
-def test_a_hub_that_is_not_there_is_one_sentence(tmp_path, environment):
+def push_to_nowhere(folder):
+    huggingface_hub.constants.ENDPOINT = "http://127.0.0.1:9"
+    return main(["push", "--model", str(folder), "--repo_id", "user/name"])
+
+
+def test_a_hub_that_is_not_there_is_one_sentence(tmp_path, run):
     (tmp_path / "model_index.json").write_text("{}")
-    words = ["-m", "diffusers_ext.cli", "push", "--model", str(tmp_path), "--repo_id", "user/name"]
-    nowhere = {**environment, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
-    result = subprocess.run([sys.executable, *words], env=nowhere, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("error: The Hub could not be reached")
-    assert "Traceback" not in result.stderr
+    status, shown = run(push_to_nowhere, tmp_path, HF_TOKEN=TOKEN)
+    assert status == 1
+    assert shown.splitlines()[-1].startswith("error: The Hub could not be reached")
+    assert "Traceback" not in shown
