@@ -153,11 +153,7 @@ def prepare(arguments: SamplingArguments) -> Bench:
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
     pipeline.set_progress_bar_config(**progress_bar(leave=False))
     classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, arguments.device)
-    features: torch.nn.Module | None = classifier
-    if arguments.features is not None:
-        features = load_feature_network(arguments.features, best_device(arguments.device))
-    if features is None:
-        raise ValueError("classifier or features must name a network whose features are compared, got neither.")
+    features = _feature_network(arguments, classifier)
     steps = choose_sampler(pipeline, arguments)
     names = {name: number for number, name in enumerate(classifier.label_names())} if classifier is not None else {}
     classes = chosen_classes(pipeline, arguments.class_labels, names)
@@ -192,6 +188,15 @@ def prepare(arguments: SamplingArguments) -> Bench:
         real,
         baseline,
     )
+
+
+def _feature_network(arguments: SamplingArguments, classifier: torch.nn.Module | None) -> torch.nn.Module:
+    """The named network, or else the classifier. Raises ValueError where there is neither."""
+    if arguments.features is not None:
+        return load_feature_network(arguments.features, best_device(arguments.device))
+    if classifier is None:
+        raise ValueError("classifier or features must name a network whose features are compared, got neither.")
+    return classifier
 
 
 def choose_sampler(pipeline: Any, arguments: SamplingArguments) -> int:

@@ -166,66 +166,87 @@ def _image_tab(library: Library, explain: Callable[[Exception], str], any_model:
     with gr.Tab("Images from a model"):
         if first is None:
             gr.Markdown("Name a model below, or start with one: `diffusers-ext demo --model outputs/digits`.")
+        model, condition, *_ = fields = _request_fields(library, classes, any_model)
         with gr.Row():
-            model = gr.Dropdown(
-                list(library.models),
-                value=library.models[0] if library.models else None,
-                label="Model (folder or Hub name)" if any_model else "Model",
-                allow_custom_value=True,
-            )
-            condition = gr.Dropdown(classes, value=classes[-1], label="Class", allow_custom_value=True)
-            count = gr.Number(8, label="Images", precision=0, min_width=80)
-            seed = gr.Number(0, label="Seed", precision=0, min_width=80)
-        with gr.Row():
-            guidance = 2.0 if len(classes) > 1 else 1.0
+            guidance = _usual_guidance(classes)
             a = _setting_fields("A", samplers, Setting("ddim", 5, guidance_scale=guidance), guided=True)
             b = _setting_fields("B", samplers, Setting("ddim", 25, guidance_scale=guidance), guided=True)
         button = gr.Button("Sample", variant="primary")
         percent = gr.Slider(0, 100, 100, step=1, label="Share of the sampling steps taken, %")
         state = gr.State(None, time_to_live=SESSION_SECONDS)
-        shown = []
-        with gr.Row():
-            for letter in "AB":
-                with gr.Column():
-                    shown.append(gr.Markdown(f"**{letter}**"))
-                    shown.append(_picture(f"{letter}: noisy sample x_t"))
-                    shown.append(_picture(f"{letter}: the network's estimate of x0"))
+        shown = _compared_pictures()
 
     @explained
     def sample(name: str, condition: str, count: Any, seed: Any, percent: float, *fields: Any) -> Any:
-        settings = [Setting(*fields[:4]), Setting(*fields[4:])]
-        check_whole("images", count, 1, MOST_IMAGES)
-        check_seed(seed)
-        pipeline = library.get(name)
-        labels = class_labels(pipeline, condition, count)
-        runs = [follow(pipeline, each, count, seed, class_labels=labels) for each in settings]
-        kept = [_frames(pipeline, run, setting) for run, setting in zip(runs, settings)]
+        kept = _sampled(library, name, condition, count, seed, [Setting(*fields[:4]), Setting(*fields[4:])])
         return [kept, *_at(kept, percent)]
 
     @explained
     def show(kept: Any, percent: float) -> Any:
-        if kept is None:
-            return [gr.skip() for _ in shown]
-        return _at(kept, percent)
+        return [gr.skip() for _ in shown] if kept is None else _at(kept, percent)
 
     @explained
     def choose(name: str) -> Any:
-        classes, samplers = _choices(library.get(name))
-        return [
-            gr.Dropdown(classes, value=classes[-1]),
-            *(gr.Dropdown(samplers, value="ddim") for _ in "AB"),
-            *(gr.Number(2.0 if len(classes) > 1 else 1.0) for _ in "AB"),
-        ]
+        return _fields_for(library.get(name))
 
-    button.click(
-        sample, [model, condition, count, seed, percent, *a, *b], [state, *shown], api_name="sample",
-        concurrency_limit=AT_ONCE,
-    )  # fmt: skip
+    button.click(sample, [*fields, percent, *a, *b], [state, *shown], api_name="sample", concurrency_limit=AT_ONCE)
     percent.change(
         show, [state, percent], shown, api_name="show", show_progress="hidden", trigger_mode="always_last",
         concurrency_limit=None,
     )  # fmt: skip
     model.change(choose, [model], [condition, a[0], b[0], a[3], b[3]], api_name="choose", concurrency_limit=AT_ONCE)
+
+
+def _request_fields(library: Library, classes: list[str], any_model: bool) -> list[Any]:
+    """A row that asks for the model, the class, the number of images and the seed."""
+    with gr.Row():
+        return [
+            gr.Dropdown(
+                list(library.models),
+                value=library.models[0] if library.models else None,
+                label="Model (folder or Hub name)" if any_model else "Model",
+                allow_custom_value=True,
+            ),
+            gr.Dropdown(classes, value=classes[-1], label="Class", allow_custom_value=True),
+            gr.Number(8, label="Images", precision=0, min_width=80),
+            gr.Number(0, label="Seed", precision=0, min_width=80),
+        ]
+
+
+def _compared_pictures() -> list[Any]:
+    """Of each setting, side by side: a line of text, the noisy sample and the estimate of x0."""
+    shown = []
+    with gr.Row():
+        for letter in "AB":
+            with gr.Column():
+                shown.append(gr.Markdown(f"**{letter}**"))
+                shown.append(_picture(f"{letter}: noisy sample x_t"))
+                shown.append(_picture(f"{letter}: the network's estimate of x0"))
+    return shown
+
+
+def _usual_guidance(classes: list[str]) -> float:
+    return 2.0 if len(classes) > 1 else 1.0
+
+
+def _fields_for(pipeline: Any) -> list[Any]:
+    """Class, samplers and guidance scales to choose from, for a model that was chosen."""
+    classes, samplers = _choices(pipeline)
+    return [
+        gr.Dropdown(classes, value=classes[-1]),
+        *(gr.Dropdown(samplers, value="ddim") for _ in "AB"),
+        *(gr.Number(_usual_guidance(classes)) for _ in "AB"),
+    ]
+
+
+def _sampled(library: Library, name: str, condition: str, count: Any, seed: Any, settings: list[Setting]) -> Any:
+    """What a visitor's session keeps of a request, for each setting."""
+    check_whole("images", count, 1, MOST_IMAGES)
+    check_seed(seed)
+    pipeline = library.get(name)
+    labels = class_labels(pipeline, condition, count)
+    runs = [follow(pipeline, each, count, seed, class_labels=labels) for each in settings]
+    return [_frames(pipeline, run, setting) for run, setting in zip(runs, settings)]
 
 
 def _picture(label: str) -> Any:
