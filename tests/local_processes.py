@@ -8,6 +8,7 @@ import socket
 import sys
 from multiprocessing.connection import wait
 
+import datasets  # noqa: F401  (with pandas, which every fork would import anew)
 import torch
 from accelerate.state import AcceleratorState, GradientState
 

@@ -299,36 +299,25 @@ def test_a_hostile_recipe_is_one_sentence(tmp_path, text, sentence):
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def printed(environment, tmp_path_factory):
-    """What a user's script prints of two recipes, in a locale without UTF-8; beside it lies a file `mytrain.args`."""
-    folder = tmp_path_factory.mktemp("script")
-    (folder / "r.yaml").write_text("\ufeffoutput_dir: Übung\n", encoding="utf-8")
-    (folder / "mytrain.args").write_text("--seed 7", encoding="utf-8")
-    code = (
-        "from diffusers_ext import TrainingArguments\n"
-        "print(ascii(TrainingArguments.from_recipe('r.yaml').output_dir))\n"
-        "print(TrainingArguments.from_recipe('mnist').seed)\n"
-    )
-    (folder / "mytrain.py").write_text(code, encoding="utf-8")
+def test_a_recipe_is_utf_8_in_every_locale(environment, tmp_path):
+    (tmp_path / "r.yaml").write_text("\ufeffoutput_dir: Übung\n", encoding="utf-8")
+    code = "from diffusers_ext.settings import read_recipe\nprint(ascii(read_recipe('r.yaml').settings['output_dir']))"
     ran = subprocess.run(
-        [sys.executable, "-X", "utf8=0", "mytrain.py"],
+        [sys.executable, "-X", "utf8=0", "-c", code],
         env={**environment, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
-        cwd=folder,
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.splitlines()
+    assert ran.stdout == "'\\xdcbung'\n", ran.stderr
 
 
-def test_a_recipe_is_utf_8_in_every_locale(printed):
-    assert printed[0] == r"'\xdcbung'"
-
-
-def test_flags_beside_a_script_are_not_read(printed):
+def test_flags_beside_a_script_are_not_read(tmp_path, monkeypatch):
     """A file `mytrain.args` beside a script named mytrain.py is no command line."""
-    assert printed[1] == "0"
+    (tmp_path / "mytrain.args").write_text("--seed 7", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mytrain.py"])
+    assert TrainingArguments.from_recipe("mnist").seed == 0
 
 
 def test_help_shows_what_people_change_first_and_all_of_it_when_asked():

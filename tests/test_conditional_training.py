@@ -127,7 +127,7 @@ def test_the_class_is_learnt(conditional_run):
     """Ones are dark and few pixels are bright in them; zeros are brighter: the mean brightness of samples follows."""
     arguments = conditional_run(
         train_split="train[:2000]",
-        max_train_steps=150,
+        max_train_steps=80,
         train_batch_size=32,
         learning_rate=3e-3,
         lr_warmup_steps=10,
@@ -145,7 +145,7 @@ def test_captions_are_learnt_with_a_text_encoder_of_their_own(conditional_run, c
         conditional_run,
         captioned,
         condition="text",
-        max_train_steps=250,
+        max_train_steps=100,
         train_batch_size=16,
         learning_rate=1e-2,
         lr_warmup_steps=10,

@@ -82,7 +82,7 @@ def generated(pipeline, **request):
 
 def test_samples_follow_the_number_and_guidance_exaggerates_it(vector_run):
     arguments = vector_run(
-        max_train_steps=160,
+        max_train_steps=100,
         train_batch_size=32,
         learning_rate=1e-2,
         lr_warmup_steps=10,

@@ -2,13 +2,12 @@
 
 import csv
 import json
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from conftest import TINY_MODEL
+from local_processes import start_program
 from PIL import Image
 
 from diffusers_ext import ExperimentManager
@@ -178,17 +177,16 @@ def test_runs_in_processes_of_their_own_and_samples_side_by_side(tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_runs_stop_when_the_study_is_killed_and_go_on_later(tmp_path, environment):
+def test_runs_stop_when_the_study_is_killed_and_go_on_later(tmp_path):
     rest = "changes: [{max_train_steps: 100000, checkpointing_steps: 1, checkpoints_total_limit: 1}]\n"
     file = study(tmp_path, rest)
-    words = [sys.executable, "-m", "diffusers_ext.cli", "experiments", "run", str(file), "--parallel", "2"]
-    killed = subprocess.Popen(words, env=environment)
+    killed = start_program(tmp_path / "log", main, ["experiments", "run", str(file), "--parallel", "2"])
     runs = tmp_path / "out" / "runs"
     try:
         wait_until(lambda: any(runs.glob("*/checkpoint-*")))
     finally:
         killed.kill()
-        killed.wait()
+        killed.join()
     (log,) = runs.glob("*.log")
     wait_until(lambda: "Stopped by signal 15" in log.read_text())
 

@@ -398,11 +398,11 @@ def agrees(signals, spectrum, correlation):
     assert ((found - correlation) / correlation[:, :1]).abs().max() < bound
 
 
-def drawn(network, scheduler, steps):
+def drawn(network, scheduler, steps, draws=DRAWS):
     pipeline = SignalPipeline(network, scheduler)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    return pipeline(batch_size=DRAWS, num_inference_steps=steps, generator=generator, output_type="pt").audios
+    return pipeline(batch_size=draws, num_inference_steps=steps, generator=generator, output_type="pt").audios
 
 
 @pytest.mark.parametrize("sampler", EXACT)
@@ -432,25 +432,25 @@ def test_a_network_trained_for_seconds_has_nearly_the_spectrum_of_the_process():
     process, generator = gaussian_process(), torch.Generator().manual_seed(1)
     torch.manual_seed(0)
     network = SignalUNet1DModel(
-        sample_size=LENGTH, in_channels=CHANNELS, base_channels=32, channel_multipliers=(1, 1), layers_per_level=1,
+        sample_size=LENGTH, in_channels=CHANNELS, base_channels=16, channel_multipliers=(1, 1), layers_per_level=1,
         attention_heads=2, norm_num_groups=4, input_skip=True,
     )  # fmt: skip
     scheduler = SubsequenceDDIMScheduler(
         beta_schedule="cosine", prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
     )
-    truth = process.sample(DRAWS, generator).reshape(-1, CHANNELS, LENGTH)
-    untrained = log_spectral_distance(drawn(network, scheduler, 4), truth)
+    truth = process.sample(1000, generator).reshape(-1, CHANNELS, LENGTH)
+    untrained = log_spectral_distance(drawn(network, scheduler, 4, 1000), truth)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    for step in range(400):
-        x0 = process.sample(128, generator).reshape(-1, CHANNELS, LENGTH).float()
-        noise, t = torch.randn(x0.shape, generator=generator), torch.randint(0, 1000, (128,), generator=generator)
+    for step in range(300):
+        x0 = process.sample(96, generator).reshape(-1, CHANNELS, LENGTH).float()
+        noise, t = torch.randn(x0.shape, generator=generator), torch.randint(0, 1000, (96,), generator=generator)
         target = scheduler.get_velocity(x0, noise, t)
         loss = (network(scheduler.add_noise(x0, noise, t), t).sample - target).square().mean()
-        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 400)
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 300)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    signals = drawn(network, scheduler, 25)
+    signals = drawn(network, scheduler, 20, 1000)
     assert log_spectral_distance(signals, truth) < 0.6 < untrained
     assert autocorrelation_distance(signals, truth, 6) < 0.15
 

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, KillAt, Killed, StopAt, records_of
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
-from local_processes import run_processes, run_program, start_program
+from local_processes import run_processes, start_program
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -125,7 +126,7 @@ def test_the_recipe_it_writes_runs_again(tiny_run):
 
 
 def test_loss_falls(tiny_run):
-    train(arguments := tiny_run(max_train_steps=150, learning_rate=5e-3, logging_steps=30))
+    train(arguments := tiny_run(max_train_steps=100, learning_rate=5e-3, logging_steps=20, checkpointing_steps=100))
     losses = [r["loss"] for r in records_of(arguments.output_dir) if "loss" in r]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -137,34 +138,6 @@ def test_swaps_to_schedulers_of_diffusers_on_the_same_path(tiny_run):
         pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config)
         assert torch.allclose(pipeline.scheduler.alphas_cumprod, table, atol=1e-6)
         assert images_of(pipeline).isfinite().all()
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_ends_with_the_same_weights(tiny_run, tmp_path):
-    steps = 40
-    whole = tiny_run(max_train_steps=steps, checkpointing_steps=steps, gradient_accumulation_steps=2)
-    status, shown = run_program(tmp_path / "log", run_script, flags(whole))
-    assert status == 0, shown
-    broken = tiny_run(
-        max_train_steps=steps, checkpointing_steps=2, gradient_accumulation_steps=2, output_dir=str(tmp_path / "killed")
-    )
-    for _ in range(2):
-        more = ["--resume_from_checkpoint", "latest"] if os.path.isdir(broken.output_dir) else []
-        process = start_program(tmp_path / "log", run_script, [*flags(broken), *more])
-        seen = len(list_checkpoints(tmp_path / "killed"))
-        while len(list_checkpoints(tmp_path / "killed")) < seen + 3 and process.is_alive():
-            time.sleep(0.02)
-        process.kill()
-        process.join()
-    assert list_checkpoints(tmp_path / "killed")[-1].name != f"checkpoint-{steps}", "killed too late to prove anything"
-    more = ["--resume_from_checkpoint", "latest"]
-    status, shown = run_program(tmp_path / "log", run_script, [*flags(broken), *more])
-    assert status == 0, shown
-    last = f"checkpoint-{steps}"
-    assert same(weights(os.path.join(whole.output_dir, last)), weights(tmp_path / "killed" / last))
-    assert not list((tmp_path / "killed").glob(".*.partial"))
-    recorded = [r["step"] for r in records_of(broken.output_dir) if "loss" in r]
-    assert recorded == sorted(set(recorded)) == list(range(2, steps + 1, 2))
 
 
 def test_resuming_equals_running_through_with_early_stopping_state(tiny_run, tmp_path):
@@ -510,10 +483,9 @@ def test_the_toy_denoiser_trains_and_samples(tiny_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", ["uniform", "importance"])
-def test_two_processes_follow_one_of_the_same_global_batch(tiny_run, tmp_path, sampling):
-    settings = {"max_train_steps": 10, "logging_steps": 1, "timestep_sampling": sampling}
-    settings["ddpm_num_steps"] = 4 if sampling == "importance" else 1000  # few levels, so that their losses are many
+def test_two_processes_learn_the_importance_of_noise_levels_as_one_does(tiny_run, tmp_path):
+    settings = {"max_train_steps": 10, "logging_steps": 1, "checkpointing_steps": 10, "timestep_sampling": "importance"}
+    settings["ddpm_num_steps"] = 4  # few levels, so that their losses are many
     one = tiny_run(train_batch_size=16, **settings)
     train(one)
     two = tiny_run(train_batch_size=8, **settings, output_dir=str(tmp_path / "two"))
@@ -688,14 +660,12 @@ def test_an_earlier_run_is_not_overwritten_unasked(tiny_run):
     assert [p.name for p in list_checkpoints(ROOT.joinpath(arguments.output_dir))] == ["checkpoint-1", "checkpoint-2"]
 
 
-def test_the_script_reports_an_error_in_one_line(environment):
-    process = subprocess.run(
-        [sys.executable, str(SCRIPT), "--lerning_rate", "1"], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 1
-    assert (
-        process.stderr.strip().splitlines()[-1] == "error: Unknown flag --lerning_rate; did you mean --learning_rate?"
-    )
+def test_the_script_reports_an_error_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--lerning_rate", "1"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: Unknown flag --lerning_rate; did you mean --learning_rate?\n"
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
