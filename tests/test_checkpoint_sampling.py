@@ -1,5 +1,6 @@
 """What was saved is what is sampled: by a recipe's name, a checkpoint of a run, or a file of another project."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_MODEL
@@ -26,7 +27,7 @@ def save_tiny(folder, recipe="", **config):
     scheduler = SubsequenceDDIMScheduler(
         num_train_timesteps=20, beta_schedule="cosine", prediction_type="v_prediction", timestep_spacing="trailing"
     )
-    names = {str(number): f"digit {number}" for number in range(2)} if config else None
+    names = {str(number): f"digit {number}" for number in range(config.get("num_class_embeds", 0))} or None
     GenerationPipeline(model, scheduler, id2label=names).save_pretrained(folder)
     (folder / "recipe.yaml").write_text(recipe)
 
@@ -47,6 +48,15 @@ def test_a_guided_model_draws_every_class_when_none_is_named(here, capsys):
     with Image.open("all.png") as grid:
         assert grid.width > grid.height  # two classes, three images each
     assert main(["sample", "guided", "--num_images", "6", "--class_labels", "1", "--output", "one.png"]) == 0
+
+
+def test_every_class_has_as_many_samples_when_no_number_is_given(here, capsys):
+    recipe = "condition: class\nguidance_scale: 2.0\nddpm_num_inference_steps: 1\n"
+    save_tiny(here / "outputs" / "guided", recipe, num_class_embeds=10)
+    assert main(["sample", "guided"]) == 0
+    assert "60 images" in capsys.readouterr().out
+    with Image.open("samples.png") as grid:
+        assert np.asarray(grid)[-3].min() == 0  # its last row is full
 
 
 def test_what_a_run_left_at_its_default_holds_for_its_samples(here, capsys):

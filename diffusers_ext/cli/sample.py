@@ -45,7 +45,12 @@ class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
     architecture: str | None = option(
         None, "Preset of the network in a file of another project, where several fit its weights."
     )
-    num_images: int = option(64, "Number of samples.", at_least=1, at_most=10_000_000)
+    num_images: int | None = option(
+        None,
+        "Number of samples; if not given, 64, or about as many with equally many for each of several conditions.",
+        at_least=1,
+        at_most=10_000_000,
+    )
     guidance_scale: float | None = option(
         None,
         "0 unconditional, 1 conditional, above 1 more so; that of the run's recipe, or 1, if not given.",
@@ -80,11 +85,12 @@ def sample(arguments: SampleArguments) -> None:
         raise ValueError("gif shows images, and this pipeline makes signals; leave it out.")
     samples: list[torch.Tensor] = []
     frames: list[torch.Tensor] = []
-    starts = range(0, arguments.num_images, arguments.batch_size)
+    number = arguments.num_images or 0
+    starts = range(0, number, arguments.batch_size)
     if len(starts) > 1:
         pipeline.set_progress_bar_config(**progress_bar(leave=False))
     for start in bar(starts, "Batches") if len(starts) > 1 else starts:
-        count = min(arguments.batch_size, arguments.num_images - start)
+        count = min(arguments.batch_size, number - start)
         keep = frame_keeper(pipeline, frames) if arguments.gif is not None and start == 0 else None
         result = pipeline(
             batch_size=count,
@@ -162,6 +168,8 @@ def _conditions(arguments: SampleArguments, pipeline: Any) -> tuple[dict[str, li
     if len({len(entries) for entries in rows.values()}) > 1:
         raise ValueError(f"{' and '.join(rows)} must be as many, to be given together.")
     number = len(next(iter(rows.values()), []))
+    if arguments.num_images is None:
+        arguments.num_images = max(64 // max(number, 1), 1) * max(number, 1)
     if number > arguments.num_images:
         raise ValueError(f"num_images is {arguments.num_images}, fewer than the {number} conditions.")
     columns = -(-arguments.num_images // number) if number > 1 else None
