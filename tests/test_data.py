@@ -739,7 +739,7 @@ def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "notes.zip").write_text("not a zip")
     for arguments, message in [
         ({"train_data_dir": tmp_path / "nowhere"}, "nowhere' does not exist"),
-        ({"train_data_dir": tmp_path / "empty"}, "empty' holds no image files"),
+        ({"train_data_dir": tmp_path / "empty"}, "empty' holds no image files .* an archive is given by its own path"),
         ({"train_data_dir": tmp_path / "notes.zip"}, "notes.zip' is neither a folder nor a .zip or .tar"),
         ({"dataset_name": str(tmp_path / "nowhere")}, "nowhere' does not exist"),
         ({"dataset_name": str(tmp_path / "empty")}, "empty' holds no parquet, arrow, json, csv or image files"),

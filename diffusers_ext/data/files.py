@@ -191,8 +191,8 @@ class FileSource:
         if not files:
             other = f", but {summary}" if (summary := found.summary()) else ""
             raise FileNotFoundError(
-                f"{where} holds no {kind.noun} files ({kind.examples}){other}; parquet or arrow files go to "
-                "dataset_name"
+                f"{where} holds no {kind.noun} files ({kind.examples}){other}; an archive is given by its "
+                "own path, and parquet or arrow files go to dataset_name"
             )
         splits = split_folders(without_common_folder([(name, name) for name in sorted(files)]))
         outside = len(files) - sum(map(len, splits.values()))
