@@ -381,3 +381,12 @@ def test_guidance_sweep_is_drawn_and_checked(tmp_path):
         figures.plot_guidance_sweep([0, 1], [0.1, 0.9], [1.0], path)
     with pytest.raises(ValueError, match="at least one guidance scale"):
         figures.plot_guidance_sweep([], [], [], path)
+
+
+def test_experiments_validated_once_show_the_curves_of_their_training(tmp_path, drawn):
+    run = [{"step": 10, "loss": 0.9}, {"step": 20, "loss": 0.5}, {"step": 20, "validation_loss": 0.6}]
+    figures.plot_experiments({"a": [run], "b": [run]}, tmp_path / "once.png")
+    left, right = drawn[0].axes
+    assert (left.get_ylabel(), right.get_xlabel()) == ("training loss (smoothed)", "last validation loss")
+    figures.plot_experiments({"a": [[*run, {"step": 30, "validation_loss": 0.4}]]}, tmp_path / "twice.png")
+    assert drawn[1].axes[0].get_ylabel() == "validation loss"

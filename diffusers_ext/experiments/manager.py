@@ -158,7 +158,7 @@ class ExperimentManager:
 
     def _one_by_one(self, waiting: Sequence[Job], total: int) -> None:
         for number, job in enumerate(waiting, total - len(waiting) + 1):
-            self._report(f"Run {number} of {total}: {job.experiment.label()}, seed {job.seed}")
+            self._report(f"Run {number} of {total}: {_name(job)}")
             run_here(job)
             self._report_end(job)
 
@@ -171,7 +171,7 @@ class ExperimentManager:
                 while queue and len(running) < self.parallel:
                     job = queue.pop(0)
                     number = total - len(queue)
-                    self._report(f"Run {number} of {total}: {job.experiment.label()}, seed {job.seed}")
+                    self._report(f"Run {number} of {total}: {_name(job)}")
                     running.append(Process(job, threads))
                 time.sleep(_POLL)
                 for process in [process for process in running if process.ended()]:
@@ -189,9 +189,13 @@ class ExperimentManager:
             result = read_result(job)
             measures = {"validation loss": result.last_val_loss, "training loss": result.last_train_loss}
             shown = [f"{name} {value:.4f}" for name, value in measures.items() if value is not None]
-            self._report(f"  finished in {report['seconds']:.0f} s: {', '.join(shown)}")
+            self._report(f"  {_name(job)}, finished in {report['seconds']:.0f} s: {', '.join(shown)}")
         else:
-            self._report(f"  {report.get('status', FAILED)}: {report.get('error', '')}")
+            self._report(f"  {_name(job)}, {report.get('status', FAILED)}: {report.get('error', '')}")
+
+
+def _name(job: Job) -> str:
+    return f"{job.experiment.label()}, seed {job.seed}"
 
 
 def _by_experiment(experiments: Sequence[Experiment], results: Sequence[RunResult]) -> dict[str, dict[str, Any]]:

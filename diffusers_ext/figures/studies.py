@@ -17,7 +17,8 @@ _MANY = 12  # experiments whose names stand in a legend
 def plot_experiments(experiments: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], path: PathLike) -> None:
     """Draw the loss curves of experiments on shared axes, and their last losses with the standard error over seeds.
 
-    The validation loss where every experiment has one, the training loss otherwise.
+    The validation loss where every run has one, the training loss otherwise; and as a curve, the training loss also
+    where runs were validated only once.
 
     Args:
         experiments: name -> one list of records for each seed, with `step` and `loss` or `validation_loss`.
@@ -32,12 +33,16 @@ def plot_experiments(experiments: Mapping[str, Sequence[Sequence[Mapping[str, An
     with_losses = {name: runs for name, runs in with_losses.items() if runs}
     if not with_losses:
         raise ValueError("experiments has no record with a step and a finite loss or validation_loss")
-    validated = all(len(series(run, "validation_loss")[0]) for runs in with_losses.values() for run in runs)
-    key = "validation_loss" if validated else "loss"
+    counts = {
+        key: min(len(series(run, key)[0]) for runs in with_losses.values() for run in runs)
+        for key in ("validation_loss", "loss")
+    }
+    key = "validation_loss" if counts["validation_loss"] else "loss"
+    curve = "loss" if counts["validation_loss"] < 2 <= counts["loss"] else key
     height = max(3.8, 0.34 * len(with_losses) + 1.6)
     with drawing(path, 10.5, height) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        _draw_curves(left, with_losses, key)
+        _draw_curves(left, with_losses, curve)
         _draw_ends(right, with_losses, key)
         figure.suptitle("Experiments")
 
