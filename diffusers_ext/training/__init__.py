@@ -3,7 +3,8 @@
 Where things are, in the order in which to read them:
 
 - The run: `trainer` is the loop, `stepping` one step, `run` lists the parts, `state` the counters.
-- Its settings: `arguments`, with the table in `options`; `building` makes the parts from them.
+- Its settings: `arguments`, with the table in `options`; `building` makes the parts from them; `pretrained` loads
+  those that are named.
 - What a step sees: `batches`, `binding` and `conditioning`, `latents`; `autoencoding` where that is what is trained.
 - What a step moves: `weights`, averages in `ema`, `muon`, `sharding`; `losses` reads the loss.
 - How fast: `precision`, `probe` chooses it, `efficiency` measures it, `allocator`, `launching`.

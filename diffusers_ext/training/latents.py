@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from huggingface_hub.constants import HF_HOME
 
@@ -18,6 +17,7 @@ from ..data.latents import LatentCache, LatentData, LatentOptions
 from ..evaluation.metrics import peak_signal_to_noise_ratio
 from ..pipelines.latent_space import LatentSpace
 from .autoencoding import reconstruct
+from .pretrained import load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -38,19 +38,7 @@ def load_vae(name: str, token: str | None = None) -> Any:
     folder = Path(name)
     if folder.is_dir():
         _check_folder(folder)
-    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"vae '{name}' is neither a folder nor a name on the Hub, 'user/name'.")
-    try:
-        config: Any = diffusers.AutoencoderKL.load_config(name, **({} if folder.is_dir() else {"token": token}))
-        model_class: Any = getattr(diffusers, str(config.get("_class_name")), None)
-        if model_class is None or not hasattr(model_class, "from_pretrained"):
-            raise ValueError(f"its class {config.get('_class_name')!r} is not one of diffusers")
-        options: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True}
-        vae, found = model_class.from_pretrained(name, **options, **({} if folder.is_dir() else {"token": token}))
-        if found["missing_keys"]:
-            raise ValueError(f"its file has no weights '{found['missing_keys'][0]}'")
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"vae '{name}' could not be loaded: {' '.join(str(error).split())[:300]}") from error
+    vae = load_pretrained("vae", name, **({} if folder.is_dir() else {"token": token}))
     LatentSpace(vae)
     return vae.requires_grad_(False).eval()
 

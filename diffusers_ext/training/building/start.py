@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 
 from ..atomic import one_line
+from ..pretrained import load_pretrained
 
 
 def network_started_from(name: str, entries: Mapping[str, Any]) -> Any:
@@ -48,22 +47,9 @@ def network_started_from(name: str, entries: Mapping[str, Any]) -> Any:
 
 def _loaded(name: str) -> Any:
     folder = Path(name)
-    if not folder.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"init_from '{name}' is neither a folder nor a name on the Hub, 'user/name'.")
     inside = {} if (folder / "config.json").is_file() else {"subfolder": "unet"}
     if folder.is_dir() and not (folder / inside.get("subfolder", "") / "config.json").is_file():
         raise FileNotFoundError(
             f"init_from '{name}' has no network: neither config.json nor unet/config.json is there."
         )
-    try:
-        config: Any = diffusers.UNet2DModel.load_config(name, **inside)
-        model_class: Any = getattr(diffusers, str(config.get("_class_name")), None)
-        if not (isinstance(model_class, type) and issubclass(model_class, ModelMixin)):
-            raise ValueError(f"its class {config.get('_class_name')!r} is not one of diffusers or of this package")
-        options: dict[str, Any] = {"output_loading_info": True, "use_safetensors": True, **inside}
-        network, found = model_class.from_pretrained(name, **options)  # type: ignore[attr-defined]
-        if found["missing_keys"]:
-            raise ValueError(f"its file has no weights '{found['missing_keys'][0]}'")
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"init_from '{name}' could not be loaded: {one_line(error)[:300]}") from error
-    return network
+    return load_pretrained("init_from", name, **inside)
