@@ -121,6 +121,7 @@ class RestoreMeasuredArguments(MaskArguments):
     )
     step_size: float = option(1.0, "Of dps.", at_least=0)
     data_variance: float = option(1.0, "Of the network's samples, which pigdm weighs against the noise.", above=0)
+    iterations: int = option(1, "Of pigdm at each step; more fit the measurement better, and take longer.", at_least=1)
 
 
 class _Edit:
