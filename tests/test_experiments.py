@@ -237,6 +237,15 @@ def test_a_wrong_study_is_one_sentence_before_anything_runs(tmp_path, capsys, re
     assert not (tmp_path / "out").exists()
 
 
+def test_common_settings_hold_for_all_and_stand_in_no_name(tmp_path):
+    manager = ExperimentManager(tmp_path, settings={"max_train_steps": 7, "learning_rate": 1e-3})
+    for rate in (1e-3, 5e-3):
+        manager.add_experiment("mnist", learning_rate=rate)
+    assert [experiment.label() for experiment in manager.experiments] == ["learning_rate 0.001", "learning_rate 0.005"]
+    arguments = manager.experiments[1].arguments(0)
+    assert (arguments.max_train_steps, arguments.learning_rate) == (7, 5e-3)
+
+
 def test_objects_of_python_need_this_process(tmp_path):
     manager = ExperimentManager(tmp_path, parallel=2)
     with pytest.raises(ValueError, match="parallel must be 1 with model"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ class ExperimentManager:
 
     ::
 
-        manager = ExperimentManager("studies/rates")
+        manager = ExperimentManager("studies/rates", settings={"max_train_steps": 200})
         for rate in (1e-3, 5e-3):
-            manager.add_experiment("mnist", learning_rate=rate, max_train_steps=200, seeds=[0, 1])
+            manager.add_experiment("mnist", learning_rate=rate, seeds=[0, 1])
         results = manager.run_all()
         results["Experiment_1"]["val_losses"]
 
@@ -42,16 +42,23 @@ class ExperimentManager:
         output_dir: of the study; below `runs/` every run has a folder of its own.
         parallel: how many runs at a time. With 1 they run in this process, with more each in a process of its own.
         report: takes a line on every run; prints it by default, above a progress bar where there is one.
+        settings: of all experiments that are added; only their own changes stand in names and in the table.
 
     Raises:
         ValueError: for a `parallel` below 1.
     """
 
-    def __init__(self, output_dir: str | Path, parallel: int = 1, report: Callable[[str], None] = tqdm.write):
+    def __init__(
+        self,
+        output_dir: str | Path,
+        parallel: int = 1,
+        report: Callable[[str], None] = tqdm.write,
+        settings: Mapping[str, Any] | None = None,
+    ):
         if parallel < 1:
             raise ValueError(f"parallel must be at least 1, got {parallel}.")
         self.output_dir, self.parallel, self._report = Path(output_dir), parallel, report
-        self.experiments: list[Experiment] = []
+        self.settings, self.experiments = dict(settings or {}), list[Experiment]()
 
     @classmethod
     def from_study(cls, path: str | Path, output_dir: str | Path | None = None, parallel: int = 1) -> ExperimentManager:
@@ -98,7 +105,7 @@ class ExperimentManager:
             "condition": condition_object,
         }
         given = {name: value for name, value in objects.items() if value is not None}
-        return self._add(Experiment(recipe, {}, changes, list(seeds), note, given))
+        return self._add(Experiment(recipe, self.settings, changes, list(seeds), note, given))
 
     def _add(self, experiment: Experiment) -> str:
         if not experiment.seeds:
