@@ -111,14 +111,14 @@ class Contest:
 
     def _sampler(self, kind: str, pipeline: Any, count: int) -> Any:
         numbers = iter(range(10**6))
-        options = {"num_inference_steps": count, "guidance_scale": self._scale(kind)}
+        options: dict[str, Any] = {"num_inference_steps": count, "guidance_scale": self._scale(kind)}
         return lambda labels: generate_images(pipeline, len(labels), labels, len(labels), next(numbers), **options)
 
     def seconds_of_sampling(self, seed: int) -> float:
         """Of `TIMED` digits by one call each, the best of three times."""
         pipeline = self.pipeline("flow map", seed)
         labels, times = torch.arange(TIMED) % CLASSES, []
-        options = {"num_inference_steps": 1, "guidance_scale": self.arguments.guidance_scale}
+        options: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": self.arguments.guidance_scale}
         torch.set_num_threads(self.arguments.timing_threads)
         with torch.autocast("cpu", torch.bfloat16, self.arguments.sampling_dtype == "bfloat16"):
             for _ in range(3):
