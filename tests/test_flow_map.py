@@ -412,6 +412,7 @@ def test_a_run_learns_a_flow_map_and_its_pipeline_samples_in_any_number_of_steps
     assert type(pipeline.scheduler) is FlowMapScheduler
     assert (pipeline.unet.config.second_time, pipeline.unet.config.max_guidance) == (True, guidance)
     loaded = DiffusionPipeline.from_pretrained(arguments.output_dir)
+    assert "num_inference_steps=4)" in Path(arguments.output_dir, "README.md").read_text(encoding="utf-8")
     for steps in (1, 4):
         images = []
         for one in (pipeline, loaded):

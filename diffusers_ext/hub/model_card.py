@@ -404,6 +404,8 @@ def _images(facts: CardFacts) -> str:
 def _arguments(facts: CardFacts, steps: int) -> Markdown:
     """Arguments of a call that makes a few images, as Python, with an example of the condition."""
     steps = min(steps, int(facts.scheduler.get("num_train_timesteps") or steps))
+    if facts.network.get("second_time"):  # a flow map, which needs a few
+        steps = min(steps, int(facts.recipe.get("ddpm_num_inference_steps", 4)))
     return Markdown(", ".join([*_conditions(facts), *_guidance(facts), f"num_inference_steps={steps}"]))
 
 
