@@ -37,7 +37,7 @@ print(*(package for module, package in modules.items() if util.find_spec(module)
 PYTHON_END
 }
 
-if ! "$PYTHON" -c "import torch" 2>/dev/null; then
+if ! "$PYTHON" -c "import importlib.util as util; raise SystemExit(util.find_spec('torch') is None)"; then
   echo "error: $PYTHON has no PyTorch. Set PYTHON to a Python with torch 2.6 or newer that sees the GPU." >&2
   exit 2
 fi
