@@ -318,7 +318,8 @@ def test_losses_that_are_not_there_are_named(tmp_path):
 
 def test_an_embedding_is_drawn_with_white_at_zero(tmp_path, drawn):
     values = torch.tensor([[-0.5, 0.0, 2.0]])
-    figures.embedding_heatmap(values, tmp_path / "map.png")
+    figures.embedding_heatmap(values, tmp_path / "map.png", "After its layers")
+    assert drawn[0].axes[0].get_title() == "After its layers"
     (image,) = drawn[0].axes[0].get_images()
     np.testing.assert_array_equal(image.get_array(), values)
     assert image.get_clim() == (-2, 2)

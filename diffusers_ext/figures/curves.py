@@ -298,5 +298,5 @@ def embedding_heatmap(
         figure.colorbar(image, ax=axes, label="value")
         axes.set_xlabel("dimension")
         axes.set_ylabel("timestep t")
-        axes.set_title("Timestep embedding")
+        axes.set_title(title)
         axes.grid(False)
