@@ -16,7 +16,6 @@ import numpy as np
 WAV_SUFFIXES = (".wav", ".wave")
 SOUNDFILE_SUFFIXES = (".flac", ".ogg", ".oga", ".aif", ".aiff", ".mp3", ".opus")  # read where soundfile is installed
 ARRAY_SUFFIXES = (".npy", ".npz", ".csv")
-MAX_FRAMES = 2**31
 MAX_RATE = 768_000  # frames per second; above that, the header is damaged
 MAX_TERMS = 10_000  # of the reduced ratio of two rates, beyond which the resampling filter would be huge
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE

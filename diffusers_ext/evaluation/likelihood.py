@@ -103,7 +103,7 @@ class FlowDensity:
         if not low - 1e-6 <= self.start < high:
             raise ValueError(f"eps must lie between {math.exp(low):.3g} and {math.exp(high):.3g}, got {eps}.")
         self.end = high
-        self.prior_std = _prior_std(scheduler, self.view, self.times[1])
+        self.prior_std = _prior_std(self.view, self.times[1])
         self.evaluations = 0
 
     def log_density(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -206,7 +206,7 @@ def _time_of(view: NetworkView, s: float, low: float, high: float) -> float:
     return (low + high) / 2
 
 
-def _prior_std(scheduler: Any, view: NetworkView, t: float) -> float:
+def _prior_std(view: NetworkView, t: float) -> float:
     """Standard deviation of y where sampling starts."""
     level = view.level(t)
     if level[0] > 0.999:  # variance exploding: the start has the level's own sigma

@@ -128,17 +128,6 @@ def found_order(measurements: Sequence[Measurement]) -> float | None:
     return fitted_order([entry.calls for entry in chosen], [entry.error_at_end for entry in chosen])
 
 
-class _Remembering(ExactNetwork):
-    """An exact network that keeps its last input."""
-
-    last_input: torch.Tensor
-    last_time: float
-
-    def forward(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
-        self.last_input, self.last_time = sample, float(timestep)
-        return super().forward(sample, timestep)
-
-
 class _Run:
     """One scheduler with its exact networks."""
 

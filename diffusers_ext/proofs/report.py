@@ -81,11 +81,6 @@ class Report:
         return {entry.calls: entry.error for entry in self.measurements}
 
     @property
-    def law_distances(self) -> dict[int, float]:
-        """Network calls -> Wasserstein-1 distance to the exact law."""
-        return {entry.calls: entry.law_distance for entry in self.measurements}
-
-    @property
     def faults(self) -> list[str]:
         """The verdicts of kind `fault`."""
         return [verdict.text for verdict in self.verdicts if verdict.kind == "fault"]
