@@ -493,3 +493,9 @@ def test_edit_writes_signals(words, signals, tmp_path, monkeypatch, capsys):
     assert "2 signals (files)" in capsys.readouterr().out
     assert (tmp_path / "edit.png").is_file()
     assert len(list((tmp_path / "sounds").glob("*.wav"))) == {"vary": 8}.get(words[0], 2)
+
+
+def test_edit_of_signals_needs_data(signals, tmp_path, capsys):
+    signals[0].save_pretrained(tmp_path / "model")
+    assert main(["edit", "invert", str(tmp_path / "model"), "--device", "cpu"]) == 1
+    assert "the embedded data are grey digits" in capsys.readouterr().err

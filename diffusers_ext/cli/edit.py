@@ -149,9 +149,9 @@ class _Edit:
         if self.files:
             return self.kind.of_files(self.files), "files"
         arguments, modality = self.arguments, modality_of_pipeline(self.pipeline)
-        if self.kind.noun != "image" and arguments.dataset_name is None and arguments.train_data_dir is None:
-            raise ValueError(f"no {self.kind.noun}s are embedded; give images (files), train_data_dir or dataset_name.")
         options = modality.data_options(self.pipeline)
+        if not (arguments.dataset_name or arguments.train_data_dir) and options.get("channels") != 1:
+            raise ValueError("Give images, train_data_dir or dataset_name: the embedded data are grey digits.")
         real, _ = real_and_baseline(arguments, arguments.num_images, options, None)
         return self.kind.of_samples(modality.real(real.data, real.indices.tolist())), real.split
 
