@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 4], help="of the flow map")
     parser.add_argument("--flow_calls", type=int, nargs="+", default=[1, 4, 25], help="of the flow")
-    parser.add_argument("--guidance_scale", type=float, default=2.0, help="of the flow map")
+    parser.add_argument("--guidance_scale", type=float, default=1.5, help="of the flow map")
     parser.add_argument("--flow_guidance_scale", type=float, default=1.5, help="of the flow")
     parser.add_argument("--num_samples", type=int, default=1000)
     parser.add_argument("--sampling_dtype", choices=("float32", "bfloat16"), default="bfloat16")
