@@ -20,14 +20,13 @@ from collections.abc import Callable
 
 import torch
 
-from diffusers_ext.models import build_model
-from diffusers_ext.training.allocator import keep_freed_memory
-
 KINDS = ("kept", "returned")
 
 
 def training_step(model: str, batch_size: int) -> Callable[[], None]:
     """One step of AdamW on a squared error."""
+    from diffusers_ext.models import build_model
+
     network = build_model(model).to(memory_format=torch.channels_last)
     size, channels = network.config["sample_size"], network.config["in_channels"]
     size = size if isinstance(size, int) else size[0]
@@ -47,6 +46,8 @@ def training_step(model: str, batch_size: int) -> Callable[[], None]:
 
 def work(arguments: argparse.Namespace) -> None:
     """The process of one kind: as many steps as each line of standard input says."""
+    from diffusers_ext.training.allocator import keep_freed_memory
+
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     if arguments.kind == "kept" and not keep_freed_memory():
