@@ -26,7 +26,7 @@ ARROWS = {
     "figures": {"figures"},
     "data": {"data", "models"},
     "modalities": {"modalities", "data", "evaluation", "figures", "pipelines"},
-    "editing": {"editing", "conditions", "pipelines", "proofs", "schedulers"},
+    "editing": {"editing", "conditions", "models", "pipelines", "proofs", "schedulers"},
     "evaluation": {"evaluation", "figures", "hub", "pipelines", "proofs", "schedulers"},
     "hub": {"hub", "conditions", "models", "pipelines", "schedulers", "settings"},
     "training": {
