@@ -32,7 +32,6 @@ class NetworkOptions:
         "Folder of a run, or a pipeline's name on the Hub: start with its network, architecture and weights, such as a "
         "flow map with a network trained by flow matching.",
         needs=needs.GENERATION,
-        on_resume=FREE,
         replaced_by="model",
     )
     model_options: str | None = groups.model(
