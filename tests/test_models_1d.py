@@ -166,3 +166,18 @@ def test_it_learns_the_frequency_that_a_number_says():
         loss.backward()
         optimizer.step()
     assert losses["with"] < 0.15 < losses["without"]
+
+
+@pytest.mark.parametrize("lapped", [False, True])
+def test_the_gate_passes_the_sample_and_no_condition(lapped):
+    model, x = tiny(patch_size=8, lapped_patches=lapped, input_gate=True, condition_channels=1), signals()
+    condition = torch.randn(2, 1, 32)
+    ungated = run(model, x, image_condition=condition)
+    with torch.no_grad():
+        model.gate_out.bias.fill_(0.5)
+    torch.testing.assert_close(run(model, x, image_condition=condition), ungated + x / 2, atol=1e-5, rtol=0)
+
+
+def test_a_gate_needs_as_many_outputs_as_inputs():
+    with pytest.raises(ValueError, match="input_gate needs as many out_channels as in_channels, 2"):
+        tiny(input_gate=True, out_channels=4)

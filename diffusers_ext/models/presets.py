@@ -96,9 +96,10 @@ PRESETS: dict[str, Preset] = {
             "patch_size": 64,
             "lapped_patches": True,
             "input_skip": True,
+            "input_gate": True,
             "norm_num_groups": 16,
         },
-        parameter_count=17_842_369,
+        parameter_count=17_883_393,
     ),
     "series": Preset(
         SignalUNet1DModel,

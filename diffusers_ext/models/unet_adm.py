@@ -93,6 +93,9 @@ class ADMNetwork(DenoisingNetwork):
         input_skip: add to the output the channels of the input, mixed pixel by pixel with gains that the time gives; so
             what the input shows already (the noise, the condition) need not pass through the network. A learned form of
             the skip of Karras et al. 2022, arXiv:2206.00364, eq. 7; it starts at zero.
+        input_gate: add to the output the patches of the sample as well, each entry times a gate that the network gives
+            for it, from their values and magnitudes. What is noise with an envelope (speech in bands of frequency) is
+            denoised by gates that vary slowly, as in a Wiener filter, while its values vary fast. It starts at zero.
         second_time: take the `duration` t - r of a step as well, as flow maps need it.
         smooth_time: embed the timestep by slow waves, so that the output is smooth in time, as flow maps need it.
         max_guidance: take a scale of guidance, `guidance`, as well, from 1 to this; above 1, None for no such input.
@@ -126,6 +129,7 @@ class ADMNetwork(DenoisingNetwork):
         condition_channels: int = 0,
         patch_size: int = 1,
         input_skip: bool = False,
+        input_gate: bool = False,
         vector_dim: int | None = None,
         vector_mean: tuple[float, ...] | None = None,
         vector_std: tuple[float, ...] | None = None,
@@ -156,11 +160,19 @@ class ADMNetwork(DenoisingNetwork):
             nn.init.zeros_(self.input_gains.weight)
             nn.init.zeros_(self.input_gains.bias)
         conv, patch_area = convolution(self.dims), patch_size**self.dims
-        self.conv_in = conv((in_channels + condition_channels) * patch_area, base_channels, 3, padding=1)
+        inputs = (in_channels + condition_channels) * patch_area
+        self.conv_in = conv(2 * inputs if input_gate else inputs, base_channels, 3, padding=1)
 
         width = self._make_stages(factors)
         self.norm_out = GroupNorm32(norm_num_groups, width)
         self.conv_out = conv(width, out_channels * patch_area, 3, padding=1)
+        self.gate_out = None
+        if input_gate:
+            if in_channels != out_channels:
+                raise ValueError(f"input_gate needs as many out_channels as in_channels, {in_channels}.")
+            self.gate_out = conv(width, out_channels * patch_area, 1)
+            nn.init.zeros_(self.gate_out.weight)
+            nn.init.zeros_(self.gate_out.bias)
 
     def _make_stages(self, factors: list[int]) -> int:
         """Make the stages down, in the middle and up; the width of the last one."""
@@ -235,7 +247,8 @@ class ADMNetwork(DenoisingNetwork):
             self._with_conditions(self._embed_time(sample, timestep), class_labels, vector, duration, guidance)
         )
         given = joined_with_image(sample, image_condition, c.condition_channels)
-        x = self.conv_in(self._to_patches(given))
+        patches = self._to_patches(given)
+        x = self.conv_in(torch.cat((patches, patches.abs()), dim=1) if c.input_gate else patches)
         skips = [x]
         for i, stages in enumerate(self.down_stages):
             for stage in stages:
@@ -251,7 +264,11 @@ class ADMNetwork(DenoisingNetwork):
                 x = self._run_stage(stage, x, temb, skips.pop(), context, mask)
             if i < len(self.upsamples):
                 x = self.upsamples[i](x)
-        x = self._from_patches(self.conv_out(F.silu(self.norm_out(x))))
+        features = F.silu(self.norm_out(x))
+        x = self.conv_out(features)
+        if self.gate_out is not None:
+            x = x + self.gate_out(features) * patches[:, : x.shape[1]]
+        x = self._from_patches(x)
         if self.input_gains is not None:
             gains = self.input_gains(temb).to(x.dtype).unflatten(1, (c.out_channels, given.shape[1]))
             x = x + (gains @ given.to(x.dtype).flatten(2)).unflatten(2, given.shape[2:])
