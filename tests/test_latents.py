@@ -177,7 +177,7 @@ def test_structural_similarity_is_one_for_equal_images_and_falls_with_noise():
 
 
 @pytest.mark.parametrize("preset", ["ae-4x", "ae-tiny-4x"])
-def test_an_autoencoder_trains_and_loads_with_diffusers_alone(tmp_path, tiny_run, preset):
+def test_an_autoencoder_trains_and_loads_with_diffusers_alone(tmp_path, tiny_run, preset, caplog):
     narrow = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
     if preset == "ae-tiny-4x":
         narrow = {"encoder_block_out_channels": [8, 8, 8], "decoder_block_out_channels": [8, 8, 8]}
@@ -193,6 +193,7 @@ def test_an_autoencoder_trains_and_loads_with_diffusers_alone(tmp_path, tiny_run
         min_psnr=60.0,
     )
     trained = train(arguments)
+    assert "evaluation_size" not in caplog.text  # it counts the reconstructions, without classifier or features
     loaded = AUTOENCODERS[preset].model_class.from_pretrained(arguments.output_dir)
     images = load_image_data(split="train[:128]").__getitems__(range(128))["samples"]
     latents = torch.cat(LatentSpace(loaded).encode(images[:64])[:1] + LatentSpace(loaded).encode(images[64:])[:1])

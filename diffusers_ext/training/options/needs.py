@@ -97,6 +97,11 @@ MEASURED = Need(
     "there is neither classifier nor features",
     ("classifier", "features"),
 )
+EVALUATED = Need(
+    lambda a: a.task == "autoencoder" or a.classifier is not None or a.features is not None,
+    "there is neither classifier nor features",
+    ("task", "classifier", "features"),
+)
 SUBSEQUENCES = Need(
     lambda a: a.sampler in samplers_with("subsequence"),
     f"only {' and '.join(samplers_with('subsequence'))} visit a subsequence",

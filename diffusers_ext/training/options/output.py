@@ -50,7 +50,10 @@ class EvaluationOptions:
         None, "Measure samples every so many optimizer steps as well.", at_least=1
     )
     evaluation_size: int = groups.evaluation(
-        500, "Samples that are measured, at most half of the validation images.", at_least=1, needs=needs.MEASURED
+        500,
+        "Samples or reconstructions that are measured, at most half of the validation images.",
+        at_least=1,
+        needs=needs.EVALUATED,
     )
     early_stopping_patience: int | None = groups.evaluation(
         None, "Stop after so many validations without a better loss.", at_least=1
