@@ -152,7 +152,7 @@ def test_sample_command_asks_for_classes_a_row_each(tmp_path):
         (["--guidance_scale", "2"], "guidance_scale needs a condition"),
         (["--prompts", "a", "b", "--num_images", "1"], "fewer than the 2 conditions"),
         (["--image", "FILE"], "is not an image"),
-        (["--dtype", "int8"], "dtype must be one of float32, bfloat16, float16, got 'int8'"),
+        (["--dtype", "int8"], "dtype must be one of float32, bfloat16, float16, auto, got 'int8'"),
     ],
 )
 def test_sample_command_refuses_in_one_sentence(saved, tmp_path, capsys, flags, message):

@@ -20,7 +20,15 @@ from PIL import Image
 from reference_models import RefAnnotated
 from test_documentation import DEFAULTS, FENCE, PAGES, PYTHON, SHELLS, commands, script_and_flags
 
-from diffusers_ext import AnnotatedUNet2DModel, GenerationPipeline, SubsequenceDDIMScheduler, TrainingArguments
+from diffusers_ext import (
+    AnnotatedUNet2DModel,
+    FlowMatchScheduler,
+    GenerationPipeline,
+    SignalPipeline,
+    SignalUNet1DModel,
+    SubsequenceDDIMScheduler,
+    TrainingArguments,
+)
 from diffusers_ext.cli import main, run_script
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -159,6 +167,14 @@ def digits_pipeline(**options):
     return GenerationPipeline(network, scheduler, id2label=names or None)
 
 
+def signal_pipeline(sample_rate):
+    network = SignalUNet1DModel(
+        32, 1, base_channels=8, channel_multipliers=(1,), attention_resolutions=(), norm_num_groups=4
+    )
+    signal = {"sample_rate": sample_rate, "scale": [1.0], "shift": [0.0]}
+    return SignalPipeline(network, FlowMatchScheduler(), signal=signal)
+
+
 SCHEDULER = "import diffusers\n\n\nclass MyScheduler(diffusers.DDIMScheduler):\n    pass\n"
 
 
@@ -173,6 +189,10 @@ def granted(tmp_path_factory):
         digits_pipeline(num_class_embeds=10).save_pretrained(folder / "outputs" / name)
     for name in ("mnist", "mnist-likelihood"):
         digits_pipeline().save_pretrained(folder / "outputs" / name)
+    for name, rate in (("series", None), ("spoken-digits", 8000)):
+        signal_pipeline(rate).save_pretrained(folder / "outputs" / name)
+    np.save(folder / "measured.npy", np.zeros((1, 32), np.float32))
+    np.save(folder / "gap.npy", np.arange(32) % 4 == 0)
     signals = np.random.default_rng(0).normal(size=(12, 2, 256))
     np.savez(folder / "weather.npz", signals=signals, labels=np.arange(12) % 2)
     shutil.copytree(ROOT / "examples", folder / "examples")

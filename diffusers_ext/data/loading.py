@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,6 +86,8 @@ def load_batches(
         except (RuntimeError, OSError, EOFError) as error:  # an error of the data arrives as a _Failure
             if num_workers == 0:
                 raise
+            if not isinstance(error, RuntimeError):
+                _await_signal()
             raise LostWorkerError(
                 f"A process that loads data was killed, most often for lack of memory; use fewer than {num_workers} of "
                 "them (dataloader_num_workers)"
@@ -93,6 +97,12 @@ def load_batches(
         if isinstance(batch, _Failure):
             raise batch.error from _WorkerTraceback(batch.text)
         yield batch
+
+
+def _await_signal() -> None:
+    """Take the error that torch raises when it hears of a killed process, a moment after a broken connection."""
+    with contextlib.suppress(RuntimeError):
+        time.sleep(5)  # the signal ends it
 
 
 def _unchanged(batch: Any) -> Any:
