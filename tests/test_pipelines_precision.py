@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from diffusers import (
@@ -192,7 +194,7 @@ def test_the_starting_noise_does_not_depend_on_the_networks_precision(kind):
 
 
 @pytest.mark.parametrize("pipeline_class", [GenerationPipeline, DDIMPipeline])
-def test_the_fastest_precision_gives_the_same_samples_up_to_rounding(pipeline_class):
+def test_the_fastest_precision_gives_the_same_samples_up_to_rounding(pipeline_class, caplog):
     torch.manual_seed(0)
     unet = UNet2DModel(
         8, 1, 1, block_out_channels=(8, 8), norm_num_groups=4, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
@@ -204,12 +206,16 @@ def test_the_fastest_precision_gives_the_same_samples_up_to_rounding(pipeline_cl
     exact = pipeline(generator=torch.Generator().manual_seed(0), **draw).images
     said = []
     compute_fastest(unet, said.append)
+    logging.getLogger("diffusers").addHandler(caplog.handler)
     for _ in range(2):  # the choice is made once
         fast = pipeline(generator=torch.Generator().manual_seed(0), **draw).images
     assert len(said) == 1
+    logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert "float32" not in caplog.text  # no warning of modules to keep in it: there are none
     assert "the fastest here" in said[0]
     assert unet.dtype in (torch.float32, *HALVES)
-    assert ((fast - exact) ** 2).mean() ** 0.5 < 0.03  # single values differ by more: 1 / alpha_t enlarges rounding
+    # In bfloat16 it is 0.0065, and 0.73 for other noise. Single values differ by more: 1 / alpha_t enlarges rounding.
+    assert ((fast - exact) ** 2).mean() ** 0.5 < 0.02
 
 
 def test_a_command_chooses_its_precision(tmp_path, capsys):

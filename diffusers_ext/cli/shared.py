@@ -148,6 +148,7 @@ def load_checkpoint(path: str, device: str | None, dtype: str = "float32", archi
         ValueError, FileNotFoundError: one sentence on what can't be read.
     """
     from ..hub.convert import convert
+    from ..training.precision import cast_weights
     from ..training.unfinished import pipeline_of_checkpoint
 
     found = Path(path)
@@ -158,7 +159,7 @@ def load_checkpoint(path: str, device: str | None, dtype: str = "float32", archi
     if dtype == AUTO:
         _compute_fastest(pipeline)
     else:
-        pipeline.unet.to(DTYPES[dtype])
+        cast_weights(pipeline.unet, DTYPES[dtype])
     pipeline.set_progress_bar_config(**progress_bar())
     return pipeline.to(best_device(device))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .efficiency import wait_for
-from .precision import Mode, attentions_of, resolve_mixed_precision
+from .precision import Mode, attentions_of, cast_weights, resolve_mixed_precision
 
 PROBED = 64  # samples at most of the first batch, which the modes are timed on
 TIMED = 3  # calls, of which the fastest counts
@@ -73,7 +73,7 @@ def _modes(network: Any, sample: torch.Tensor) -> list[Mode]:
 
 def _apply(network: Any, mode: Mode) -> None:
     mode.apply(network)
-    network.to(_dtype_of(mode))
+    cast_weights(network, _dtype_of(mode))
 
 
 def _dtype_of(mode: Mode) -> torch.dtype:

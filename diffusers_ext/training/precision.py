@@ -96,6 +96,18 @@ class Mode:
             compile_blocks(network)
 
 
+def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Give a network's weights a dtype, but for the modules that its class keeps in float32.
+
+    `to` of diffusers' networks converts those as well, and warns of them even where there are none.
+    """
+    torch.nn.Module.to(network, dtype)
+    kept = getattr(network, "_keep_in_fp32_modules", None) or ()
+    for name, part in network.named_modules():
+        if name.rpartition(".")[2] in kept:
+            part.float()
+
+
 def set_attention(network: torch.nn.Module, attention: str) -> None:
     """Choose how this network's attention is computed on CPUs: "plain", "fused", or "" for each module's default.
 
