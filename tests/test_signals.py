@@ -31,6 +31,7 @@ from diffusers_ext.models.lapped import to_bands
 from diffusers_ext.proofs import GaussianMixture, MixtureNetwork
 from diffusers_ext.proofs.flow_map import ExactFlowMap
 from diffusers_ext.schedulers.registry import SAMPLERS
+from diffusers_ext.training.report import examples_like
 
 RATE = 8000
 
@@ -461,3 +462,11 @@ def test_the_spectrum_of_other_signals_is_told_apart():
     assert log_spectral_distance(*draws) < 0.3
     assert log_spectral_distance(draws[0], 2 * draws[1]) == pytest.approx(6.02, abs=0.3)
     torch.testing.assert_close(power_spectrum(draws[0]), exact_spectrum(process), rtol=5 * (2 / DRAWS) ** 0.5, atol=0)
+
+
+def test_real_examples_beside_samples_are_spread_over_each_class():
+    data = load_image_data(split="train[:200]")
+    chosen = examples_like({"class_labels": [3, 5, 3, 3]}, data)
+    assert data.labels[chosen].tolist() == [3, 5, 3, 3]
+    places = (data.labels == 3).nonzero()[:, 0].tolist()
+    assert [chosen[0], chosen[3]] == [places[0], places[-1]]  # not the first three, which may be of one speaker

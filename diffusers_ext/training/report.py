@@ -78,11 +78,14 @@ def sample(pipeline: Any, steps: int, generator: torch.Generator, **request: Any
 
 
 def examples_like(request: Mapping[str, Any], data: Any) -> list[int]:
-    """Examples of the data for comparison with samples: as many, and of the same classes."""
+    """Examples of the data for comparison with samples: as many, of the same classes, spread over each class."""
     classes = request.get("class_labels")
     if classes is None or data.labels is None:
         return spread(len(data), min(len(data), int(request.get("batch_size", 16))))
-    places = {label: (data.labels == label).nonzero()[:, 0].tolist() for label in set(classes)}
+    places = {}
+    for label, number in Counter(classes).items():
+        found = (data.labels == label).nonzero()[:, 0]
+        places[label] = found[spread(len(found), min(number, len(found)))].tolist()
     return [places[label].pop(0) for label in classes if places[label]]
 
 
