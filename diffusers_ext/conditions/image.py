@@ -86,7 +86,7 @@ class ImageCondition(Condition):
             raise ValueError(
                 "condition image takes signals frame by frame, which normalization spectral mixes; use standardize."
             )
-        images = self._images(data)
+        images = self._with_images(data)
         self.factor = images.size[0] // data.size[0]
         source = images if images.companion is None else images.companion
         self.transform = image_transform(self.image_condition, source.channels)
@@ -94,19 +94,18 @@ class ImageCondition(Condition):
             self.transform.from_target(images[0]["samples"][None])  # fails now rather than at the first step
 
     @staticmethod
-    def _images(data: Any) -> Any:
-        """The images of the data: those behind latents, which come with the latents from now on."""
-        if not hasattr(data, "gives_images"):
-            return data
-        data.gives_images = True
-        return data.images
+    def _with_images(data: Any) -> Any:
+        """The images of the data. Those behind latents come with the latents from now on."""
+        if hasattr(data, "gives_images"):
+            data.gives_images = True
+        return getattr(data, "images", data)
 
     @property
     def model_entries(self) -> dict[str, Any]:
         return {"condition_channels": self.transform.channels * self.factor**2}
 
     def adopt(self, held_out: Any) -> None:
-        companion = self._images(held_out).companion
+        companion = self._with_images(held_out).companion
         if companion is not None and companion.channels != self.transform.channels:
             raise ValueError(
                 f"condition_image_column has images of {companion.channels} channels in the validation split, "
@@ -132,7 +131,7 @@ class ImageCondition(Condition):
         return {"condition": self.transform.name}
 
     def examples(self, data: Any, count: int, generator: torch.Generator) -> dict[str, Any]:
-        batch = self._images(data).__getitems__(spread(len(data), count))
+        batch = getattr(data, "images", data).__getitems__(spread(len(data), count))
         given = self.transform.user_input(batch.get("condition", batch["samples"]), generator)
         if getattr(data, "normalization", None) is not None:  # a pipeline takes signals in the units of the data
             given["image"] = data.normalization.undo(given["image"])
