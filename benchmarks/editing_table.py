@@ -78,7 +78,7 @@ def resident(kind: str, forget_peak: bool = False) -> float:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--classifier", help="none measures PSNR alone")
+    parser.add_argument("--classifier", help="without one, PSNR alone is measured")
     parser.add_argument("--conditional", nargs="*", default=[], help="models trained for a task")
     parser.add_argument("--methods", nargs="+", default=[""], help="parts of the names of the rows to measure")
     parser.add_argument("--dataset_name", help="the embedded digits if no data are given")

@@ -144,7 +144,7 @@ class GenerationPipeline(DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the latest call needed both the null and the conditional prediction of the network."""
+        """Whether the latest call was guided away from the null condition, by two predictions or a flow map's one."""
         return self._guidance_scale not in (0, 1) and self.weak_unet is None
 
     @property
