@@ -187,6 +187,26 @@ def test_a_table_holds_signals_as_lists_or_one_long_signal(tmp_path):
     assert windows[0]["samples"][0].diff().tolist() == [1.0] * 19
 
 
+def test_a_table_holds_recordings_as_the_hub_stores_them(tmp_path):
+    folder, places = load(written(tmp_path / "in")), sorted((tmp_path / "in").rglob("*.wav"))
+    rows = {"sound": [{"bytes": place.read_bytes(), "path": None} for place in places], "label": [0, 0, 1, 1]}
+    table = datasets.Dataset.from_dict(rows).cast_column("sound", datasets.Audio(decode=False))
+    table.cast_column("label", datasets.ClassLabel(names=["high", "low"])).to_parquet(tmp_path / "table/train.parquet")
+    signals, cache = SignalOptions(length=256), str(tmp_path / "cache")
+    data = load_image_data(str(tmp_path / "table"), signals=signals, cache_dir=cache)
+    torch.testing.assert_close(data.__getitems__(range(4))["samples"], folder.__getitems__(range(4))["samples"])
+    assert (data.sample_rate, data.label_names, data.labels.tolist()) == (RATE, ["high", "low"], [0, 0, 1, 1])
+
+
+def test_flac_files_hold_what_was_written(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    (tmp_path / "train").mkdir()
+    soundfile.write(tmp_path / "train" / "a.flac", tone(440).T, RATE)
+    data = load(tmp_path, length=400, normalization="none")
+    np.testing.assert_allclose(data[0]["samples"], tone(440), atol=1e-4)
+    assert data.sample_rate == RATE
+
+
 # --- training and sampling --------------------------------------------------------------------------------------------
 
 TINY = {"base_channels": 8, "channel_multipliers": [1, 2], "attention_resolutions": [2], "norm_num_groups": 4}
