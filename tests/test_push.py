@@ -167,7 +167,7 @@ def test_a_card_written_on_the_hub_stays_and_places_are_not_told(run, hub, tmp_p
 
 def push_to_nowhere(folder):
     huggingface_hub.constants.ENDPOINT = "http://127.0.0.1:9"
-    return main(["push", "--model", str(folder), "--repo_id", "user/name"])
+    return main(["push", "--model", str(folder), "--repo_id", "user/name", "--attempts", "2"])
 
 
 def test_a_hub_that_is_not_there_is_one_sentence(tmp_path, run):

@@ -36,6 +36,9 @@ class PushArguments(CheckedSettings):
     commit_message: str = option("Upload with diffusers_ext", "First line of the commit.")
     ignore_patterns: list[str] = option([], "Files and folders not to push.")
     allow_patterns: list[str] = option([], "More files to push, beside those that this package writes.")
+    attempts: int = option(
+        4, "How often to try while the connection fails, with pauses of 1, 4, 16 ... seconds.", at_least=1, at_most=8
+    )
 
 
 @dataclass
