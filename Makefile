@@ -19,6 +19,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 # The last packages are peers that tests and benchmarks measure against. They come without their dependencies: torchvision
 # and pytorch-fid serve their image folders, data sets and scores only, and stand-ins take their place.
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Installing PyTorch and the other packages into $(VENV): some minutes, this time only."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"
