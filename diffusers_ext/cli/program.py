@@ -145,9 +145,11 @@ def _run(words: list[str]) -> None:
 
 def _run_command(name: str, command: Command, words: list[str]) -> None:
     function, settings_class = command.load()
-    if words and not words[0].startswith("-") and hasattr(settings_class, "POSITIONAL"):
-        words = [f"--{settings_class.POSITIONAL}", *words]
-    values, others = parse(settings_class, words, f"diffusers-ext {name} [--setting value ...]", [_DEBUG])
+    first = getattr(settings_class, "POSITIONAL", None)
+    if first is not None and words and not words[0].startswith("-"):
+        words = [f"--{first}", *words]
+    shown = f" [{first.upper()}]" if first is not None else ""
+    values, others = parse(settings_class, words, f"diffusers-ext {name}{shown} [--setting value ...]", [_DEBUG])
     _no_words(others)
     values.pop("debug", None)
     arguments = build(settings_class, values)

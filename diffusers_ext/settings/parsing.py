@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import shutil
 import textwrap
@@ -119,7 +120,7 @@ def help_text(settings_class: type, usage: str, extra: Sequence[Setting] = (), g
     Raises:
         SettingsError: for a group that there is not.
     """
-    settings = [*extra, *settings_of(settings_class).values()]
+    settings = [*_own_first(settings_class), *extra]
     groups = sorted({s.group for s in settings if s.group is not None}, key=lambda each: each.order)
     names = [each.name for each in groups]
     if group not in ("", "all", *names):
@@ -139,6 +140,12 @@ def help_text(settings_class: type, usage: str, extra: Sequence[Setting] = (), g
             f"These are the settings that people change first. All {count}: --help-all. One group: --help GROUP."
         )
     return "\n".join(lines).rstrip()
+
+
+def _own_first(settings_class: type) -> list[Setting]:
+    """The settings for the help: those that must be given, the class's own, then those of its bases."""
+    own = inspect.get_annotations(settings_class)
+    return sorted(settings_of(settings_class).values(), key=lambda each: (not each.required, each.name not in own))
 
 
 def _summary(settings_class: type) -> str:
