@@ -83,10 +83,10 @@ class Efficiency:
 
     def __str__(self) -> str:
         return (
-            f"{self.images_per_second:.0f} images/s; {self.flops / 1e9:,.0f} GFLOP/s ({self.flops_per_image / 1e9:.3g} "
-            f"an image), {self.flops / self.peak_flops:.0%} of the {self.peak_flops / 1e9:,.0f} that a product of "
-            f"matrices reaches here; {self.outside:.1%} of the time outside forward, backward and optimizer; at most "
-            f"{self.peak_memory / 2**30:.2f} GiB"
+            f"{self.images_per_second:.0f} images/s of {self.flops_per_image / 1e9:.3g} GFLOP each; "
+            f"{self.flops / 1e9:,.0f} GFLOP/s, {self.flops / self.peak_flops:.0%} of the {self.peak_flops / 1e9:,.0f} "
+            f"GFLOP/s of a large matrix product on this machine; {self.outside:.1%} of the time outside forward, "
+            f"backward and optimizer; peak memory {self.peak_memory / 2**30:.2f} GiB"
         )
 
     def metrics(self) -> dict[str, float]:
