@@ -494,7 +494,8 @@ def _set_timesteps(
     scheduler: Any, num_inference_steps: int | None, timesteps: Sequence[int] | None, device: torch.device
 ) -> None:
     if timesteps is None:
-        steps = checked_steps(num_inference_steps, getattr(scheduler.config, "num_train_timesteps", 1000))
+        config = getattr(scheduler, "config", None)  # a scheduler of the user's may have none
+        steps = checked_steps(num_inference_steps, getattr(config, "num_train_timesteps", 1000))
         scheduler.set_timesteps(steps, device=device)
         return
     if num_inference_steps is not None:

@@ -104,7 +104,7 @@ def _view_of_scheduler(scheduler: Any, prediction_type: str | None) -> NetworkVi
         return NetworkView(lambda t: probed_level(scheduler, t), own)
     raise ValueError(
         f"The noise levels of {kind} can't be found: it has no alphas_cumprod, no sigma_data and no add_noise. "
-        "Give a NetworkView that says what its timesteps mean."
+        "Set alphas_cumprod, or give a NetworkView that says what its timesteps mean."
     )
 
 

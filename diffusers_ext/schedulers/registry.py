@@ -346,7 +346,10 @@ def _users_sampler(name: str, config: Mapping[str, Any], options: Mapping[str, A
     """A scheduler class of the user's, made from the configuration and the options."""
     scheduler = load_object(name, "sampler")
     if not all(callable(getattr(scheduler, method, None)) for method in ("from_config", "set_timesteps", "step")):
-        raise ValueError(f"'{name}' is not a scheduler: it needs from_config, set_timesteps and step.")
+        raise ValueError(
+            f"'{name}' is not a scheduler: it needs from_config, set_timesteps and step. Derive it from SchedulerMixin "
+            "and ConfigMixin of diffusers, with @register_to_config on __init__."
+        )
     known = inspect.signature(scheduler).parameters
     unknown = sorted(set(options) - set(known))
     if unknown:
