@@ -78,6 +78,7 @@ def _save_autoencoder(vae: Any, output_dir: Path, recipe: str) -> None:
 
 def _save_plain(pipeline: Any, output_dir: Path) -> None:
     network = pipeline.unet.network
+    is_first = not (output_dir / PLAIN_WEIGHTS).exists()
     atomic_write(output_dir / PLAIN_WEIGHTS, lambda partial: save_file(packed(network.state_dict()), partial))
     pipeline.scheduler.save_pretrained(output_dir / "scheduler")
     try:
@@ -86,13 +87,15 @@ def _save_plain(pipeline: Any, output_dir: Path) -> None:
         where = f"its source in '{PLAIN_SOURCE}'"
     except (OSError, TypeError, UnicodeDecodeError):
         where = "its source was not found"
-    logger.warning(
-        "%s is a plain torch module, which diffusers can't load as a part of a pipeline: its weights are in '%s', %s. "
-        "Derive it from ModelMixin and ConfigMixin of diffusers to save a pipeline that loads by from_pretrained.",
-        type(network).__name__,
-        output_dir / PLAIN_WEIGHTS,
-        where,
-    )
+    if is_first:
+        logger.warning(
+            "%s is a plain torch module, which diffusers can't load as a part of a pipeline: its weights are in '%s', "
+            "%s. Derive it from ModelMixin and ConfigMixin of diffusers to save a pipeline that loads by "
+            "from_pretrained.",
+            type(network).__name__,
+            output_dir / PLAIN_WEIGHTS,
+            where,
+        )
 
 
 def describe(output_dir: Path, repo_id: str | None = None) -> None:
