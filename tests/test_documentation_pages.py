@@ -175,6 +175,20 @@ def signal_pipeline(sample_rate):
     return SignalPipeline(network, FlowMatchScheduler(), signal=signal)
 
 
+NETWORK = """import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+
+class SavedNetwork(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.only = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, sample, timestep):
+        return self.only(sample)
+"""
 SCHEDULER = "import diffusers\n\n\nclass MyScheduler(diffusers.DDIMScheduler):\n    pass\n"
 
 
@@ -197,6 +211,7 @@ def granted(tmp_path_factory):
     np.savez(folder / "weather.npz", signals=signals, labels=np.arange(12) % 2)
     shutil.copytree(ROOT / "examples", folder / "examples")
     (folder / "my_file.py").write_text(SCHEDULER, encoding="utf-8")
+    (folder / "my_network.py").write_text(NETWORK, encoding="utf-8")
     torch.save({"model": RefAnnotated(8, (1, 2), 1, lineage="package").state_dict()}, folder / "model-10.pt")
     return folder
 

@@ -26,11 +26,11 @@ from ..settings import option
 from ..training.checkpoint import list_checkpoints
 from .real_images import RealDataArguments, check_classifier, real_and_baseline
 from .sampler_options import SamplerOptions
-from .shared import DTYPE_CHOICES, DTYPE_HELP, load_checkpoint, load_classifier, load_pipeline, progress_bar
+from .shared import DTYPE_CHOICES, DTYPE_HELP, ModelCode, load_checkpoint, load_classifier, load_pipeline, progress_bar
 
 
 @dataclass
-class CompareArguments(SamplerOptions, RealDataArguments):
+class CompareArguments(SamplerOptions, RealDataArguments, ModelCode):
     """Samplers x lengths, or samplers x guidance scales x classes, from one starting noise: a picture and a table."""
 
     model: str = option(text="Folder or Hub name of a pipeline, or a recipe; or `mixture`: a perfect network.")
@@ -67,7 +67,8 @@ def compare(arguments: CompareArguments) -> None:
         return
     choices = _choices(arguments.samplers, arguments.sampler_options())
     perfect = arguments.model == "mixture"
-    pipeline = mixture_pipeline() if perfect else load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    place = (arguments.model, arguments.device, arguments.dtype, arguments.trust_remote_code)
+    pipeline = mixture_pipeline() if perfect else load_pipeline(*place)
     pipeline.set_progress_bar_config(**progress_bar(leave=False))
     classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, arguments.device)
     if classifier is not None:
@@ -100,7 +101,8 @@ def _by_checkpoint(arguments: CompareArguments) -> None:
         for path in found
     }
     if (folder / "model_index.json").is_file():
-        models["saved"] = partial(load_pipeline, str(folder), arguments.device, arguments.dtype)
+        place = (str(folder), arguments.device, arguments.dtype, arguments.trust_remote_code)
+        models["saved"] = partial(load_pipeline, *place)
     target = Path(arguments.output_dir) / "checkpoints.png"
     draw_models(
         models,

@@ -19,7 +19,7 @@ from ..settings import make_settings_class, option
 from .edit_data import MASKS, edited_data, listed_files
 from .real_images import RealDataArguments, real_and_baseline
 from .sampler_options import OneSampler
-from .shared import DTYPE_CHOICES, DTYPE_HELP, load_pipeline, progress_bar, run_folder
+from .shared import DTYPE_CHOICES, DTYPE_HELP, ModelCode, load_pipeline, progress_bar, run_folder
 
 # An image is what is edited here, not what the network is conditioned on.
 _CONDITIONS = [condition for name, condition in CONDITIONS.items() if name != "image"]
@@ -30,7 +30,7 @@ OPERATORS = ("mask", "down_sampling", "blur", "grey", "random_projection")
 
 
 @dataclass
-class EditArguments(OneSampler, RealDataArguments, _ConditionFlags):
+class EditArguments(OneSampler, RealDataArguments, _ConditionFlags, ModelCode):
     """What all edits take."""
 
     POSITIONAL: ClassVar[str] = "model"
@@ -130,7 +130,8 @@ class _Edit:
     def __init__(self, arguments: EditArguments):
         self.arguments = arguments
         arguments.check_sampler()
-        self.editor = EditingPipeline(load_pipeline(run_folder(arguments.model), arguments.device, arguments.dtype))
+        place = (run_folder(arguments.model), arguments.device, arguments.dtype, arguments.trust_remote_code)
+        self.editor = EditingPipeline(load_pipeline(*place))
         self.pipeline = self.editor.pipeline
         arguments.put_sampler_into(self.pipeline)
         self.pipeline.set_progress_bar_config(**progress_bar(leave=False))

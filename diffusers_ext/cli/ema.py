@@ -13,11 +13,11 @@ from ..hub.export import export
 from ..settings import CheckedSettings, option
 from ..settings.recipes import RECIPE_FILE
 from ..training.ema import LONGEST_SIGMA_REL
-from .shared import load_pipeline
+from .shared import ModelCode, load_pipeline
 
 
 @dataclass
-class EmaArguments(CheckedSettings):
+class EmaArguments(CheckedSettings, ModelCode):
     """Average a run's weights over any length, from the snapshots of `--ema_snapshots`."""
 
     run: str = option(text="Output folder of a finished training run.")
@@ -38,7 +38,7 @@ def ema(arguments: EmaArguments) -> None:
     if folder.resolve() == run.resolve():
         raise ValueError(f"output_dir must be another folder than run, got '{folder}'.")
     weights, reconstruction = reconstruct(run, arguments.sigma_rel, arguments.step)
-    pipeline = load_pipeline(str(run), "cpu")
+    pipeline = load_pipeline(str(run), "cpu", trust_remote_code=arguments.trust_remote_code)
     replace_weights(pipeline, weights)
     export(pipeline, folder)
     reconstruction.write(folder)

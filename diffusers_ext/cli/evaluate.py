@@ -24,7 +24,7 @@ from ..schedulers.registry import SamplerChoice, check_options
 from ..settings import option
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_baseline
 from .sampler_options import OneSampler
-from .shared import DTYPE_CHOICES, DTYPE_HELP, bar, best_device, load_classifier, load_pipeline, progress_bar
+from .shared import DTYPE_CHOICES, DTYPE_HELP, ModelCode, bar, best_device, load_classifier, load_pipeline, progress_bar
 
 # What is printed, and whether as a percentage.
 MEASURES = {
@@ -42,7 +42,7 @@ MEASURES = {
 
 
 @dataclass
-class SamplingArguments(OneSampler, RealDataArguments):
+class SamplingArguments(OneSampler, RealDataArguments, ModelCode):
     """How samples are drawn and measured; the base of commands that evaluate."""
 
     model: str = option(text="Folder or Hub name of a pipeline, or the name of a recipe: what was trained by it.")
@@ -150,7 +150,7 @@ class Bench:
 
 def prepare(arguments: SamplingArguments) -> Bench:
     """Load pipeline, classifier and real images. Raises ValueError, in one sentence, for what does not fit together."""
-    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype, arguments.trust_remote_code)
     pipeline.set_progress_bar_config(**progress_bar(leave=False))
     classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, arguments.device)
     features = _feature_network(arguments, classifier)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..settings import CheckedSettings, option
-from .shared import load_pipeline
+from .shared import ModelCode, load_pipeline
 
 
 @dataclass
@@ -22,7 +22,7 @@ class ExperimentsRunArguments(CheckedSettings):
 
 
 @dataclass
-class ExperimentsCompareArguments(CheckedSettings):
+class ExperimentsCompareArguments(CheckedSettings, ModelCode):
     """Draw losses and samples of the finished runs of a study side by side."""
 
     POSITIONAL: ClassVar[str] = "study_dir"
@@ -61,7 +61,7 @@ def experiments_compare(arguments: ExperimentsCompareArguments) -> None:
     folder = study if arguments.output_dir is None else Path(arguments.output_dir)
     draw_losses(runs, folder / "losses.png")
     draw_models(
-        {name: _loader(run, arguments.device) for name, run in runs.items()},
+        {name: _loader(run, arguments) for name, run in runs.items()},
         folder / "samples.png",
         "Samples from the same starting noise",
         "run",
@@ -73,5 +73,5 @@ def experiments_compare(arguments: ExperimentsCompareArguments) -> None:
     print(f"losses.png and samples.png of {len(runs)} runs in {folder}")
 
 
-def _loader(folder: Path, device: str | None) -> Any:
-    return lambda: load_pipeline(str(folder), device)
+def _loader(folder: Path, arguments: ExperimentsCompareArguments) -> Any:
+    return lambda: load_pipeline(str(folder), arguments.device, trust_remote_code=arguments.trust_remote_code)

@@ -12,7 +12,7 @@ import torch
 from ..pipelines.batched_generation import starting_noise
 from ..schedulers import SCHEDULES, NoisePath
 from ..settings import CheckedSettings, option
-from .shared import load_pipeline
+from .shared import ModelCode, load_pipeline
 
 NAMES = (
     "forward noised trajectory embedding denoiser distribution schedules lengths gamma guidance langevin".split()  # noqa: SIM905
@@ -22,7 +22,7 @@ _TIMES = {"forward": [0, 10, 50, 100, 200, 300, 500, 999], "noised": [100, 300, 
 
 
 @dataclass
-class FigureArguments(CheckedSettings):
+class FigureArguments(CheckedSettings, ModelCode):
     """Draw a figure that teaches: noise, trajectories, schedules, embeddings, samplers, guidance."""
 
     POSITIONAL: ClassVar[str] = "name"
@@ -68,7 +68,7 @@ def figure(arguments: FigureArguments) -> None:
 def _pipeline(arguments: FigureArguments) -> Any:
     if arguments.model is None:
         raise ValueError(f"figure {arguments.name} needs a --model: a folder, a Hub name or the name of a recipe.")
-    return load_pipeline(arguments.model, arguments.device)
+    return load_pipeline(arguments.model, arguments.device, trust_remote_code=arguments.trust_remote_code)
 
 
 def _images(arguments: FigureArguments, resolution: int = 28, channels: int | None = None) -> torch.Tensor:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ..hub.averages import RECONSTRUCTION
 from ..settings import CheckedSettings, option
-from .shared import load_pipeline
+from .shared import ModelCode, load_pipeline
 
 
 @dataclass
-class ExportArguments(CheckedSettings):
+class ExportArguments(CheckedSettings, ModelCode):
     """Write a folder that loads with this package and without it, with a model card."""
 
     model: str = option(text="Folder or Hub name of a pipeline.")
@@ -68,7 +68,7 @@ def export(arguments: ExportArguments) -> None:
         return
     if source.exists() and target.exists() and source.resolve() == target.resolve():
         raise ValueError("output_dir must be another folder than that of the model.")
-    pipeline = load_pipeline(arguments.model, "cpu")
+    pipeline = load_pipeline(arguments.model, "cpu", trust_remote_code=arguments.trust_remote_code)
     export_pipeline(pipeline, target, variant=arguments.variant, max_shard_size=arguments.max_shard_size)
     (target / RECONSTRUCTION).unlink(missing_ok=True)  # of an earlier export
     for name in companions(source):

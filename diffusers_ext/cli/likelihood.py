@@ -14,11 +14,11 @@ from ..data.images import load_image_data
 from ..data.randomness import permutation
 from ..evaluation.likelihood import TRACES, VariationalBound, check_likelihood, likelihood, variational_bound
 from ..settings import CheckedSettings, option
-from .shared import load_pipeline, progress_bar
+from .shared import ModelCode, load_pipeline, progress_bar
 
 
 @dataclass
-class LikelihoodArguments(CheckedSettings):
+class LikelihoodArguments(CheckedSettings, ModelCode):
     """Measure bits per dimension of real images under a model, by the probability flow or the variational bound."""
 
     model: str = option(text="Folder or Hub name of an unconditional pipeline of images.")
@@ -42,7 +42,7 @@ class LikelihoodArguments(CheckedSettings):
 
 def measure_likelihood(arguments: LikelihoodArguments) -> None:
     """Print bits per dimension with standard error and evaluations, and write them."""
-    pipeline = load_pipeline(arguments.model, arguments.device)
+    pipeline = load_pipeline(arguments.model, arguments.device, trust_remote_code=arguments.trust_remote_code)
     check_likelihood(pipeline)
     images, description = _images(arguments, pipeline.unet.config)
     images = images.to(pipeline.device)

@@ -16,13 +16,13 @@ from ..modalities import modality_of_pipeline
 from ..pipelines.batched_generation import samples_of
 from ..settings import option
 from .real_images import RealDataArguments, real_and_baseline
-from .shared import DTYPE_CHOICES, DTYPE_HELP, load_pipeline, progress_bar
+from .shared import DTYPE_CHOICES, DTYPE_HELP, ModelCode, load_pipeline, progress_bar
 
 SHOWN = 8  # images in the picture
 
 
 @dataclass
-class RestoreArguments(RealDataArguments):
+class RestoreArguments(RealDataArguments, ModelCode):
     """Super-resolution, colourisation or inpainting of held-out images: a picture, and PSNR beside the condition's."""
 
     model: str = option(text="Folder or Hub name of a pipeline with an image condition.")
@@ -41,7 +41,7 @@ def restore(arguments: RestoreArguments) -> None:
 
     The condition is measured too: for super-resolution it is bicubic interpolation.
     """
-    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype)
+    pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype, arguments.trust_remote_code)
     pipeline.set_progress_bar_config(**progress_bar(leave=False))
     condition = _condition_of(pipeline, arguments.model)
     modality = modality_of_pipeline(pipeline)

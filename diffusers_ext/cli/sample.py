@@ -17,6 +17,7 @@ from .sampler_options import OneSampler
 from .shared import (
     DTYPE_CHOICES,
     DTYPE_HELP,
+    ModelCode,
     bar,
     load_checkpoint,
     load_pipeline,
@@ -29,7 +30,7 @@ _ConditionFlags: Any = make_settings_class("_ConditionFlags", _FLAGS, __name__)
 
 
 @dataclass
-class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags):
+class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags, ModelCode):
     """Sample images or signals from a saved pipeline."""
 
     POSITIONAL: ClassVar[str] = "model"
@@ -117,7 +118,7 @@ def _loaded(arguments: SampleArguments) -> Any:
     else:
         folder = arguments.model or ""
         recipe = settings_of_run(folder)
-        pipeline = load_pipeline(folder, arguments.device, arguments.dtype)
+        pipeline = load_pipeline(folder, arguments.device, arguments.dtype, arguments.trust_remote_code)
     own_sampler = arguments.sampler in (None, recipe.get("sampler"))
     steps = int(recipe.get("ddpm_num_inference_steps") or 50) if own_sampler else 50
     longest = getattr(pipeline.scheduler.config, "num_train_timesteps", steps)

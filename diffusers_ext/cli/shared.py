@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
-from ..settings import SettingsError, read_recipe, settings_of
+from ..settings import SettingsError, option, read_recipe, settings_of
 from ..settings.recipes import recipe_names
 from ..training.checkpoint import list_checkpoints
 
@@ -24,6 +25,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 AUTO = "auto"
 DTYPE_HELP = "Numbers the network computes with; auto times them on the first batch, and takes the fastest."
 DTYPE_CHOICES = (*DTYPES, AUTO)
+
+
+@dataclass
+class ModelCode:
+    """The flag of commands that load a model."""
+
+    trust_remote_code: bool = option(
+        False, "Run the code in the model's folder or repository, which a network of your own needs. Read it first."
+    )
 
 
 def best_device(device: str | None) -> str:
@@ -39,8 +49,11 @@ def best_device(device: str | None) -> str:
     return device
 
 
-def load_pipeline(model: str, device: str | None, dtype: str = "float32") -> Any:
-    """A pipeline by folder or Hub name, on its device. Raises ValueError or OSError when there is none."""
+def load_pipeline(model: str, device: str | None, dtype: str = "float32", trust_remote_code: bool = False) -> Any:
+    """A pipeline by folder or Hub name, on its device. Raises ValueError or OSError when there is none.
+
+    Classes of this package are the installed ones; code beside the model runs only with `trust_remote_code`.
+    """
     import diffusers
     from packaging.version import Version
 
@@ -50,7 +63,9 @@ def load_pipeline(model: str, device: str | None, dtype: str = "float32") -> Any
     name = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
     numbers = DTYPES.get(dtype, torch.float32)
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(model, **{name: numbers}, trust_remote_code=False)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            model, **{name: numbers}, trust_remote_code=trust_remote_code
+        )
     except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # whatever diffusers raises for configurations that nobody checked
@@ -72,6 +87,11 @@ def _why_not_loaded(model: str, error: Exception) -> str:
     """One sentence that names the file, or the model if its configurations are sound."""
     import diffusers
 
+    if "trust_remote_code" in str(error):
+        return (
+            f"'{model}' holds code of its own, such as the class of its network. Read it; then add --trust_remote_code "
+            "to run it."
+        )
     index = Path(model) / "model_index.json"
     parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
     for part, value in parts.items():
