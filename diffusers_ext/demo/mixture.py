@@ -50,6 +50,7 @@ def run_mixture(settings: Sequence[Setting], seed: int) -> MixtureRuns:
     """
     check_seed(seed)
     pipeline = mixture_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
     processes = [follow(pipeline, setting, POINTS, seed, estimates=False) for setting in settings]
     noise = starting_noise(pipeline, POINTS, torch.Generator().manual_seed(seed)).double()
     exact = exact_flow(pipeline, noise).flatten(1)
