@@ -94,7 +94,8 @@ class Comparison:
         guided = [] if arguments.condition == "none" else ["--guidance_scale", str(arguments.guidance_scale)]
         if not output.is_file():
             data = [word for name, value in self.data.items() for word in (f"--{name}", value)]
-            measured = ["--features", arguments.features, "--split", arguments.split, "--num_images", str(arguments.samples)]
+            measured = ["--features", arguments.features, "--split", arguments.split]
+            measured += ["--num_images", str(arguments.samples)]
             if arguments.classifier is not None:
                 measured += ["--classifier", arguments.classifier]
             if command(["evaluate", *common, *guided, *data, *measured, "--output", str(output)]) != 0:
@@ -143,8 +144,8 @@ def main() -> None:
         )
     factor = runs["latent"]["images_per_second"] / runs["pixel"]["images_per_second"]
     print(f"A training image of the latent model costs {factor:.2f} times less.")
-    spent = runs["autoencoder"]
-    print(f"Autoencoder: {spent['seconds']:.0f} s, {spent['steps']:,} steps; encoding: {runs['latent']['prepared']:.0f} s")
+    spent, encoding = runs["autoencoder"], runs["latent"]["prepared"]
+    print(f"Autoencoder: {spent['seconds']:.0f} s, {spent['steps']:,} steps; encoding: {encoding:.0f} s")
 
 
 if __name__ == "__main__":
