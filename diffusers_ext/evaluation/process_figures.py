@@ -172,7 +172,7 @@ def guidance(
 def langevin(file: PathLike, points: int = 4000, seed: int = 0) -> None:
     """Histograms of what Langevin sampling makes of N(1, 0.1^2) with its exact score, from 300 noise levels.
 
-    System A's rule takes one Langevin step at each level. Several steps a level, or the reverse SDE, end at the data.
+    U-SURF's rule takes one Langevin step at each level. Several steps a level, or the reverse SDE, end at the data.
     """
     data = GaussianMixture([1.0], [[1.0]], [0.01])
     panels = []

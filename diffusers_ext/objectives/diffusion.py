@@ -212,9 +212,9 @@ class ImportanceSampledObjective(DiffusionObjective):
 
 
 class MixObjective:
-    """System C's toy: predict the clean image from (1 - a) * x0 + a * noise, noise uniform, the network without time.
+    """Diffusion Playground's toy: predict the clean image from (1 - a) * x0 + a * noise, without the time.
 
-    Images are moved to [0, 1], the range of the noise.
+    The noise is uniform. Images are moved to [0, 1], the range of the noise.
 
     Args:
         loss: `l2`, `l1` or `huber`.
