@@ -109,7 +109,7 @@ def test_compare_command_writes_a_picture_and_a_table(saved, tmp_path, capsys):
         for length in ("3", "6")
     ]
     assert Image.open(tmp_path / "comparison.png").width > 300
-    assert capsys.readouterr().out.count("evaluations") == 6
+    assert capsys.readouterr().out.count("network calls") == 6
 
 
 def test_a_perfect_network_is_compared_with_the_exact_flow(tmp_path, capsys):

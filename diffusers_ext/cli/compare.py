@@ -156,7 +156,7 @@ def _by_length(
     for run in runs:
         name = f"{run.sampler} {run.subsequence}".strip()
         print(
-            f"{name:24} {run.length:5} steps {run.evaluations:5} evaluations {run.seconds:8.2f} s "
+            f"{name:24} {run.length:5} steps {run.evaluations:5} network calls {run.seconds:8.2f} s "
             f"rms {run.rms_error:.4f} from {against}{_frechet(run)}"
         )
     return runs
@@ -183,7 +183,7 @@ def _by_class(
     for run in runs:
         accuracy = "" if run.class_accuracy is None else f" class accuracy {100 * run.class_accuracy:6.2f} %"
         print(
-            f"{run.sampler:20} guidance {run.guidance_scale:4g} {run.length:5} steps {run.evaluations:5} evaluations "
+            f"{run.sampler:20} guidance {run.guidance_scale:4g} {run.length:5} steps {run.evaluations:5} network calls "
             f"{run.seconds:8.2f} s{accuracy}{_frechet(run)}, {run.num_images} images"
         )
     return runs

@@ -146,7 +146,7 @@ def draw_classes(
 
 def row_label(run: ClassRun) -> str:
     """What a run was, and how it did, in a few lines."""
-    lines = [run.sampler, f"guidance {run.guidance_scale:g}", f"{run.length} steps, {run.evaluations} calls"]
+    lines = [run.sampler, f"guidance {run.guidance_scale:g}", f"{run.length} steps, {run.evaluations} network calls"]
     if run.class_accuracy is not None:
         lines.append(f"classifier {100 * run.class_accuracy:.1f} %")
     if run.frechet_distance is not None:
