@@ -72,11 +72,12 @@ def classifier_train(arguments: ClassifierTrainArguments) -> None:
         unknown = sorted(set(names[1]) - set(names[0]))
         raise ValueError(f"{arguments.test_split} has classes that {arguments.train_split} has not: {unknown}.")
     classifier = new_classifier(train, arguments)
-    print(train.description)
+    print(train.description, flush=True)
     began = time.monotonic()
     steps = train_classifier(classifier, train, arguments)
     seconds = time.monotonic() - began
-    print(f"{steps} steps in {seconds:.0f} s, {steps * arguments.train_batch_size / seconds:,.0f} {classifier.noun}/s")
+    speed = steps * arguments.train_batch_size / seconds
+    print(f"{steps} steps in {seconds:.0f} s, {speed:,.0f} {classifier.noun}/s; testing on {len(test):,}", flush=True)
     numbers = torch.tensor([names[0].index(name) for name in names[1]])
     share, count = accuracy(classifier, ((images, numbers[labels]) for images, labels in in_order(test)))
     classifier.register_to_config(test_split=arguments.test_split, num_test_images=count, test_accuracy=share)

@@ -68,7 +68,8 @@ def fit(
         augmentation: applied to every batch, such as a `RandomAffine` or, for signals, a `RandomShift`.
         dtype: of autocast; float32 for none.
         seed: of the augmentation.
-        report: called with (steps, mean loss since the last call, seconds left) every fiftieth step.
+        report: called with (steps, mean loss since the last call, seconds left) every fiftieth step, and after ten
+            seconds without a call.
 
     Returns:
         The number of steps taken.
@@ -78,6 +79,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     losses: list[torch.Tensor] = []
     began, step = time.monotonic(), 0
+    reported = began
     classifier.train()
     for images, labels in itertools.islice(batches, num_steps):
         progress = max(step / num_steps, (time.monotonic() - began) / max_seconds)
@@ -96,9 +98,12 @@ def fit(
         optimizer.step()
         step += 1
         losses.append(loss.detach())
-        if report is not None and step % 50 == 0:
-            report(step, float(torch.stack(losses).mean()), (time.monotonic() - began) * (1 / progress - 1))
+        now = time.monotonic()
+        if report is not None and (step % 50 == 0 or now - reported > 10):
+            progress = max(step / num_steps, (now - began) / max_seconds)
+            report(step, float(torch.stack(losses).mean()), max(0.0, (now - began) * (1 / progress - 1)))
             losses.clear()
+            reported = now
     classifier.eval()
     return step
 

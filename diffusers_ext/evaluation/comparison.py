@@ -182,7 +182,7 @@ def draw(
         if run is None:
             return ""
         frechet = "" if run.frechet_distance is None else f"\nFrechet {run.frechet_distance:.2f}"
-        return f"{run.evaluations} calls\n{run.seconds:.1f} s\nrms {run.rms_error:.3f}{frechet}"
+        return f"{run.evaluations} network calls\n{run.seconds:.1f} s\nrms {run.rms_error:.3f}{frechet}"
 
     table = [[cell.get((*row, column)) for column in columns] for row in rows]
     names = [" ".join(filter(None, row)) for row in rows]
@@ -190,7 +190,7 @@ def draw(
     if reference is not None:
         points = [[None if i is None else samples[i].flatten(1) for i in line] for line in table]
         captions = [
-            ["" if run is None else f"{run.evaluations} calls, rms {run.rms_error:.4f}" for run in line]
+            ["" if run is None else f"{run.evaluations} network calls, rms {run.rms_error:.4f}" for run in line]
             for line in of_cell
         ]
         figures.scatter_grid(names, columns, points, path, reference.flatten(1), captions, "Three Gaussians")
