@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from .state import TrainerState
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+SECONDS_A_LINE = 60.0  # of progress, where no bar is shown
 
 
 class Recorder:
@@ -48,6 +50,7 @@ class Recorder:
         self._since_log: list[float] = []
         self._shown: deque[float] = deque(maxlen=50)
         self._mark = (0, 0.0)
+        self._announced = time.monotonic()
         self._paused = 0.0
         self.seconds_not_training = 0.0
         self._reported_failure = False
@@ -62,6 +65,7 @@ class Recorder:
             if self._reported_failure:
                 self.accelerator.trackers.clear()  # a half-opened one fails in ways of its own
         self._mark = (self.state.global_step, time.monotonic())
+        self._announced = time.monotonic()
 
     @property
     def has_unlogged(self) -> bool:
@@ -159,6 +163,12 @@ class Recorder:
         """Print a line above the progress bar."""
         if self.accelerator.is_main_process:
             tqdm.write(message)
+            sys.stdout.flush()  # a file or a pipe would get it minutes later
+
+    def announce(self, message: str) -> None:
+        """Print a line before something long, unless a progress bar will show it, as on a terminal."""
+        if not sys.stderr.isatty():
+            self.say(message)
 
     def progress_bar(self) -> tqdm:
         """The bar, on each machine's first process."""
@@ -170,7 +180,7 @@ class Recorder:
         )
 
     def show(self, bar: tqdm) -> None:
-        """Bring the bar up to date: loss, samples per second, time left."""
+        """Bring the bar up to date: loss, samples per second, time left. Without a bar, a line each minute says so."""
         state = self.state
         bar.n = state.global_step
         left = state.seconds * (state.max_steps - state.global_step) / max(state.global_step, 1)
@@ -178,8 +188,12 @@ class Recorder:
             left = min(left, max(0.0, self._max_seconds - state.seconds))
         loss = sum(self._shown) / len(self._shown)
         speed = f"{self._speed():.0f} images/s" if state.global_step > self._mark[0] else "…"
-        bar.set_postfix_str(f"loss {loss:.4f}, {speed}, {tqdm.format_interval(left)} left", refresh=False)
+        progress = f"loss {loss:.4f}, {speed}, {tqdm.format_interval(left)} left"
+        bar.set_postfix_str(progress, refresh=False)
         bar.update(0)
+        if time.monotonic() - self._announced > SECONDS_A_LINE:
+            self._announced = time.monotonic()
+            self.announce(f"Step {state.global_step} of {state.max_steps}: {progress}.")
 
 
 def _comes_again(line: str, step: int, measured_again: Sequence[str]) -> bool:

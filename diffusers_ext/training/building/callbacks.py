@@ -222,7 +222,8 @@ def _sample_evaluation(
 def _saving(args: TrainingArguments, run: Run) -> list[Any]:
     """Figures, pushes, snapshots, checkpoints."""
     folder = run.folder.path
-    callbacks: list[Any] = [FiguresCallback(folder, _figures(args, run), args.hub_model_id, run.processes)]
+    figures = FiguresCallback(folder, _figures(args, run), args.hub_model_id, run.processes, run.recorder.announce)
+    callbacks: list[Any] = [figures]
     if args.push_to_hub:
         pusher = HubPusher(folder, args.hub_model_id, args.hub_private_repo, args.hub_token, args.logging_dir)
         callbacks.append(PushCallback(pusher, run.processes))

@@ -84,10 +84,19 @@ class FiguresCallback(TrainerCallback):
     Args:
         figures: what they show; None draws none, for data that are no images.
         repo_id: the repository on the Hub, or None.
+        announce: takes a line to print before the figures are drawn.
     """
 
-    def __init__(self, folder: Path, figures: Figures | None, repo_id: str | None, processes: Processes):
+    def __init__(
+        self,
+        folder: Path,
+        figures: Figures | None,
+        repo_id: str | None,
+        processes: Processes,
+        announce: Callable[[str], None],
+    ):
         self._folder, self._figures, self._repo_id, self._processes = folder, figures, repo_id, processes
+        self._announce = announce
 
     def on_export(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw them when the pipeline was saved for the last time."""
@@ -95,6 +104,7 @@ class FiguresCallback(TrainerCallback):
             return
         if self._processes.is_main:
             if self._figures is not None:
+                self._announce(f"Sampling, and drawing the figures in '{self._folder / 'figures'}'.")
                 write_figures(kwargs["pipeline"], self._folder, self._figures)
             if (self._folder / "model_index.json").is_file():
                 describe(self._folder, self._repo_id)

@@ -66,5 +66,6 @@ class PreviewCallback(TrainerCallback):
     def _draw(self, pipeline: Any, step: int) -> None:
         generator = torch.Generator().manual_seed(seed_of(self._seed, "preview"))
         path = self._folder / f"step-{step:06d}.png"
+        self._recorder.announce(f"Sampling a preview for '{path}', {self._steps} steps.")
         grid = preview(pipeline, self._steps, generator, path, **self._request)
         self._recorder.log_images(grid)
