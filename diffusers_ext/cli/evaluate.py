@@ -262,16 +262,16 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"real-data baseline: {baseline['num_images']:,} real {noun} ({baseline['split']}) against the same")
     if baseline["split"] != real["split"]:
         print(
-            f"The real-data baseline is of another split, for {real['split']} has too few such {noun} for two sets; "
-            "features that were learned on one of the splits tell them apart."
+            f"The real-data baseline is of another split, for {real['split']} has too few such {noun} for two sets. "
+            "Features that were learned on one of the splits can tell the two apart."
         )
     if report["classifier"] is not None:
         print(f"classifier: {report['classifier']['description']}")
     print(f"features: {report['features']['name']}")
     if min(samples["num_images"], real["num_images"]) <= report["features"]["dimensions"]:
         print(
-            f"There are no more {noun} than the features have dimensions, {report['features']['dimensions']:,}: the "
-            f"Frechet distance tells their number first, and means something beside that of real {noun} only."
+            f"There are no more {noun} than the features have dimensions, {report['features']['dimensions']:,}. The "
+            f"Frechet distance then depends mostly on their number: compare it only with that of the real {noun}."
         )
     print(f"{'':24} {'samples':>10} {'real':>10}")
     columns = report["measures"]["samples"], report["measures"]["real_images"]
