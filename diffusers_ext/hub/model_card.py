@@ -362,8 +362,8 @@ def _task(facts: CardFacts) -> str:
 
 def _summary(facts: CardFacts) -> str:
     return (
-        f"{_description(facts)}, with {facts.parameters:,} parameters, trained from scratch on {_data_set(facts)[1]} "
-        "with diffusers_ext."
+        f"{_description(facts)}, with {facts.parameters:,} parameters. It was trained from scratch with "
+        f"diffusers_ext on {_data_set(facts)[1]}."
     )
 
 
