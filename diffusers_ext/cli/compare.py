@@ -178,7 +178,7 @@ def _by_class(
     )
     names = classifier.label_names() if classifier is not None else [str(number) for number in range(max(classes) + 1)]
     names = [(pipeline.config.id2label or {}).get(str(number), names[number]) for number in classes]
-    title = f"The same starting noise through every sampler, {count} images a class"
+    title = f"The same starting noise through every sampler, {count} image{'s' * (count > 1)} a class"
     draw_classes(runs, samples, names, Path(arguments.output_dir) / "comparison.png", title)
     for run in runs:
         accuracy = "" if run.class_accuracy is None else f" class accuracy {100 * run.class_accuracy:6.2f} %"
