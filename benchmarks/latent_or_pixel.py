@@ -38,37 +38,37 @@ class Comparison:
         self.data = {name: value for name, value in given.items() if value is not None}
 
     def train(self, name: str, recipe: str, seconds: float, **changes: Any) -> dict[str, float]:
-        """Seconds in all, and of training; steps; images a second. A run that is there is not trained again."""
+        """Seconds of encoding and of training, steps, images a second. A run that is there is not trained again."""
         folder = self.folder / name
         file = folder / "comparison.json"
         if file.is_file():
             return json.loads(file.read_text())
         never = dict.fromkeys(("validation_steps", "save_model_epochs", "checkpointing_steps"), FOREVER)
-        began = time.perf_counter()
-        settings = TrainingArguments.from_recipe(
-            recipe,
+        settings: dict[str, Any] = {
             **self.data,
-            resolution=self.arguments.resolution,
-            seed=self.arguments.seed,
-            max_train_seconds=seconds,
-            num_epochs=10**5,
-            logger="none",
-            output_dir=str(folder),
-            overwrite_output_dir=True,
+            "resolution": self.arguments.resolution,
+            "seed": self.arguments.seed,
+            "num_epochs": 10**5,
+            "logger": "none",
+            "output_dir": str(folder),
+            "overwrite_output_dir": True,
             **never,
             **changes,
-        )
-        trainer = without_pictures(Trainer(settings))
-        prepared = time.perf_counter() - began
-        if "vae" in changes:  # encoding is paid for by fewer steps
-            settings.max_train_seconds = max(seconds - prepared, 1.0)
+        }
+        prepared = 0.0
+        if "vae" in changes:  # encoding fills a cache and is paid for by fewer steps
+            began = time.perf_counter()
+            Trainer(TrainingArguments.from_recipe(recipe, max_train_seconds=seconds, **settings))
+            prepared = time.perf_counter() - began
+        arguments = TrainingArguments.from_recipe(recipe, max_train_seconds=seconds - prepared, **settings)
+        trainer = without_pictures(Trainer(arguments))
         trainer.train()
         state = trainer.state
         known = {
             "prepared": prepared,
             "seconds": state.seconds,
             "steps": state.global_step,
-            "images_per_second": state.global_step * settings.train_batch_size / state.seconds,
+            "images_per_second": state.global_step * arguments.train_batch_size / state.seconds,
         }
         file.write_text(json.dumps(known))
         return known
