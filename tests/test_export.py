@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from diffusers_ext import AncestralDDPMScheduler, GenerationPipeline, build_model, export
+from diffusers_ext.cli import main
 from diffusers_ext.hub.model_card import make_card
 from diffusers_ext.hub.push import files_to_push, is_temporary, without_places
 from diffusers_ext.training.saving import HubPusher
@@ -98,6 +99,22 @@ def test_a_network_of_the_user_is_exported_with_its_source(own_network, environm
     generator = torch.Generator().manual_seed(0)
     expected = pipeline(num_inference_steps=2, generator=generator, output_type="pt").images
     assert torch.equal(torch.load(tmp_path / "images.pt"), expected)
+
+
+def test_a_command_runs_the_code_of_a_network_of_the_user_only_when_asked(own_network, tmp_path, capsys):
+    folder = export(
+        GenerationPipeline(own_network, AncestralDDPMScheduler(timestep_spacing="trailing")), tmp_path / "out"
+    )
+    (code,) = (folder / "unet").glob("own_network_*.py")
+    code.write_text(code.read_text() + f"\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    words = ["sample", "--model", str(folder), "--num_images", "1", "--num_inference_steps", "2"]
+    words += ["--output", str(tmp_path / "samples.png")]
+    assert main(words) == 1
+    assert "add --trust_remote_code to run it" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+    assert main([*words, "--trust_remote_code"]) == 0
+    assert (tmp_path / "ran").exists()
+    assert (tmp_path / "samples.png").stat().st_size > 0
 
 
 def test_a_network_that_can_not_be_saved_is_one_sentence(tmp_path):
