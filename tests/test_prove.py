@@ -146,6 +146,12 @@ def test_the_audit_names_the_call_that_goes_wrong():
 # --- prove ----------------------------------------------------------------------------------------------------------
 
 
+def test_three_numbers_of_steps_are_enough_for_an_order():
+    report = prove(diffusers.DDIMScheduler(), counts=(5, 10, 20))
+    assert report.order == pytest.approx(1, abs=0.2)
+    assert not report.faults
+
+
 @pytest.mark.parametrize(
     ("scheduler", "order"),
     [

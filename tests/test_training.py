@@ -194,7 +194,7 @@ def test_a_signal_saves_first(tiny_run, tmp_path, number):
     process.join()
     shown = (tmp_path / "log").read_text()
     assert process.exitcode == 128 + number, shown
-    assert "go on with resume_from_checkpoint latest" in shown
+    assert "go on with --resume_from_checkpoint latest" in shown
     assert "Traceback" not in shown
     assert len(list_checkpoints(ROOT.joinpath(arguments.output_dir))) == 1
 
@@ -214,7 +214,7 @@ class Sends(TrainerCallback):
 def test_a_lost_terminal_saves_first_and_under_nohup_costs_nothing(tiny_run, tmp_path):
     arguments = tiny_run(checkpointing_steps=100, logging_steps=1)
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    with pytest.raises(TrainingInterrupted, match=r"Stopped by signal 1 after step 3; .* go on with resume_from"):
+    with pytest.raises(TrainingInterrupted, match=r"Stopped by signal 1 after step 3; .* go on with --resume_from"):
         train(arguments, callbacks=[Sends(signal.SIGHUP)])
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-3"]
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
@@ -848,7 +848,7 @@ def test_a_preview_without_memory_loses_no_step(tiny_run, tmp_path, monkeypatch,
             train(arguments)
     assert str(stop.value) == (
         f"The preview failed ({error}); everything is in '{tmp_path / 'run' / 'checkpoint-3'}', go on with "
-        "resume_from_checkpoint latest."
+        "--resume_from_checkpoint latest."
     )
     arguments.resume_from_checkpoint = "latest"
     train(arguments)

@@ -115,9 +115,9 @@ def prove(
 
 
 def found_order(measurements: Sequence[Measurement]) -> float | None:
-    """Slope of the errors from about 20 steps on, until they rise or reach rounding; None without three of them."""
+    """Slope of the errors until they rise or reach rounding, without the first third; None without three of them."""
     chosen: list[Measurement] = []
-    for entry in measurements[len(measurements) // 3 :]:
+    for entry in measurements[min(len(measurements) // 3, max(len(measurements) - 3, 0)) :]:
         if not math.isfinite(entry.error_at_end) or (chosen and entry.error_at_end >= chosen[-1].error_at_end):
             break
         chosen.append(entry)

@@ -89,7 +89,7 @@ class OutputFolder:
         holds_run = bool(checkpoint.list_checkpoints(self.path)) or (self.path / "model_index.json").is_file()
         if holds_run and not (self._resumes or self._overwrites):
             raise FileExistsError(
-                f"output_dir '{self.path}' holds an earlier run; go on with resume_from_checkpoint latest, "
+                f"output_dir '{self.path}' holds an earlier run; go on with --resume_from_checkpoint latest, "
                 "start afresh with overwrite_output_dir, or choose another folder."
             )
         if holds_run or (self.path / MARKER).is_file():

@@ -259,7 +259,7 @@ class Trainer:
         self.run.checkpoints.save_what_is_new()
         path = checkpoint.checkpoint_path(self.output_dir, self.state.global_step)
         if path.is_dir():
-            return f"everything is in '{path}', go on with resume_from_checkpoint latest"
+            return f"everything is in '{path}', go on with --resume_from_checkpoint latest"
         return f"its checkpoint could not be saved; {self._last_checkpoint()}"
 
     def _last_checkpoint(self) -> str:
@@ -270,6 +270,7 @@ class Trainer:
         """Save and stop after a signal that any process received."""
         if signal_number:
             where = self._rescued()
+            cause = "Ctrl-C" if signal_number == signal.SIGINT else f"signal {signal_number}"
             raise TrainingInterrupted(
-                f"Stopped by signal {signal_number} after step {self.state.global_step}; {where}.", signal_number
+                f"Stopped by {cause} after step {self.state.global_step}; {where}.", signal_number
             )
