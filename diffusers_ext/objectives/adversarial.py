@@ -93,17 +93,16 @@ class AdversarialAutoencoderObjective(AutoencoderObjective):
         if self._batches <= self.adversarial_start:
             return losses
         self._move(images.device)
-        reconstructions = output.sample.float()
-        self._learn(images, reconstructions.detach())
-        return losses + self._adversarial(losses, reconstructions)
+        self._learn(images, output.sample.detach().float())
+        return losses + self._adversarial(losses, output.sample)
 
     def _adversarial(self, losses: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
         """Scaled adversarial losses (batch,); their gradients reach the reconstructions and not the discriminator."""
         (of_error,) = torch.autograd.grad(losses.sum(), reconstructions, retain_graph=True)
-        seen = reconstructions.detach().requires_grad_()
+        seen = reconstructions.detach().float().requires_grad_()
         adversarial = -self.discriminator(seen).flatten(1).mean(1)
         (gradient,) = torch.autograd.grad(adversarial.sum(), seen)
-        norms = [term.flatten(1).norm(dim=1) for term in (of_error, gradient)]
+        norms = [term.float().flatten(1).norm(dim=1) for term in (of_error, gradient)]
         scale = self.adversarial_weight * (norms[0] / norms[1].clamp_min(1e-12)).clamp_max(LARGEST_SCALE)
         linear = scale * (gradient * reconstructions).flatten(1).sum(1)  # has the gradient of scale * adversarial
         return linear + (scale * adversarial - linear).detach()
