@@ -18,7 +18,7 @@ from ..conditions.registry import CONDITIONS
 from ..hub.provenance import versions
 from ..hub.redaction import clean_token
 from ..models import PRESETS, ToyUNet2DModel
-from ..objectives.registry import declared
+from ..objectives.registry import OBJECTIVES, declared
 from ..schedulers.named_objects import is_name_of_object
 from ..schedulers.schedules import BETA_RANGE_SCHEDULES, PATHS_WITHOUT_BETAS
 from ..settings import Recipe, Setting, SettingsError, check, parse, read_recipe, settings_of
@@ -91,8 +91,8 @@ class TrainingArguments(
         for name, value in {**implied, **preferred}.items():
             if getattr(self, name) == settings[name].default:
                 setattr(self, name, value)
-            elif name in implied and getattr(self, name) != value:
-                raise ValueError(f"objective {self.objective} needs {name} {value}, got {getattr(self, name)}.")
+            elif name in implied:
+                _check_implied(self, name, getattr(self, name))
 
     def _check_noise_path(self) -> None:
         if self.noise_schedule in BETA_RANGE_SCHEDULES and self.beta_end < self.beta_start:
@@ -286,11 +286,32 @@ def _combined(recipe: Recipe, flags: dict[str, Any], **defaults: Any) -> Trainin
     """The settings of a recipe and of flags; flags win."""
     values = as_values(recipe, settings_of(TrainingArguments))
     given = {**dict.fromkeys(values, RECIPE), **dict.fromkeys(flags, FLAG)}
-    for name in _of_other_data(given):
+    for name in _of_other_data(given) + _of_other_objective(given, flags):
         del given[name], values[name]
-    arguments = TrainingArguments(**{**defaults, **values, **flags})
+    own = {**values, **flags}
+    arguments = TrainingArguments(**{**defaults, **own})
+    for name in declared(arguments.objective, "implied"):
+        # A value that equals its default was replaced when the settings were made; only here it is known as given.
+        if own.get(name) is not None:
+            _check_implied(arguments, name, own[name])
     arguments._given = given
     return arguments
+
+
+def _check_implied(arguments: TrainingArguments, name: str, value: Any) -> None:
+    """Raise ValueError unless a setting has the value that the objective implies."""
+    needed = declared(arguments.objective, "implied")[name]
+    if value != needed:
+        raise ValueError(f"objective {arguments.objective} needs {name} {needed}, got {value}.")
+
+
+def _of_other_objective(given: Mapping[str, str], flags: Mapping[str, Any]) -> list[str]:
+    """What a recipe says that the objective of a flag decides: a flag wins."""
+    objective = flags.get("objective")
+    if objective not in OBJECTIVES:
+        return []
+    decided = declared(objective, "implied") | declared(objective, "preferred")
+    return [name for name in decided if given.get(name) == RECIPE]
 
 
 def _of_other_data(given: Mapping[str, str]) -> list[str]:
