@@ -80,7 +80,8 @@ class FlowMapObjective:
             "default": None,
             "above": 1,
             "on_resume": "refused",
-            "text": "Learn guided flow maps of every scale up to this as well, so that guidance needs no second call.",
+            "text": "Largest guidance scale that the network learns as an input, for guided steps in one network call; "
+            "needs a condition. Not learned when not given.",
         },
     }
     # What a run with this objective needs, what it prefers, and entries of the network's configuration.
@@ -147,12 +148,12 @@ class FlowMapObjective:
     ) -> torch.Tensor:
         """V minus its target, shaped as the samples, for given noise and times 0 <= r <= t <= 1 of shape (batch,).
 
-        `scales` of guidance, (batch,), count where r < t; None is guidance that the network is not told of, w = 1.
+        `scales` of guidance, (batch,), are used where r < t; with None the network gets no scale, which is w = 1.
         """
         z, duration, target = self.path.add_noise(x0, noise, t), t - r, noise - x0
         correction = torch.zeros_like(z)
         moving = (duration > 0).nonzero()[:, 0]
-        told = {} if scales is None else {"guidance": torch.where(duration > 0, scales, 1.0)}
+        guidance = {} if scales is None else {"guidance": torch.where(duration > 0, scales, 1.0)}
         if len(moving):
             some = net.part(moving)
             with torch.no_grad():
@@ -164,7 +165,7 @@ class FlowMapObjective:
                     some = ConditionedNetwork(some.module, {**some.conditions, "guidance": scales[moving]})
                 derivative = self.derivative(some, *where, velocity)
             correction[moving] = _like(duration[moving], derivative) * derivative.to(z.dtype)
-        output = self._velocity(net, z, t, duration, **told)
+        output = self._velocity(net, z, t, duration, **guidance)
         return output + correction - target
 
     def _draw_times(
