@@ -142,7 +142,7 @@ def _make_model(args: TrainingArguments, data: TrainingData, entries: Mapping[st
     options = _combined(entries, json_option("model_options", args.model_options))
     shape = {"in_channels": channels, "out_channels": outputs, "sample_size": size}
     if args.init_from is not None:
-        model = network_started_from(args.init_from, {"sample_size": size, **options})
+        model = network_started_from(args.init_from, {"sample_size": size, **options}, args.prediction_type)
     elif args.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(args.model_config_name_or_path)
         model = _from_config({"_class_name": "UNet2DModel", **config}, {"sample_size": size, **options})
@@ -249,10 +249,10 @@ def _check_known(class_name: str, options: Any, known: Mapping[str, Any]) -> Non
 
 
 def _combined(entries: Mapping[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Both together. Raises ValueError for an option that contradicts what the condition needs."""
+    """Both together. Raises ValueError for an option that contradicts what the condition or the objective needs."""
     for name, value in entries.items():
         if options.get(name, value) != value:
-            raise ValueError(f"model_options sets {name} to {options[name]}, but the data need {value}; leave it out.")
+            raise ValueError(f"model_options sets {name} to {options[name]}, but this run needs {value}; leave it out.")
     return {**entries, **options}
 
 

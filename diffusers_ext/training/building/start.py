@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import torch
 from ..atomic import one_line
 from ..pretrained import load_pretrained
 
+logger = logging.getLogger(__name__)
 
-def network_started_from(name: str, entries: Mapping[str, Any]) -> Any:
+
+def network_started_from(name: str, entries: Mapping[str, Any], prediction_type: str) -> Any:
     """A network like the one of a saved pipeline, with its weights, and with other entries in its configuration.
 
     An input that the trained network lacks starts without an effect where its last layer starts at zero, as a second
@@ -21,6 +25,7 @@ def network_started_from(name: str, entries: Mapping[str, Any]) -> Any:
     Args:
         name: the folder of a run or of a network, or a pipeline's name on the Hub.
         entries: of the configuration.
+        prediction_type: of the run. A warning says so if the saved pipeline's network predicts something else.
 
     Raises:
         ValueError, FileNotFoundError: one sentence on a network that can't be loaded, or weights that don't fit.
@@ -42,7 +47,17 @@ def network_started_from(name: str, entries: Mapping[str, Any]) -> Any:
     network.load_state_dict(weights, strict=False)
     if "class_embedding.weight" in own.keys() - weights.keys():
         torch.nn.init.zeros_(network.class_embedding.weight)
+    saved = _saved_prediction_type(Path(name))
+    if saved not in (None, prediction_type):
+        logger.warning(f"init_from '{name}' predicts {saved}, and this run trains {prediction_type}.")
     return network
+
+
+def _saved_prediction_type(folder: Path) -> Any:
+    """The prediction type of a pipeline's folder; None where it is not known."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return config.get("prediction_type") if isinstance(config, dict) else None
 
 
 def _loaded(name: str) -> Any:
