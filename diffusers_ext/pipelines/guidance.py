@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,8 @@ class GuidedNetwork:
         self.takes_x0 = _takes_x0(unet) or _takes_x0(weak_unet)
         most = getattr(getattr(unet, "config", None), "max_guidance", None) or 1.0
         self._takes_scale = from_null and weak_unet is None and rescale == 0 and 1 < scale <= most
+        if from_null and weak_unet is None and 1 < most < scale:
+            _warn_of_scale(scale, most)
         self._step: Arguments = {}
         self._joint: Arguments | None = None
         if weak_unet is None and scale not in (0, 1):
@@ -192,6 +195,15 @@ def rescaled(guided: torch.Tensor, conditional: torch.Tensor, phi: float) -> tor
     ratio = torch.where(deviations[1] > 0, deviations[0] / deviations[1], 1.0)
     factor = (phi * ratio + (1 - phi)).to(guided.dtype)
     return guided * factor.reshape(-1, *(1,) * (guided.ndim - 1))
+
+
+@functools.cache
+def _warn_of_scale(scale: float, most: float) -> None:
+    """Once for each scale, since evaluation makes many calls."""
+    logger.warning(
+        f"guidance_scale {scale:g} is above {most:g}, the largest that the network was trained with: each step is "
+        "computed for twice the images."
+    )
 
 
 def check_guidance(scale: float, interval: Sequence[float], rescale: float) -> None:
