@@ -361,16 +361,27 @@ def _task(facts: CardFacts) -> str:
 
 
 def _summary(facts: CardFacts) -> str:
-    return (
-        f"{_description(facts)}, with {facts.parameters:,} parameters. It was trained from scratch with "
-        f"diffusers_ext on {_data_set(facts)[1]}."
+    start: Any = "from scratch"
+    if facts.recipe.get("init_from"):
+        start = markdown("from the weights of {name}", name=code(facts.recipe["init_from"]))
+    return markdown(
+        "{model}, with {parameters:,} parameters. It was trained {start} with diffusers_ext on {data}.",
+        model=_description(facts),
+        parameters=facts.parameters,
+        start=start,
+        data=_data_set(facts)[1],
     )
 
 
 def _description(facts: CardFacts) -> str:
     kind = facts.condition_class
     other = "An unconditional" if facts.condition is None else f"A {facts.condition}-conditional"
-    return f"{other if kind is None else kind.adjective} diffusion model of {_images(facts)}"
+    model = "flow map" if _is_flow_map(facts) else "diffusion model"
+    return f"{other if kind is None else kind.adjective} {model} of {_images(facts)}"
+
+
+def _is_flow_map(facts: CardFacts) -> bool:
+    return bool(facts.network.get("second_time"))
 
 
 def _is_signal(facts: CardFacts) -> bool:
@@ -404,7 +415,7 @@ def _images(facts: CardFacts) -> str:
 def _arguments(facts: CardFacts, steps: int) -> Markdown:
     """Arguments of a call that makes a few images, as Python, with an example of the condition."""
     steps = min(steps, int(facts.scheduler.get("num_train_timesteps") or steps))
-    if facts.network.get("second_time"):  # a flow map, which needs a few
+    if _is_flow_map(facts):
         steps = min(steps, int(facts.recipe.get("ddpm_num_inference_steps", 4)))
     return Markdown(", ".join([*_conditions(facts), *_guidance(facts), f"num_inference_steps={steps}"]))
 
@@ -454,7 +465,12 @@ def _facts(facts: CardFacts) -> Iterator[tuple[str, str]]:
     if facts.condition_class is not None:
         yield from facts.condition_class.card_facts(facts.network, facts.index)
     yield "scheduler", code(scheduler.get("_class_name"))
-    yield "prediction of the network", str(scheduler.get("prediction_type"))
+    if _is_flow_map(facts):
+        yield "prediction of the network", "flow, averaged over a sampling step of any length"
+    else:
+        yield "prediction of the network", str(scheduler.get("prediction_type"))
+    if facts.network.get("max_guidance"):
+        yield "guidance", f"an input of the network: scales up to {facts.network['max_guidance']} take no second call"
     if "beta_schedule" in scheduler:
         yield "noise schedule", f"{scheduler['beta_schedule']}, T = {scheduler.get('num_train_timesteps')}"
     if facts.reconstruction or facts.recipe:
@@ -555,7 +571,6 @@ class Measure(NamedTuple):
 
 def _figures(facts: CardFacts) -> Iterator[Measure]:
     """The measurements: the losses of the training run, and the results of an evaluation."""
-    predicted = facts.scheduler.get("prediction_type")
     weights = "EMA weights" if facts.recipe.get("use_ema") else "weights as trained"
     if facts.reconstruction:
         weights = f"the run's own {weights}"
@@ -568,9 +583,15 @@ def _figures(facts: CardFacts) -> Iterator[Measure]:
         if name == "validation_loss" and facts.recipe.get("early_stopping_patience"):  # the best weights were kept
             value = min((record[name] for record in facts.records if name in record), default=None)
         if value is not None and math.isfinite(value):
-            label = f"{name.replace('_', ' ')} ({facts.recipe.get('loss', 'l2')}, {predicted})"
+            label = f"{name.replace('_', ' ')} ({_kind_of_loss(facts, name)})"
             yield Measure(label, "loss", round(value, 4), f"{value:.4f}", on, split)
     yield from _evaluated(facts)
+
+
+def _kind_of_loss(facts: CardFacts, name: str) -> str:
+    if facts.recipe.get("objective") == "flow_map":
+        return "flow map, weighted to be near 1" if name == "loss" else "flow map, mean squared error of the velocity"
+    return f"{facts.recipe.get('loss', 'l2')}, {facts.scheduler.get('prediction_type')}"
 
 
 def _evaluated(facts: CardFacts) -> Iterator[Measure]:
