@@ -16,6 +16,7 @@ from diffusers_ext.objectives.network import ConditionedNetwork
 from diffusers_ext.objectives.randomness import batch_generator_of
 from diffusers_ext.proofs import ExactFlowMap, GaussianMixture
 from diffusers_ext.training import Trainer, TrainingArguments, train
+from diffusers_ext.training.arguments import parse_arguments
 
 MIXTURE = GaussianMixture([0.3, 0.7], [[-0.8], [0.6]], [0.04, 0.09])
 GAUSSIAN = GaussianMixture([1.0], [[0.3]], [0.2])
@@ -377,6 +378,11 @@ def test_a_guided_step_is_one_call_for_as_many_images():
     assert calls_of(3.0, guidance_interval=(0.0, 0.5)) == [(2, 3.0), (2, None)]
 
 
+def test_a_scale_above_the_learned_ones_is_a_warning(caplog):
+    calls_of(3.25)
+    assert "guidance_scale 3.25 is above 3, the largest that the network was trained with" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("scale", "options"),
     [
@@ -412,7 +418,11 @@ def test_a_run_learns_a_flow_map_and_its_pipeline_samples_in_any_number_of_steps
     assert type(pipeline.scheduler) is FlowMapScheduler
     assert (pipeline.unet.config.second_time, pipeline.unet.config.max_guidance) == (True, guidance)
     loaded = DiffusionPipeline.from_pretrained(arguments.output_dir)
-    assert "num_inference_steps=4)" in Path(arguments.output_dir, "README.md").read_text(encoding="utf-8")
+    card = Path(arguments.output_dir, "README.md").read_text(encoding="utf-8")
+    assert "A class-conditional flow map of" in card
+    assert "num_inference_steps=4)" in card
+    assert ("scales up to 3.0 take no second call" in card) == (guidance is not None)
+    assert "validation loss (flow map, mean squared error of the velocity)" in card
     for steps in (1, 4):
         images = []
         for one in (pipeline, loaded):
@@ -430,6 +440,22 @@ def test_a_run_implies_its_path_and_says_it_in_its_recipe(tiny_run, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(arguments.to_yaml())
     assert vars(TrainingArguments.from_recipe(recipe)) == vars(arguments)
+
+
+def test_a_flag_that_contradicts_the_objective_is_refused_even_at_its_default_and_a_recipe_gives_way():
+    for flag, value, needed in (("prediction_type", "epsilon", "flow"), ("sampler", "ddpm", "flow-map")):
+        with pytest.raises(ValueError, match=f"objective flow_map needs {flag} {needed}, got {value}"):
+            parse_arguments(["--objective", "flow_map", f"--{flag}", value])
+    arguments = parse_arguments(["--recipe", "mnist", "--objective", "flow_map"])
+    assert (arguments.schedule, arguments.prediction_type, arguments.sampler) == ("rectified_flow", "flow", "flow-map")
+    assert arguments.ddpm_num_inference_steps == 4
+    with pytest.raises(ValueError, match="objective must be one of diffusion, flow_map, got 'flowmap'"):
+        parse_arguments(["--recipe", "mnist", "--objective", "flowmap"])
+
+
+def test_guidance_as_an_input_without_a_condition_is_a_warning(tiny_run, caplog):
+    Trainer(flow_map_run(tiny_run, flow_map_guidance=3.0))
+    assert "flow_map_guidance has no effect: there is no condition." in caplog.text
 
 
 @pytest.mark.parametrize("derivative", ["finite_difference", "jvp"])
@@ -485,6 +511,12 @@ def test_a_run_starts_from_a_network_trained_by_flow_matching(tiny_run, tmp_path
     labels = {"class_labels": torch.tensor([3, 10])}
     expected = trained.unet(x, 300.0, **labels).sample
     torch.testing.assert_close(start(x, 300.0, duration=200.0, guidance=2.0, **labels).sample, expected)
+
+
+def test_a_start_from_a_network_with_another_prediction_is_a_warning(tiny_run, tmp_path, caplog):
+    train(tiny_run(prediction_type="epsilon", output_dir=str(tmp_path / "other")))
+    Trainer(flow_map_run(tiny_run, init_from=str(tmp_path / "other"), model_options=None))
+    assert f"init_from '{tmp_path / 'other'}' predicts epsilon, and this run trains flow." in caplog.text
 
 
 @pytest.mark.parametrize(
