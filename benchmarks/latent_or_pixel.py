@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--condition", default="none")
     parser.add_argument("--guidance_scale", type=float, default=1.5)
-    parser.add_argument("--autoencoder", default="ae-4x", help="preset")
+    parser.add_argument("--autoencoder", default="ae-tiny-4x", help="preset")
     parser.add_argument("--autoencoder_share", type=float, default=1 / 3, help="of the seconds")
     parser.add_argument("--pixel_recipe", default="images64")
     parser.add_argument("--latent_recipe", default="landscape-latent")
