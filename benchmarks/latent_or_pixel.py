@@ -1,8 +1,8 @@
 """Latent diffusion beside pixel diffusion in the same total minutes, the autoencoder and its latents included.
 
     python benchmarks/latent_or_pixel.py --features DIR --train_data_dir photos.zip --seconds 1800
-    python benchmarks/latent_or_pixel.py --features DIR --dataset_name CIFAR --pixel_recipe images32 --condition class \
-        --classifier DIR --resolution 32 --autoencoder ae-2x
+    python benchmarks/latent_or_pixel.py --features DIR --dataset_name CIFAR --condition class --classifier DIR \
+        --autoencoder_recipe cifar10-autoencoder --latent_recipe cifar10-latent --pixel_recipe images32
 
 `--features` is a classifier's folder (`diffusers-ext classifier train`); its features compare samples of both with the
 same real images of `--split`. The pixel model is trained for `--seconds`. The autoencoder gets
@@ -46,7 +46,6 @@ class Comparison:
         never = dict.fromkeys(("validation_steps", "save_model_epochs", "checkpointing_steps"), FOREVER)
         settings: dict[str, Any] = {
             **self.data,
-            "resolution": self.arguments.resolution,
             "seed": self.arguments.seed,
             "num_epochs": 10**5,
             "logger": "none",
@@ -78,12 +77,13 @@ class Comparison:
         arguments = self.arguments
         condition = {} if arguments.condition == "none" else {"condition": arguments.condition}
         share = arguments.seconds * arguments.autoencoder_share
-        first = self.train("autoencoder", "landscape-autoencoder", share, model=arguments.autoencoder)
+        first = self.train("autoencoder", arguments.autoencoder_recipe, share)
         left = arguments.seconds - first["prepared"] - first["seconds"]
         vae = str(self.folder / "autoencoder")
         options = json.loads(arguments.latent_options)
         latent = self.train("latent", arguments.latent_recipe, left, vae=vae, **condition, **options)
-        pixel = self.train("pixel", arguments.pixel_recipe, arguments.seconds, **condition)
+        pixel_options = json.loads(arguments.pixel_options)
+        pixel = self.train("pixel", arguments.pixel_recipe, arguments.seconds, **condition, **pixel_options)
         return {"pixel": pixel, "latent": latent, "autoencoder": first}
 
     def evaluation(self, kind: str) -> dict[str, Any]:
@@ -113,13 +113,13 @@ def main() -> None:
     parser.add_argument("--dataset_name")
     parser.add_argument("--train_data_dir")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--condition", default="none")
     parser.add_argument("--guidance_scale", type=float, default=1.5)
-    parser.add_argument("--autoencoder", default="ae-tiny-4x", help="preset")
-    parser.add_argument("--autoencoder_share", type=float, default=1 / 3, help="of the seconds")
+    parser.add_argument("--autoencoder_recipe", default="landscape-autoencoder")
+    parser.add_argument("--autoencoder_share", type=float, default=0.28, help="of the seconds")
     parser.add_argument("--pixel_recipe", default="images64")
     parser.add_argument("--latent_recipe", default="landscape-latent")
+    parser.add_argument("--pixel_options", default="{}", help="JSON of settings that differ from the recipe")
     parser.add_argument("--latent_options", default="{}", help="JSON of settings that differ from the recipe")
     parser.add_argument("--seconds", type=float, default=1800.0, help="of each side, in all")
     parser.add_argument("--seed", type=int, default=0)

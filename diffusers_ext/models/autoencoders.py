@@ -60,6 +60,7 @@ AUTOENCODERS: dict[str, AutoencoderPreset] = {
     "ae-2x": AutoencoderPreset(AutoencoderKL, _kl((32, 64), 4), 624_839, 2),
     "ae-4x": AutoencoderPreset(AutoencoderKL, _kl((16, 32, 64), 4), 648_375, 4),
     "ae-8x": AutoencoderPreset(AutoencoderKL, _kl((16, 32, 64, 64), 8), 951_739, 8),
+    "ae-tiny-2x": AutoencoderPreset(AutoencoderTiny, _tiny((32, 32), 4), 188_999, 2),
     "ae-tiny-4x": AutoencoderPreset(AutoencoderTiny, _tiny((32, 32, 32), 4), 318_407, 4),
     "ae-tiny-8x": AutoencoderPreset(AutoencoderTiny, _tiny((32, 32, 32, 32), 8), 450_123, 8),
 }
