@@ -102,7 +102,8 @@ class Comparison:
                 raise SystemExit(1)
         picture = folder / "comparison.png"
         if not picture.is_file():
-            command(["sample", *common, *guided, "--num_images", "40", "--output", str(picture)])
+            labels = ["--class_labels", "all"] if arguments.condition == "class" else []
+            command(["sample", *common, *guided, *labels, "--num_images", "40", "--output", str(picture)])
         return json.loads(output.read_text())
 
 
