@@ -27,11 +27,13 @@ $(STAMP): pyproject.toml constraints.txt
 		denoising-diffusion-pytorch smalldiffusion torch-fidelity
 	touch $(STAMP)
 
-# Trains on the digits inside the package for minutes, then saves a pipeline and its pictures in outputs/mnist.
+# Trains a class-conditional model on the digits inside the package for five minutes, then saves a pipeline and its
+# pictures in outputs/mnist-classes.
 train: $(STAMP)
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $(THREADS) \
-		train/train_unconditional.py --recipe mnist --overwrite_output_dir $(TRAIN_FLAGS)
+		train/train_conditional.py --recipe mnist-classes --max_train_seconds 300 \
+		--overwrite_output_dir $(TRAIN_FLAGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
