@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from ..hub.registration import LIBRARY
 from ..pipelines import GenerationPipeline
+from .autoencoding import TrainableAutoencoder
 from .checkpoint import STATE, CheckpointError, verify
 
 _MODULES = ("models", "schedulers")
@@ -39,9 +40,9 @@ class PipelineDescription:
 
     def state_dict(self) -> dict[str, Any]:
         """The configurations; empty for a pipeline that can't be built again from them."""
-        pipeline = self._pipeline_of(self._network)
-        if getattr(pipeline, "unet", None) is None:  # an autoencoder, which samples nothing
+        if isinstance(self._network, TrainableAutoencoder):  # samples nothing, and its scale takes a pass over the data
             return {}
+        pipeline = self._pipeline_of(self._network)
         alone = pipeline.unet is self._network and getattr(pipeline, "vae", None) is None
         if not alone or not hasattr(pipeline.unet, "to_json_string") or type(pipeline.unet).__module__ == "__main__":
             return {}
