@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..modalities import modality_of_pipeline
 from ..pipelines.batched_generation import starting_noise
 from ..schedulers import SCHEDULES, NoisePath
 from ..settings import CheckedSettings, option
@@ -71,7 +72,7 @@ def _pipeline(arguments: FigureArguments) -> Any:
     return load_pipeline(arguments.model, arguments.device, trust_remote_code=arguments.trust_remote_code)
 
 
-def _images(arguments: FigureArguments, resolution: int = 28, channels: int | None = None) -> torch.Tensor:
+def _images(arguments: FigureArguments, resolution: int | None = 28, channels: int | None = None) -> torch.Tensor:
     from ..data.images import load_image_data
 
     data = load_image_data(arguments.dataset_name, None, None, "train", resolution=resolution, channels=channels)
@@ -86,8 +87,11 @@ def _process(arguments: FigureArguments, file: Path) -> None:
     if pipeline is None:
         path, images = NoisePath.from_schedule(arguments.schedule, 1000), _images(arguments)
     else:
-        config = pipeline.unet.config
-        path, images = process_figures.path_of(pipeline), _images(arguments, config.sample_size, config.in_channels)
+        modality = modality_of_pipeline(pipeline)
+        if modality.dims != 2:
+            raise ValueError(f"figure {arguments.name} shows images, and '{arguments.model}' makes {modality.noun}.")
+        path = process_figures.path_of(pipeline)
+        images = _images(arguments, **modality.data_options(pipeline))
     last = process_figures.number_of_times(path) - 1
     shares = [t / 999 for t in _TIMES[arguments.name]]
     if file.suffix == ".gif":

@@ -13,7 +13,7 @@ from ..conditions.image_transforms import ImageTransform, image_transform
 from ..evaluation.comparison import write_csv
 from ..evaluation.metrics import peak_signal_to_noise_ratio
 from ..modalities import modality_of_pipeline
-from ..pipelines.batched_generation import samples_of
+from ..pipelines.batched_generation import image_shape, samples_of
 from ..settings import option
 from .real_images import RealDataArguments, real_and_baseline
 from .shared import DTYPE_CHOICES, DTYPE_HELP, ModelCode, load_pipeline, progress_bar
@@ -43,10 +43,10 @@ def restore(arguments: RestoreArguments) -> None:
     """
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype, arguments.trust_remote_code)
     pipeline.set_progress_bar_config(**progress_bar(leave=False))
-    condition = _condition_of(pipeline, arguments.model)
     modality = modality_of_pipeline(pipeline)
     if modality.dims != 2:
         raise ValueError(f"restore measures images, and '{arguments.model}' makes {modality.noun}.")
+    condition = _condition_of(pipeline, arguments.model)
     real, _ = real_and_baseline(arguments, arguments.num_images, modality.data_options(pipeline), None)
     targets = torch.cat(list(real.batches()))
     generator = torch.Generator().manual_seed(arguments.seed)
@@ -59,7 +59,7 @@ def restore(arguments: RestoreArguments) -> None:
     )
     samples = torch.stack([samples_of(result) for result in results])
     seconds = time.perf_counter() - began
-    shown = seen[:, : pipeline.unet.config.in_channels].expand_as(targets)
+    shown = seen[:, : targets.shape[1]].expand_as(targets)
     columns = {"condition": shown, "sample": samples[0], "mean of samples": samples.mean(dim=0)}
     decibels = {name: peak_signal_to_noise_ratio(images, targets) for name, images in columns.items()}
     folder = Path(arguments.output_dir)
@@ -80,7 +80,7 @@ def _condition_of(pipeline: Any, model: str) -> ImageTransform:
     name = getattr(pipeline.config, "condition", None)
     if name in (None, "image"):
         raise ValueError(f"'{model}' was not trained on a condition made from its target, so there is none to make.")
-    return image_transform(name, pipeline.unet.config.in_channels)
+    return image_transform(name, image_shape(pipeline)[0])
 
 
 def _draw(

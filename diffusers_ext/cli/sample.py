@@ -85,14 +85,14 @@ def sample(arguments: SampleArguments) -> None:
     if arguments.gif is not None and isinstance(pipeline, SignalPipeline):
         raise ValueError("gif shows images, and this pipeline makes signals; leave it out.")
     samples: list[torch.Tensor] = []
-    frames: list[torch.Tensor] = []
+    states: list[torch.Tensor] = []
     number = arguments.num_images or 0
     starts = range(0, number, arguments.batch_size)
     if len(starts) > 1:
         pipeline.set_progress_bar_config(**progress_bar(leave=False))
     for start in bar(starts, "Batches") if len(starts) > 1 else starts:
         count = min(arguments.batch_size, number - start)
-        keep = frame_keeper(pipeline, frames) if arguments.gif is not None and start == 0 else None
+        keep = state_keeper(states) if arguments.gif is not None and start == 0 else None
         result = pipeline(
             batch_size=count,
             num_inference_steps=arguments.num_inference_steps,
@@ -103,7 +103,7 @@ def sample(arguments: SampleArguments) -> None:
             **shared,
         )
         samples.append(samples_of(result))
-    _write(arguments, pipeline, torch.cat(samples), frames, columns)
+    _write(arguments, pipeline, torch.cat(samples), states, columns)
 
 
 def _loaded(arguments: SampleArguments) -> Any:
@@ -135,10 +135,10 @@ def _write(
     arguments: SampleArguments,
     pipeline: Any,
     samples: torch.Tensor,
-    frames: Sequence[torch.Tensor],
+    states: Sequence[torch.Tensor],
     columns: int | None,
 ) -> None:
-    """Write the picture, single files and the GIF, as asked for."""
+    """Write the picture, single files and the GIF of the `states` after each step, as asked for."""
     from .. import figures
     from ..modalities import modality_of_pipeline
 
@@ -149,7 +149,7 @@ def _write(
         modality.write_each(samples, Path(arguments.images_dir), pipeline)
         print(f"Each of them in {arguments.images_dir}")
     if arguments.gif is not None:
-        chosen = figures.evenly(frames, arguments.frames)
+        chosen = [modality.frame(pipeline, state) for state in figures.evenly(states, arguments.frames)]
         figures.save_gif(chosen, arguments.gif, duration_ms=round(1000 / arguments.fps), columns=columns)
         print(f"The reverse process in {arguments.gif}, {len(chosen)} pictures")
 
@@ -193,13 +193,11 @@ def _opened(argument: str, path: str) -> Any:
     return open_image_file(path, argument)
 
 
-def frame_keeper(pipeline: Any, frames: list[torch.Tensor]) -> Callable[..., dict[str, Any]]:
-    """A callback that appends the sample after every step, as images of [-1, 1]."""
-    low, high = getattr(pipeline.scheduler, "data_range", (-1.0, 1.0))
+def state_keeper(states: list[torch.Tensor]) -> Callable[..., dict[str, Any]]:
+    """A callback that appends the network's sample after every step."""
 
     def keep(pipeline: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        sample = tensors["latents"].float().cpu()
-        frames.append(((sample - low) / (high - low) * 2 - 1).clamp(-1, 1))
+        states.append(tensors["latents"].to("cpu", copy=True))
         return {}
 
     return keep

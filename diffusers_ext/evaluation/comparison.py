@@ -65,7 +65,7 @@ def compare(
         seed: of the noise that stochastic samplers add.
 
     Returns:
-        The runs, and the samples of each, in the scheduler's data range.
+        The runs, and the samples of each, in the scheduler's data range; images in [-1, 1] where there is a vae.
 
     Raises:
         ValueError: for an unknown name, or a length that a sampler can't have.
@@ -115,9 +115,10 @@ def full_flow(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
 def timed_samples(
     pipeline: Any, scheduler: Any, latents: torch.Tensor, seed: int, batch_size: int | None = None, **options: Any
 ) -> tuple[torch.Tensor, int, float]:
-    """(samples, network evaluations for each, seconds) with `scheduler` in the pipeline's place of one.
+    """(samples, network evaluations for each, seconds of sampling) with `scheduler` in the pipeline's place of one.
 
     Options that are tensors hold an entry an image. A guided prediction is two evaluations, formed in one call or not.
+    Where there is a vae, the samples are decoded to images in [-1, 1], which the seconds leave out.
     """
     rows = 0
 
@@ -138,7 +139,10 @@ def timed_samples(
     finally:
         hook.remove()
         pipeline.scheduler = own
-    return torch.cat(results).cpu(), round(rows / len(latents)), seconds
+    samples = torch.cat(results)
+    if getattr(pipeline, "vae", None) is not None:
+        samples = pipeline.to_images(samples) * 2 - 1
+    return samples.cpu(), round(rows / len(latents)), seconds
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -6,7 +6,7 @@ Every function writes one file. `diffusers-ext figure NAME` calls the function o
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .. import figures
+from ..pipelines.latent_space import LatentSpace
 from ..proofs import ExactNetwork, GaussianMixture
 from ..proofs.sampling import sample
 from ..schedulers import GuidedLangevinScheduler, MixScheduler
@@ -58,22 +59,33 @@ def denoiser(pipeline: Any, images: torch.Tensor, times: Sequence[int], file: Pa
 
     Args:
         pipeline: a `GenerationPipeline`.
-        images: (count, channels, height, width) in [-1, 1], of the network's size.
+        images: (count, channels, height, width) in [-1, 1], of the size that the pipeline makes.
         times: as `forward` takes them.
         file: the picture.
         seed: of the noise.
     """
-    noise, path = _noise(images, seed), path_of(pipeline)
+    encode, decode = _codec(pipeline)
+    samples = encode(images)
+    noise, path = _noise(samples, seed), path_of(pipeline)
     rows: list[list[torch.Tensor]] = [[], [], []]
     for t in times:
-        noisy = _noised(images, noise, path, t)
+        noisy = _noised(samples, noise, path, t)
         clean = _mixed_clean(pipeline, noisy) if isinstance(path, MixScheduler) else _clean(pipeline, noisy, t)
-        for row, batch in zip(rows, (noisy, clean, images)):
-            row.append(batch.float().clamp(-1, 1))
+        for row, batch in zip(rows, (noisy, clean, samples)):
+            row.append(decode(batch).float().clamp(-1, 1))
     names = ["input", "output as a clean image", "clean image"]
     figures.comparison_grid(
         names, [f"t = {t}" for t in times], rows, file, title="What the network sees and says", column_title="timestep"
     )
+
+
+def _codec(pipeline: Any) -> tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
+    """From images in [-1, 1] to the samples of a pipeline's network, and back: its vae's, or nothing to do."""
+    if getattr(pipeline, "vae", None) is None:
+        return torch.Tensor.float, torch.Tensor.float
+    space = LatentSpace(pipeline.vae)
+    encode = torch.no_grad()(lambda images: space.encode(images.to(pipeline.vae.device))[0].cpu())
+    return encode, lambda samples: space.decode(samples.to(pipeline.vae.device)).cpu()
 
 
 @torch.no_grad()
@@ -106,24 +118,23 @@ def trajectory(pipeline: Any, latents: torch.Tensor, steps: int, file: PathLike)
         file: the picture.
     """
     frames: list[tuple[int, torch.Tensor]] = []
-    low, high = getattr(pipeline.scheduler, "data_range", (-1.0, 1.0))
 
     def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        frames.append((step + 1, (tensors["latents"].float().cpu() - low) / (high - low) * 2 - 1))
+        frames.append((step + 1, tensors["latents"].to("cpu", copy=True)))
         return {}
 
     generator = torch.Generator().manual_seed(0)
     options = {"generator": generator, "num_inference_steps": steps, "callback_on_step_end": keep}
     pipeline(latents=latents, output_type="latent", **options)
     chosen = figures.evenly(frames, 16)
-    states, labels = [state for _, state in chosen], [number for number, _ in chosen]
+    states, labels = [_as_images(pipeline, state) for _, state in chosen], [number for number, _ in chosen]
     figures.strip(states, labels, file, "Sampling trajectories", column_title="steps taken")
 
 
 def lengths(pipeline: Any, latents: torch.Tensor, numbers: Sequence[int], file: PathLike) -> None:
     """DDIM with several numbers of steps from the same noise: a row a noise, a column a length."""
     pipeline.scheduler = build_sampler("ddim", pipeline.scheduler.config)
-    states = [pipeline(latents=latents, num_inference_steps=n, output_type="latent").images.cpu() for n in numbers]
+    states = [_sampled(pipeline, latents, num_inference_steps=n) for n in numbers]
     figures.strip(states, numbers, file, "DDIM from the same noise", column_title="number of steps")
 
 
@@ -133,8 +144,7 @@ def gamma(pipeline: Any, latents: torch.Tensor, values: Sequence[str], steps: in
     for value in values:
         pipeline.scheduler = build_sampler("ddpm", config, gamma=value)
         generator = torch.Generator().manual_seed(0)
-        result = pipeline(latents=latents, num_inference_steps=steps, generator=generator, output_type="latent")
-        rows.append(list(result.images.cpu().float().clamp(-1, 1)))
+        rows.append(list(_sampled(pipeline, latents, num_inference_steps=steps, generator=generator)))
     title = "Factor gamma on the noise that each step adds"
     numbers = range(1, len(latents) + 1)
     figures.comparison_grid(values, numbers, rows, file, title=title, row_title="gamma", column_title="starting noise")
@@ -162,11 +172,20 @@ def guidance(
     for scale in scales:
         request = {"class_labels": list(labels), "guidance_scale": scale, "num_inference_steps": steps}
         generator = torch.Generator().manual_seed(0)
-        columns.append(pipeline(latents=latents, generator=generator, output_type="latent", **request).images.cpu())
+        columns.append(_sampled(pipeline, latents, generator=generator, **request))
     names = getattr(pipeline.config, "id2label", None) or {}
     rows = [f"class {names.get(str(label), label)}" for label in labels]
     title = "Guidance: null + scale * (conditional - null), from the same noise"
     figures.strip(columns, [f"{scale:g}" for scale in scales], file, title, "guidance scale", rows)
+
+
+def _sampled(pipeline: Any, latents: torch.Tensor, **request: Any) -> torch.Tensor:
+    return _as_images(pipeline, pipeline(latents=latents, output_type="latent", **request).images)
+
+
+def _as_images(pipeline: Any, samples: torch.Tensor) -> torch.Tensor:
+    """Samples of a pipeline's network as images in [-1, 1], decoded where it has a vae."""
+    return pipeline.to_images(samples).cpu() * 2 - 1
 
 
 def langevin(file: PathLike, points: int = 4000, seed: int = 0) -> None:
