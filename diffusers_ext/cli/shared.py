@@ -137,7 +137,8 @@ def run_folder(model: str) -> str:
     if model not in recipe_names() or Path(model).exists():
         return model
     folder = str(read_recipe(model).settings["output_dir"])
-    if not (Path(folder) / "model_index.json").is_file() and not list_checkpoints(Path(folder)):
+    saved = any((Path(folder) / name).is_file() for name in ("model_index.json", "config.json"))
+    if not saved and not list_checkpoints(Path(folder)):
         raise ValueError(f"There is no model in '{folder}' yet; train one with: diffusers-ext train {model}.")
     return folder
 
@@ -212,6 +213,11 @@ def check_folder(what: str, name: str, file: str, maker: str) -> None:
     path = Path(name)
     if path.is_dir():
         if not (path / file).is_file():
+            if what == "pipeline" and "latent_channels" in _entries(path / "config.json"):
+                raise ValueError(
+                    f"'{name}' is an autoencoder, which samples nothing by itself; train a diffusion model on its "
+                    f"latents with --vae {name}, and name that model here."
+                )
             checkpoints = list_checkpoints(path)
             if checkpoints:
                 maker = f"its run has not ended; its latest checkpoint is sampled by --checkpoint {checkpoints[-1]}"
@@ -222,6 +228,15 @@ def check_folder(what: str, name: str, file: str, maker: str) -> None:
         raise ValueError(f"'{name}' is a file; a {what} is a folder, or a name on the Hub.")
     if not _HUB_NAME.fullmatch(name) or Path(path.parts[0]).is_dir() or path.parts[0] == "outputs":
         raise ValueError(f"There is no {what} '{name}'; {maker}.")
+
+
+def _entries(file: Path) -> dict[str, Any]:
+    """The entries of a configuration; none where the file is missing or holds something else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_json_files(folder: Path) -> None:

@@ -22,8 +22,8 @@ def load_pretrained(setting: str, name: str, **options: Any) -> Any:
     Raises:
         ValueError, FileNotFoundError: one sentence on what is not there, is of another kind or lacks weights.
     """
-    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"{setting} '{name}' is neither a folder nor a name on the Hub, 'user/name'.")
+    if not Path(name).is_dir():
+        _check_hub_name(setting, name)
     try:
         config: Any = diffusers.UNet2DModel.load_config(name, **options)  # the entries of any class
         model_class: Any = getattr(diffusers, str(config.get("_class_name")), None)
@@ -33,6 +33,18 @@ def load_pretrained(setting: str, name: str, **options: Any) -> Any:
         network, found = model_class.from_pretrained(name, **how)  # type: ignore[attr-defined]
         if found["missing_keys"]:
             raise ValueError(f"its file has no weights '{found['missing_keys'][0]}'")
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{setting} '{name}' could not be loaded: {one_line(error)[:300]}") from error
     return network
+
+
+def _check_hub_name(setting: str, name: str) -> None:
+    """Raise FileNotFoundError for what can be no name on the Hub, or means a folder that is not there.
+
+    It means one when its first part is a folder here, or `outputs`, where the recipes write.
+    """
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{setting} '{name}' is neither a folder nor a name on the Hub, 'user/name'.")
+    first = name.partition("/")[0]
+    if first == "outputs" or Path(first).is_dir():
+        raise FileNotFoundError(f"{setting} '{name}' is not there; train it first, or name another folder.")
