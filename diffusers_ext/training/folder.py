@@ -38,9 +38,11 @@ WRITTEN = (
     "figures/samples.png",
     "figures/schedule.png",
     "figures/losses.png",
+    "figures/reconstructions.png",
     "figures/reverse.gif",
     "samples/step-*.png",
 )
+AUTOENCODER = ("config.json", "diffusion_pytorch_model.safetensors")  # what a run of one writes, too
 STAMPED = ("pipeline.py", "recipe.yaml")  # those of them that people edit: their last line tells
 FOLDERS = ("figures", "samples", SNAPSHOT_DIR, "unet", "scheduler")
 REFRESHED_EVERY = 10.0  # seconds
@@ -56,6 +58,7 @@ class OutputFolder:
         resumes: whether the run goes on with what is in the folder.
         overwrites: whether a fresh run may replace an earlier one.
         also_folders: further names in it that will be folders, the tracker's for instance.
+        also_written: further names in it that the run will write.
 
     Raises:
         FileExistsError: when something is there that a run would destroy, or a file where a folder must be.
@@ -63,11 +66,18 @@ class OutputFolder:
         ValueError: for an empty name.
     """
 
-    def __init__(self, path: str, resumes: bool, overwrites: bool, also_folders: Sequence[str] = ()):
+    def __init__(
+        self,
+        path: str,
+        resumes: bool,
+        overwrites: bool,
+        also_folders: Sequence[str] = (),
+        also_written: Sequence[str] = (),
+    ):
         if not str(path).strip():
             raise ValueError("output_dir must name a folder, got an empty text.")
         self.path = Path(path)
-        self._resumes, self._overwrites = resumes, overwrites
+        self._resumes, self._overwrites, self._written = resumes, overwrites, (*WRITTEN, *also_written)
         self._refreshed = 0.0
         self._held = False
         self._check_places(also_folders)
@@ -86,16 +96,18 @@ class OutputFolder:
                 raise FileExistsError(f"'{self.path / name}' is a file, and the run needs a folder of that name.")
 
     def _check_contents(self) -> None:
+        is_run = (self.path / MARKER).is_file()
         holds_run = bool(checkpoint.list_checkpoints(self.path)) or (self.path / "model_index.json").is_file()
+        holds_run = holds_run or (is_run and (self.path / AUTOENCODER[0]).is_file())
         if holds_run and not (self._resumes or self._overwrites):
             raise FileExistsError(
                 f"output_dir '{self.path}' holds an earlier run; go on with --resume_from_checkpoint latest, "
                 "start afresh with overwrite_output_dir, or choose another folder."
             )
-        if holds_run or (self.path / MARKER).is_file():
+        if holds_run or is_run:
             self._check_edited()
             return
-        foreign = sorted(p.relative_to(self.path).as_posix() for name in WRITTEN for p in self.path.glob(name))
+        foreign = sorted(p.relative_to(self.path).as_posix() for name in self._written for p in self.path.glob(name))
         if foreign:
             raise FileExistsError(
                 f"output_dir '{self.path}' holds {', '.join(foreign)}, which no run wrote and this one would replace; "

@@ -18,7 +18,7 @@ from ..arguments import TrainingArguments
 from ..binding import ConditionBinding
 from ..diagnostics import Diagnostics
 from ..efficiency import StepClock
-from ..folder import OutputFolder
+from ..folder import AUTOENCODER, OutputFolder
 from ..latents import vae_of
 from ..losses import LossReader
 from ..precision import Mode
@@ -59,7 +59,9 @@ def build_run(
             logger.warning(sentence)
     if args.push_to_hub:
         _check_repo_id(args.hub_model_id)
-    folder = OutputFolder(args.output_dir, args.resume_from_checkpoint is not None, args.overwrite_output_dir)
+    written = AUTOENCODER if args.task == "autoencoder" else ()
+    resumes = args.resume_from_checkpoint is not None
+    folder = OutputFolder(args.output_dir, resumes, args.overwrite_output_dir, also_written=written)
     accelerator.wait_for_everyone()
     ingredients = make_ingredients(args, accelerator, model, train_dataset, eval_dataset, objective, condition)
     run = _make_run(args, accelerator, accumulation, folder, ingredients)
