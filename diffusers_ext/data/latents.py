@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,7 +230,7 @@ class LatentCache:
             shape: of one latent.
 
         Raises:
-            ValueError: when there is no room for them on the disk.
+            ValueError: when the folder can't be written, or has no room for them.
         """
         found = self._read()
         if found is None:
@@ -259,22 +260,25 @@ class LatentCache:
         self._check_room(2 * views * count * int(np.prod(shape)) * 4)
         partial = self.path.with_name(f".{self.key}-{os.getpid()}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         try:
+            partial.mkdir()
             arrays = self._encode(encode, partial, (views, count, *shape))
             shapes = {name: list(array.shape) for name, array in arrays.items()}
             for array in arrays.values():
                 array.flush()
             text = json.dumps({"key": self.key, "arrays": shapes, "images": self.images.description}, indent=2)
             (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.replace(partial, self.path)
+            if self._read() is None:  # else another run has written them meanwhile
+                shutil.rmtree(self.path, ignore_errors=True)
+                os.replace(partial, self.path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _encode(self, encode: Encoder, folder: Path, shape: tuple[int, ...]) -> dict[str, np.memmap]:
         def new(name: str, shape: tuple[int, ...], dtype: Any) -> np.memmap:
-            return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+            array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+            _reserve(folder / f"{name}.npy")
+            return array
 
         arrays = {"mean": new("mean", shape, np.float32), "rows": new("rows", shape[:2], np.int64)}
         mirrored = (False, True) if self.options.mirror else (False,)
@@ -291,10 +295,23 @@ class LatentCache:
 
     def _check_room(self, needed: int) -> None:
         folder = self.options.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ValueError(
+                f"latent_cache_dir '{folder.parent}' can't be written ({error.strerror}); name another folder."
+            ) from error
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise ValueError(
                 f"The latents take up to {needed / 1e9:.1f} GB, and '{folder}' has {free / 1e9:.1f} GB free; name "
                 "another latent_cache_dir, or encode fewer latent_crops."
             )
+
+
+def _reserve(file: Path) -> None:
+    """Take the room on the disk that a new file will fill: a full disk is then an error, not the end of the process."""
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
