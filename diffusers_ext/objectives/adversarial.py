@@ -100,7 +100,8 @@ class AdversarialAutoencoderObjective(AutoencoderObjective):
         """Scaled adversarial losses (batch,); their gradients reach the reconstructions and not the discriminator."""
         (of_error,) = torch.autograd.grad(losses.sum(), reconstructions, retain_graph=True)
         seen = reconstructions.detach().float().requires_grad_()
-        adversarial = -self.discriminator(seen).flatten(1).mean(1)
+        # A copy: the counter of operations can't follow a module whose input is a leaf.
+        adversarial = -self.discriminator(seen.clone()).flatten(1).mean(1)
         (gradient,) = torch.autograd.grad(adversarial.sum(), seen)
         norms = [term.float().flatten(1).norm(dim=1) for term in (of_error, gradient)]
         scale = self.adversarial_weight * (norms[0] / norms[1].clamp_min(1e-12)).clamp_max(LARGEST_SCALE)

@@ -15,8 +15,9 @@ class AutoencoderObjective:
     """The mean error of a pixel, and `kl_weight` times the KL divergence of the latents divided by the pixels' number.
 
     This is the loss of Rombach et al. 2022 (arXiv:2112.10752), section 3.1 and appendix G, without its perceptual part,
-    divided by the number of pixel values of an image; 1e-6 there is 1e-6 here. `AdversarialAutoencoderObjective` adds
-    its adversarial part.
+    divided by the number of pixel values of an image; 1e-6 there is 1e-6 here. The codebook of a `VQModel` has a loss
+    of its own (van den Oord et al. 2017, arXiv:1711.00937, eq. 3). `AdversarialAutoencoderObjective` adds the
+    adversarial part.
 
     Args:
         loss: one of `LOSSES`.
@@ -39,7 +40,8 @@ class AutoencoderObjective:
     def reconstruct(self, net: ConditionedNetwork, images: torch.Tensor, generator: torch.Generator) -> Any:
         """What `net.module(images, draw)` gives, where `draw(shape)` gives the noise of the latents.
 
-        It must be an object with `.sample`, the reconstructions, and `.kl` (batch,) or None.
+        It must be an object with `.sample`, the reconstructions, and `.kl` (batch,) or None. It may have `.codebook`,
+        a loss that is added as it is.
         """
         return net.module(images, lambda shape: randn_shared(tuple(shape), generator, images.device))
 
@@ -48,4 +50,5 @@ class AutoencoderObjective:
         losses = self._loss(output.sample.float(), images, reduction="none").flatten(1).mean(1)
         if output.kl is not None and self.kl_weight:
             losses = losses + self.kl_weight / images[0].numel() * output.kl.float()
-        return losses
+        codebook = getattr(output, "codebook", None)
+        return losses if codebook is None else losses + codebook.float()
