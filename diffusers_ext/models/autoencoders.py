@@ -74,7 +74,7 @@ def build_autoencoder(name: str, channels: int = 3, **overrides: Any) -> Any:
         channels: of the images.
         overrides: in place of entries of its configuration.
 
-    Raises ValueError for a name that is not in AUTOENCODERS, and for an override that its class does not take.
+    Raises ValueError for a name that is not in AUTOENCODERS, and for an override that its class can't take.
     """
     if name not in AUTOENCODERS:
         raise ValueError(f"There is no autoencoder preset {name!r}; choose one of {', '.join(AUTOENCODERS)}.")
@@ -83,4 +83,9 @@ def build_autoencoder(name: str, channels: int = 3, **overrides: Any) -> Any:
     unknown = sorted(set(overrides) - set(known))
     if unknown:
         raise ValueError(f"{preset.model_class.__name__} takes no {', '.join(unknown)}.")
-    return preset.model_class(**{**preset.config, "in_channels": channels, "out_channels": channels, **overrides})
+    config = {**preset.config, "in_channels": channels, "out_channels": channels, **overrides}
+    try:
+        return preset.model_class(**config)
+    except (ValueError, TypeError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        name, reason = preset.model_class.__name__, " ".join(str(error).split())
+        raise ValueError(f"{name} can't be built with these options: {reason}.") from error

@@ -6,12 +6,15 @@ autoencoder itself applies neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
-DECODED_AT_ONCE = 16  # images; decoding takes far more memory than sampling
+# Encoding and decoding take far more memory than sampling, the more the larger the images.
+DECODED_AT_ONCE = 16  # images at most
+PIXELS_AT_ONCE = 512 * 512
 
 
 class LatentSpace:
@@ -42,8 +45,11 @@ class LatentSpace:
                 f"The configuration of the vae ({type(vae).__name__}) has neither scaling_factor nor latents_std; set "
                 "scaling_factor to 1 / the standard deviation of its latents."
             )
+        channels = config.get("vq_embed_dim") or config.get("latent_channels")
+        if not channels:
+            raise ValueError(f"vae is of a class that can't be used here: {type(vae).__name__} has no latent_channels.")
         self.vae = vae
-        self.channels = int(config["latent_channels"])
+        self.channels = int(channels)
         self.image_channels = int(config.get("in_channels") or 3)
         self.factor = down_sampling(config)
 
@@ -65,12 +71,17 @@ class LatentSpace:
         return (mean - shift) * scale, None if std is None else std * scale
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor, at_once: int = DECODED_AT_ONCE) -> torch.Tensor:
-        """Images (batch, channels, height, width) in [-1, 1], float32, of normalised latents; `at_once` at a time."""
+    def decode(self, latents: torch.Tensor, at_once: int | None = None) -> torch.Tensor:
+        """Images (batch, channels, height, width) in [-1, 1], float32, of normalised latents.
+
+        They are decoded `at_once` at a time; when None, at most `DECODED_AT_ONCE`, and fewer large ones.
+        """
         return self.decode_with_gradients(latents, at_once)
 
-    def decode_with_gradients(self, latents: torch.Tensor, at_once: int = DECODED_AT_ONCE) -> torch.Tensor:
+    def decode_with_gradients(self, latents: torch.Tensor, at_once: int | None = None) -> torch.Tensor:
         """The same, where gradients pass."""
+        if at_once is None:
+            at_once = number_at_once([side * self.factor for side in latents.shape[2:]], DECODED_AT_ONCE)
         shift, scale = self._shift_and_scale(latents)
         parts = (latents / scale + shift).to(self.vae.dtype).split(at_once)
         return torch.cat([self.vae.decode(part).sample.float() for part in parts])
@@ -86,6 +97,11 @@ class LatentSpace:
                     f"{near}."
                 )
         return tuple(length // self.factor for length in size)
+
+
+def number_at_once(size: Iterable[int], most: int) -> int:
+    """How many images of a size to encode or decode at a time: at most `most`, and `PIXELS_AT_ONCE`, but one."""
+    return max(1, min(most, PIXELS_AT_ONCE // math.prod(size)))
 
 
 def encoded(vae: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

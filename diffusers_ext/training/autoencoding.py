@@ -12,9 +12,9 @@ from ..data.base import TrainingData
 from ..data.randomness import permutation
 from ..evaluation.features import compare_sets, extract
 from ..evaluation.metrics import peak_signal_to_noise_ratio, structural_similarity
-from ..pipelines.latent_space import encoded
+from ..pipelines.latent_space import encoded, number_at_once
 
-BATCH_SIZE = 32  # images that are reconstructed at a time
+BATCH_SIZE = 32  # images at most that are reconstructed at a time
 SCALED_ON = 10_000  # images at most, spread over the training data, whose latents the scale is computed from
 
 
@@ -25,10 +25,12 @@ class Reconstruction:
     Attributes:
         sample: shaped as the images.
         kl: divergence of each image's latents from a standard normal distribution, (batch,), or None.
+        codebook: loss of the codebook of a `VQModel`, the mean over the batch, or None.
     """
 
     sample: torch.Tensor
-    kl: torch.Tensor | None
+    kl: torch.Tensor | None = None
+    codebook: torch.Tensor | None = None
 
 
 class TrainableAutoencoder(torch.nn.Module):
@@ -53,7 +55,8 @@ class TrainableAutoencoder(torch.nn.Module):
         output = vae.encode(images)
         if not hasattr(output, "latent_dist"):
             latents = output.latents if hasattr(output, "latents") else output.latent
-            return Reconstruction(vae.decode(latents).sample, None)
+            decoded = vae.decode(latents)
+            return Reconstruction(decoded.sample, codebook=getattr(decoded, "commit_loss", None))
         distribution = output.latent_dist
         latents = distribution.mean
         if draw is not None:
@@ -81,14 +84,15 @@ def set_scale(vae: Any, data: TrainingData) -> None:
     """Write `scaling_factor` = 1 / std and `shift_factor` = mean of the training latents into the configuration."""
     vae.eval()
     mean, std = latent_moments(vae, data)
-    vae.register_to_config(scaling_factor=1 / max(std, 1e-6), shift_factor=mean)
+    replaced = {name: None for name in ("latents_mean", "latents_std") if vae.config.get(name) is not None}
+    vae.register_to_config(scaling_factor=1 / max(std, 1e-6), shift_factor=mean, **replaced)
 
 
 def images_of(data: TrainingData, most: int, device: Any) -> Iterator[torch.Tensor]:
     """Batches of at most `most` images, spread over the data and always the same ones."""
-    chosen = permutation(0, 0, len(data))[:most]
-    for start in range(0, len(chosen), BATCH_SIZE):
-        keys = [(int(index), 0) for index in chosen[start : start + BATCH_SIZE]]
+    chosen, batch_size = permutation(0, 0, len(data))[:most], number_at_once(data.size, BATCH_SIZE)
+    for start in range(0, len(chosen), batch_size):
+        keys = [(int(index), 0) for index in chosen[start : start + batch_size]]
         yield data.__getitems__(keys)["samples"].to(device)
 
 
@@ -98,8 +102,9 @@ def images_of(data: TrainingData, most: int, device: Any) -> Iterator[torch.Tens
 @torch.no_grad()
 def reconstruct(vae: Any, images: torch.Tensor) -> torch.Tensor:
     """Reconstructions in [-1, 1] of images on the autoencoder's device, from the means of their latents."""
-    mean, _ = encoded(vae, images.to(vae.dtype))
-    return vae.decode(mean.to(vae.dtype)).sample.float().clamp(-1, 1)
+    parts = images.to(vae.dtype).split(number_at_once(images.shape[2:], BATCH_SIZE))
+    means = (encoded(vae, part)[0].to(vae.dtype) for part in parts)
+    return torch.cat([vae.decode(mean).sample.float().clamp(-1, 1) for mean in means])
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from huggingface_hub.constants import HF_HOME
 from ..data.base import TrainingData
 from ..data.latents import LatentCache, LatentData, LatentOptions
 from ..evaluation.metrics import peak_signal_to_noise_ratio
-from ..pipelines.latent_space import LatentSpace
+from ..pipelines.latent_space import LatentSpace, number_at_once
+from .atomic import one_line
 from .autoencoding import reconstruct
 from .pretrained import load_pretrained
 
@@ -99,15 +100,19 @@ class LatentEncoder:
         """The latents of images; those of held-out images are neither cropped at random nor mirrored.
 
         Raises:
-            ValueError: for images of other channels than the autoencoder's, or of a size that it does not divide.
+            ValueError: for what are no images, for images of other channels than the autoencoder's or of a size that it
+                does not divide, and for an autoencoder that can't encode them.
         """
         space = LatentSpace(self.vae)
+        if len(images.size) != 2:
+            raise ValueError(f"vae encodes images, and the data are not: {images.description}.")
         if space.image_channels != images.channels:
             raise ValueError(
                 f"vae '{self._name}' takes images of {space.image_channels} channels, but the data have "
                 f"{images.channels}; set --channels {space.image_channels}."
             )
         shape = (space.channels, *space.size_of(images.size))
+        self._check_shape(space, images, shape)
         options = self._options
         if not training:
             options = LatentOptions(options.folder, max_memory_bytes=options.max_memory_bytes, seed=options.seed)
@@ -118,9 +123,21 @@ class LatentEncoder:
             self._check(data)
         return data
 
+    def _check_shape(self, space: LatentSpace, images: TrainingData, shape: tuple[int, ...]) -> None:
+        """Raise ValueError for an autoencoder of other data, such as videos, and for latents of an unexpected shape."""
+        try:
+            mean, _ = self._encode(space, images[0]["samples"][None])
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ValueError(f"vae '{self._name}' can't encode these images: {one_line(error)[:300]}.") from error
+        if mean.shape[1:] != shape:
+            found, expected = ("x".join(map(str, each)) for each in (mean.shape[1:], shape))
+            raise ValueError(f"vae '{self._name}' gives latents of {found}, and its config.json says {expected}.")
+
     @torch.no_grad()
     def _encode(self, space: LatentSpace, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return space.encode(images.to(self.vae.device))
+        parts = images.split(number_at_once(images.shape[2:], len(images)))
+        means, deviations = zip(*(space.encode(part.to(self.vae.device)) for part in parts))
+        return torch.cat(means), None if deviations[0] is None else torch.cat(deviations)
 
     def _check(self, data: LatentData) -> None:
         spread = data.spread()

@@ -208,6 +208,8 @@ def _from_config(config: Any, options: dict[str, Any]) -> Any:
 
 def _make_autoencoder(args: TrainingArguments, data: TrainingData) -> Any:
     """A freshly initialised autoencoder: a preset, or by the configuration of one of diffusers."""
+    if len(data.size) != 2:
+        raise ValueError(f"An autoencoder is trained on images, and the data are not: {data.description}.")
     torch.manual_seed(args.seed)
     name = args.model if "model" in args.given else DEFAULT_AUTOENCODER
     options = json_option("model_options", args.model_options)
@@ -215,12 +217,17 @@ def _make_autoencoder(args: TrainingArguments, data: TrainingData) -> Any:
         vae = _checked(lambda: build_autoencoder(name, data.channels, **options))
     else:
         vae = _from_config(read_config(name, tuple(AUTOENCODERS)), options)
+    if vae.config.get("scaling_factor") is None:  # the run computes it
+        vae.register_to_config(scaling_factor=1.0)
     space = LatentSpace(vae)
     if space.image_channels != data.channels:
         raise ValueError(
             f"The autoencoder takes {space.image_channels} channels, but the images have {data.channels}; set "
             "--channels."
         )
+    outputs = vae.config.get("out_channels") or data.channels
+    if outputs != data.channels:
+        raise ValueError(f"The autoencoder gives {outputs} channels, but the images have {data.channels}.")
     space.size_of(data.size)
     return vae
 
