@@ -421,7 +421,9 @@ class GenerationPipeline(DiffusionPipeline):
         """
         if self.vae is not None:
             low, high = -1.0, 1.0
-            sample = LatentSpace(self.vae).decode(sample.to(self.vae.device))
+            offloaded = hasattr(self.vae, "_hf_hook")  # its weights come to this device only when it decodes
+            device = self._execution_device if offloaded else self.vae.device
+            sample = LatentSpace(self.vae).decode(sample.to(device))
         else:
             low, high = getattr(scheduler or self.scheduler, "data_range", (-1.0, 1.0))
         return ((sample.float() - low) / (high - low)).clamp(0, 1)
