@@ -1,19 +1,33 @@
 """Latent diffusion: autoencoders, the cache of latents, training on them, and pipelines that decode."""
 
+import errno
 import json
 import logging
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import records_of
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, DDIMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    DiffusionPipeline,
+    UNet2DModel,
+    VQModel,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusers_ext import GenerationPipeline
+from diffusers_ext import GenerationPipeline, SubsequenceDDIMScheduler, build_model, figures
+from diffusers_ext.cli import main
 from diffusers_ext.data.images import load_image_data
 from diffusers_ext.data.latents import LatentCache, LatentData, LatentOptions
+from diffusers_ext.evaluation import process_figures
+from diffusers_ext.evaluation.comparison import compare
 from diffusers_ext.evaluation.metrics import structural_similarity
 from diffusers_ext.models.autoencoders import AUTOENCODERS, build_autoencoder
 from diffusers_ext.objectives.adversarial import AdversarialAutoencoderObjective
@@ -544,3 +558,218 @@ def test_a_damaged_autoencoder_is_one_sentence(vae_folder):
     save_file(weights, file)
     with pytest.raises(ValueError, match="could not be loaded"):
         load_vae(vae_folder)
+
+
+def test_a_checkpoint_of_an_autoencoder_takes_no_pass_over_the_data(tiny_run):
+    vae, calls = tiny_vae(), []
+    encode = vae.encode
+
+    def counted(images):
+        calls.append(0 if torch.is_grad_enabled() else len(images))
+        return encode(images)
+
+    vae.encode = counted
+    train(tiny_run(task="autoencoder", max_train_steps=3, checkpointing_steps=1, evaluation_size=8), model=vae)
+    assert 128 <= sum(calls) < 2 * 128  # the scale, once, and what is measured
+
+
+def test_the_scale_takes_the_place_of_statistics_in_the_configuration(tiny_run):
+    data = load_image_data(split="train[:128]")
+    vae = tiny_vae(latents_mean=(5.0, 5.0), latents_std=(9.0, 9.0), scaling_factor=None)
+    trained = train(tiny_run(task="autoencoder", max_train_steps=1, evaluation_size=8), model=vae)
+    mean, _ = LatentSpace(trained).encode(data.__getitems__(range(128))["samples"])
+    assert mean.mean().item() == pytest.approx(0, abs=0.05)
+    assert 0.1 < mean.std().item() < 1.1
+
+
+def test_the_codebook_of_a_vq_model_is_trained(tiny_run, tmp_path):
+    torch.manual_seed(0)
+    blocks = {name: value for name, value in TINY_VAE.items() if name != "mid_block_add_attention"}
+    vae = VQModel(1, 1, latent_channels=2, num_vq_embeddings=16, **blocks)
+    before = vae.quantize.embedding.weight.clone()
+    trained = train(tiny_run(task="autoencoder", max_train_steps=3, evaluation_size=8), model=vae)
+    assert not torch.equal(trained.quantize.embedding.weight, before)
+    loaded = VQModel.from_pretrained(tmp_path / "run")
+    data = LatentEncoder(str(tmp_path / "run"), "cpu", str(tmp_path))(load_image_data(split="train[:4]"))
+    assert data[0]["samples"].shape == (2, 14, 14)
+    assert loaded.config.shift_factor == pytest.approx(trained.config.shift_factor)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_options": '{"out_channels": 3}'}, "The autoencoder gives 3 channels, but the images have 1"),
+        ({"model_options": '{"in_channels": 3}'}, "takes 3 channels, but the images have 1; set --channels"),
+        (
+            {"model_options": '{"block_out_channels": [8, 12, 8]}'},
+            "can't be built with these options: .*divisible",
+        ),
+        ({"model_options": '{"latent_channels": 0}'}, "latent_channels"),
+        ({"model": "ae-3x"}, "model 'ae-3x' is neither a preset"),
+        ({"resolution": 30}, "height must be divisible by 4, the down-sampling of the vae, got 30; use 28 or 32"),
+    ],
+)
+def test_an_autoencoder_that_does_not_fit_is_refused(tiny_run, settings, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(tiny_run(**{"task": "autoencoder", "model": "ae-4x", "model_options": None, **settings}))
+
+
+def test_signals_have_no_autoencoder(tiny_run, vae_folder, tmp_path):
+    signals = [{"samples": np.zeros((1, 32), dtype=np.float32)} for _ in range(8)]
+    with pytest.raises(ValueError, match="An autoencoder is trained on images, and the data are not"):
+        Trainer(tiny_run(task="autoencoder", model_options=None), train_dataset=signals)
+    with pytest.raises(ValueError, match="vae encodes images, and the data are not"):
+        Trainer(tiny_run(vae=vae_folder, latent_cache_dir=str(tmp_path)), train_dataset=signals)
+
+
+def test_an_autoencoder_replaces_nothing_that_somebody_else_wrote(tiny_run, vae_folder, tmp_path):
+    kept = load_file(f"{vae_folder}/diffusion_pytorch_model.safetensors")
+    settings = {"task": "autoencoder", "model_options": None, "output_dir": vae_folder}
+    with pytest.raises(FileExistsError, match=r"config\.json, diffusion_pytorch_model\.safetensors, which no run"):
+        Trainer(tiny_run(**settings))
+    assert load_file(f"{vae_folder}/diffusion_pytorch_model.safetensors").keys() == kept.keys()
+
+
+def test_a_finished_autoencoder_without_checkpoints_is_an_earlier_run(tiny_run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json").write_text("{}")
+    Trainer(tiny_run(task="autoencoder", model_options=None))  # a run that wrote nothing else
+    (tmp_path / "run" / "config.json").write_text("{}")
+    for task in ("autoencoder", "generation"):
+        with pytest.raises(FileExistsError, match="holds an earlier run"):
+            Trainer(tiny_run(task=task, model_options=None))
+
+
+def test_large_images_are_decoded_one_at_a_time():
+    vae, calls = tiny_vae(), []
+
+    def decode(latents):
+        calls.append(len(latents))
+        return SimpleNamespace(sample=torch.zeros(len(latents), 1, 2, 2))
+
+    vae.decode = decode
+    for side in (32, 256):
+        assert len(LatentSpace(vae).decode(torch.zeros(3, 2, side, side))) == 3
+    assert calls == [3, 1, 1, 1]
+
+
+def test_a_vae_that_can_not_encode_the_images_is_one_sentence(vae_folder, tmp_path):
+    vae = load_vae(vae_folder)
+    vae.register_to_config(block_out_channels=(8, 8, 8))
+    vae.encoder.conv_in = torch.nn.Conv3d(1, 8, 3)
+    encoder = LatentEncoder(vae_folder, "cpu", str(tmp_path))
+    encoder.vae = vae
+    with pytest.raises(ValueError, match=r"vae '.*' can't encode these images: "):
+        encoder(load_image_data(split="train[:4]"))
+    encoder.vae = tiny_vae(block_out_channels=(8, 8))
+    encoder.vae.register_to_config(block_out_channels=(8, 8, 8))
+    with pytest.raises(ValueError, match=r"gives latents of 2x14x14, and its config\.json says 2x7x7"):
+        encoder(load_image_data(split="train[:4]"))
+    vae.register_to_config(latent_channels=None)
+    with pytest.raises(ValueError, match="AutoencoderKL has no latent_channels"):
+        LatentSpace(vae)
+
+
+def test_a_cache_that_can_not_be_written_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    images, vae = load_image_data(split="train[:4]"), tiny_vae()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"latent_cache_dir '.*file' can't be written \(Not a directory\)"):
+        cached(tmp_path / "file" / "latents", vae, images, [])
+
+    def full(*words):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        cached(tmp_path / "latents", vae, images, [])
+    assert not list((tmp_path / "latents").iterdir())
+
+
+@pytest.mark.parametrize("name", ["outputs/nothing", "here/nothing"])
+def test_a_missing_autoencoder_is_not_looked_for_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"vae '{name}' is not there; train it first"):
+        load_vae(name)
+
+
+# --- a latent model on the command line -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def latent_model(vae_folder, tmp_path):
+    """The folder of an untrained latent pipeline with classes, which makes images of 28x28."""
+    torch.manual_seed(0)
+    options = {"base_channels": 8, "channel_multipliers": [1, 2], "norm_num_groups": 4, "patch_size": 1}
+    network = build_model("small", **options, in_channels=2, out_channels=2, sample_size=14, num_class_embeds=3)
+    path = {"beta_schedule": "cosine", "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    scheduler = SubsequenceDDIMScheduler(**path, clip_sample=False, num_train_timesteps=20)
+    GenerationPipeline(network, scheduler, vae=load_vae(vae_folder)).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["forward", "denoiser", "trajectory", "lengths", "gamma", "guidance"])
+def test_figures_of_a_latent_model_show_images(name, latent_model, tmp_path, monkeypatch):
+    drawn = []
+    for function in ("strip", "comparison_grid"):
+        place = 0 if function == "strip" else 2
+        monkeypatch.setattr(figures, function, lambda *words, place=place, **more: drawn.extend(words[place]))
+    few = ["--num_images", "2", "--num_inference_steps", "2", "--lengths", "2", "--gammas", "0", "1"]
+    times = ["--times", "3", "15"] if name in ("forward", "denoiser") else []
+    assert main(["figure", name, "--model", latent_model, *few, *times, "--output", str(tmp_path / "a.png")]) == 0
+    flat = [batch for entry in drawn for batch in (entry if isinstance(entry, list) else [entry])]
+    assert flat
+    assert all(batch.shape[-3:] == (1, 28, 28) for batch in flat)
+
+
+def test_the_denoiser_figure_shows_what_the_autoencoder_gives_of_the_clean_images(latent_model, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "comparison_grid", lambda *words, **more: drawn.extend(words[2]))
+    pipeline = GenerationPipeline.from_pretrained(latent_model)
+    images = load_image_data(split="train[:2]").__getitems__(range(2))["samples"]
+    process_figures.denoiser(pipeline, images, [3], "a.png")
+    space = LatentSpace(pipeline.vae)
+    torch.testing.assert_close(drawn[2][0], space.decode(space.encode(images)[0]).clamp(-1, 1))
+
+
+def test_samples_and_comparisons_of_a_latent_model_show_images(latent_model, tmp_path, monkeypatch):
+    frames = []
+    monkeypatch.setattr(figures, "save_gif", lambda found, *words, **more: frames.extend(found))
+    flags = ["--num_images", "2", "--num_inference_steps", "3", "--frames", "2", "--gif", str(tmp_path / "a.gif")]
+    assert main(["sample", latent_model, *flags, "--output", str(tmp_path / "a.png")]) == 0
+    assert [frame.shape for frame in frames] == [(2, 1, 28, 28)] * 2
+    pipeline = GenerationPipeline.from_pretrained(latent_model)
+    latents = torch.randn(2, 2, 14, 14, generator=torch.Generator().manual_seed(0))
+    runs, samples = compare(pipeline, latents, ["ddim"], [2], ["uniform"], torch.zeros(2, 1, 28, 28))
+    ends = pipeline(latents=latents, num_inference_steps=2, output_type="pt").images * 2 - 1
+    assert samples[0].shape == ends.shape == (2, 1, 28, 28)
+    assert runs[0].rms_error == pytest.approx(samples[0].square().mean().sqrt().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("made", ["inpainting", "super_resolution_2"])
+def test_a_latent_model_restores_held_out_images(vae_folder, tmp_path, made):
+    channels = 4 * (2 if made == "inpainting" else 1)  # of 2x2 pixels
+    network = build_model(
+        "small-adm", base_channels=8, norm_num_groups=4, channel_multipliers=(1,), attention_resolutions=(),
+        in_channels=2, out_channels=2, condition_channels=channels, sample_size=14,
+    )  # fmt: skip
+    scheduler = SubsequenceDDIMScheduler(beta_schedule="cosine", clip_sample=False)
+    pipeline = GenerationPipeline(network, scheduler, condition=made, vae=load_vae(vae_folder))
+    pipeline.save_pretrained(tmp_path / "model")
+    flags = ["--num_images", "2", "--num_samples", "1", "--num_inference_steps", "1", "--output_dir", str(tmp_path)]
+    assert main(["restore", "--model", str(tmp_path / "model"), *flags]) == 0
+    assert (tmp_path / "restoration.csv").read_text().count("\n") == 3
+
+
+def test_an_autoencoder_is_not_taken_for_a_pipeline(vae_folder, tmp_path, capsys):
+    for words in (["sample", vae_folder], ["export", "--model", vae_folder, "--output_dir", str(tmp_path / "export")]):
+        assert main(words) == 1
+        assert f"'{vae_folder}' is an autoencoder" in capsys.readouterr().err
+
+
+def test_a_latent_pipeline_whose_parts_are_offloaded_gives_the_same_images(latent_model):
+    plain, offloaded = (GenerationPipeline.from_pretrained(latent_model) for _ in range(2))
+    offloaded.enable_model_cpu_offload(device="cpu")
+    request = {"batch_size": 2, "num_inference_steps": 2, "output_type": "pt"}
+    images = [each(**request, generator=torch.Generator().manual_seed(0)).images for each in (plain, offloaded)]
+    assert torch.equal(*images)
