@@ -4,8 +4,8 @@
     python train/train_autoencoder.py --help latent
 
 The other scripts train on its latents with `--vae outputs/autoencoder`. This one takes the flags of
-train_unconditional.py for the data, the optimiser and the output; `diffusers-ext train --task autoencoder` does the
-same without a checkout.
+train_unconditional.py for the data, the optimizer and the output; without a checkout,
+`diffusers-ext train --task autoencoder --loss l1` does the same.
 """
 
 import sys

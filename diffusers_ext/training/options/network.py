@@ -44,7 +44,7 @@ class NetworkOptions:
     )
     task: str = groups.latent(
         "generation",
-        "`generation` trains a diffusion model; `autoencoder` trains the autoencoder for one that works on latents.",
+        "`generation` trains a diffusion model; `autoencoder` trains an autoencoder for a model of latents.",
         choices=("generation", "autoencoder"),
         on_resume=REFUSED,
     )
@@ -58,14 +58,14 @@ class NetworkOptions:
     )
     latent_crops: int = groups.latent(
         1,
-        "Versions of each image that are encoded where images are cropped at random.",
+        "Random crops of each image that are encoded; with 1, an image has the same crop in every epoch.",
         at_least=1,
         at_most=1024,
         needs=(needs.GENERATION, needs.LATENTS),
     )
     latent_cache_dir: str | None = groups.latent(
         None,
-        "Where latents are kept; beside the Hub's files when not given.",
+        "Folder of the cache of latents; the folder of the Hub's files (HF_HOME) when not given.",
         needs=(needs.GENERATION, needs.LATENTS),
         on_resume=FREE,
     )
@@ -81,13 +81,13 @@ class NetworkOptions:
     )
     adversarial_start: int = groups.latent(
         500,
-        "Batches before the patch discriminator begins.",
+        "Training batches before the patch discriminator begins.",
         at_least=0,
         needs=(needs.AUTOENCODER, needs.ADVERSARIAL),
     )
     min_psnr: float = groups.latent(
         20.0,
-        "Reconstructions with a lower PSNR, in decibels, are warned about.",
+        "Warn if reconstructions have a lower PSNR, in decibels.",
         at_least=0,
         needs=needs.RECONSTRUCTS,
         on_resume=FREE,
