@@ -39,12 +39,8 @@ def load_pretrained(setting: str, name: str, **options: Any) -> Any:
 
 
 def _check_hub_name(setting: str, name: str) -> None:
-    """Raise FileNotFoundError for what can be no name on the Hub, or means a folder that is not there.
-
-    It means one when its first part is a folder here, or `outputs`, where the recipes write.
-    """
+    """Raise FileNotFoundError for what can be no name on the Hub, or is below `outputs`, where the recipes write."""
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{setting} '{name}' is neither a folder nor a name on the Hub, 'user/name'.")
-    first = name.partition("/")[0]
-    if first == "outputs" or Path(first).is_dir():
+    if name.startswith("outputs/"):
         raise FileNotFoundError(f"{setting} '{name}' is not there; train it first, or name another folder.")
