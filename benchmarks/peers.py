@@ -79,6 +79,26 @@ def cifar10_network() -> UNet2DModel:
     )
 
 
+def example_network() -> UNet2DModel:
+    """The network of examples/unconditional_image_generation/train_unconditional.py, 113.7 million parameters."""
+    return UNet2DModel(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=2,
+        block_out_channels=(128, 128, 256, 256, 512, 512),
+        down_block_types=(
+            "DownBlock2D",
+            "DownBlock2D",
+            "DownBlock2D",
+            "DownBlock2D",
+            "AttnDownBlock2D",
+            "DownBlock2D",
+        ),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+
+
 def tiny_network() -> UNet2DModel:
     """A network of diffusers for trying the benchmarks out: 3 channels, 8x8."""
     blocks: dict[str, Any] = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
@@ -129,11 +149,11 @@ class PackageAdapter(torch.nn.Module):
 
 def diffusers_example(
     network: Any, images: torch.Tensor, batch_size: int, precision: str, folder: str
-) -> Iterator[None]:
+) -> Iterator[EMAModel]:
     """examples/unconditional_image_generation/train_unconditional.py with `--use_ema` and its other defaults.
 
     Its lines from the dataloader on, but for resuming, saving and sampling. Images (number, channels, height, width) in
-    [-1, 1] are there already, where its transforms would make them one by one.
+    [-1, 1] are there already, where its transforms would make them one by one. Every step gives the averaged weights.
     """
     accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=folder)
     model = network
@@ -189,8 +209,13 @@ def diffusers_example(
             logs["ema_decay"] = ema_model.cur_decay_value
             progress_bar.set_postfix(**logs)
             accelerator.log(logs, step=global_step)
-            yield
+            yield ema_model
         progress_bar.close()
+
+
+def forget_precision() -> None:
+    """Let the next loop choose its precision: another loop of this process may have chosen another one."""
+    AcceleratorState._reset_state()
 
 
 def package_trainer(diffusion: Any, images: Any, folder: str, **options: Any) -> Any:
@@ -199,7 +224,7 @@ def package_trainer(diffusion: Any, images: Any, folder: str, **options: Any) ->
     Its loader takes `images`, (channels, height, width) in [0, 1] each, where it would read image files.
     """
     package = load("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
-    AcceleratorState._reset_state()  # another loop of this process may have chosen another precision
+    forget_precision()
     own, package.Dataset = package.Dataset, lambda *arguments, **keywords: images
     try:
         return package.Trainer(

@@ -77,11 +77,12 @@ class Grade:
 class Exam:
     """One classifier, one list of classes, one set of real images for all."""
 
-    def __init__(self, arguments: argparse.Namespace):
+    def __init__(self, arguments: argparse.Namespace, channels: int = 1, resolution: int = RESOLUTION):
         self.classifier = load_classifier(arguments.classifier, "cpu")
         self.dtype = DTYPES[arguments.sampling_dtype]
         self.samples, data = arguments.num_samples, RealDataArguments(dataset_name=arguments.dataset_name)
-        sets = real_and_baseline(data, self.samples, {"channels": 1, "resolution": RESOLUTION}, list(range(CLASSES)))
+        size = {"channels": channels, "resolution": resolution}
+        sets = real_and_baseline(data, self.samples, size, list(range(CLASSES)))
         self.real, baseline = (extract(s.batches(), self.classifier, self.classifier, s.labels) for s in sets)
         assert self.real.labels is not None
         self.labels = cycled(self.real.labels, self.samples)

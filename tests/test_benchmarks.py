@@ -5,7 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+import types
 
+import colour
 import flow_maps
 import peers
 import pytest
@@ -162,3 +165,41 @@ def test_flow_maps_says_which_targets_are_met(capsys):
     assert "3.00 times the Frechet distance of 25: misses the target" in shown
     assert "96.0 %: meets the target" in shown
     assert "2.50 s: meets the target" in shown
+
+
+def _point(who, seconds, frechet):
+    return colour.Point(who, seconds, steps=10, images=160, frechet=frechet)
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ([(300, 9.0), (720, 5.0)], "9.000 in 300 s: 10.0 times less, meets 5"),
+        ([(300, 12.0), (720, 5.0)], "5.000 in 720 s: 4.2 times less, misses 5"),
+        ([(300, 12.0), (720, 11.0)], "ours does not reach that in any of its budgets: misses 5"),
+    ],
+)
+def test_colour_counts_the_smallest_budget_that_is_as_good_as_the_best_of_the_peer(ours, said):
+    theirs = [_point("peer", 1000, 20.0), _point("peer", 3000, 10.0), _point("peer", 4000, 10.5)]
+    conclusion = colour.conclusion("peer", theirs, [_point("ours", *each) for each in ours])
+    assert conclusion.startswith("peer reaches 10.000 in 3,000 s; ")
+    assert conclusion.endswith(said)
+
+
+def test_colour_stops_ours_when_its_processor_seconds_are_spent():
+    control, limit = types.SimpleNamespace(should_training_stop=False), colour.ProcessorLimit(0.05)
+    limit.on_train_begin(None, None, control)
+    limit.on_step_end(None, None, control)
+    assert not control.should_training_stop
+    began = time.process_time()
+    while time.process_time() - began < 0.06:
+        pass
+    limit.on_step_end(None, None, control)
+    assert control.should_training_stop
+
+
+def test_colour_flips_about_half_of_the_images():
+    image = torch.tensor([[[-1.0, 1.0]]])
+    flipped = [colour.FlippedImages(image[None])[0][0, 0, 0].item() for _ in range(100)]
+    assert 20 < sum(flipped) < 80
+    assert set(flipped) == {0.0, 1.0}
