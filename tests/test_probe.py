@@ -34,15 +34,16 @@ def plain_attention_of(network):
 
 
 class Clock:
-    """Time in which a step takes `costs(mode)` seconds for the whole batch, and nothing else takes any.
+    """Time in which a step takes `costs(mode)` seconds for the whole batch.
 
-    Other work makes the step of number n (from 0) take `others(n)` times as long to pass; a mode's threads together
-    spend `threads(mode)` times as much processor time as passes. Called as `TrainingSteps` are, it makes such steps.
+    A step takes `overhead(mode)` seconds more, whatever its batch. Other work makes the step of number n (from 0) take
+    `others(n)` times as long to pass; a mode's threads together spend `threads(mode)` times as much processor time as
+    passes. Called as `TrainingSteps` are, it makes such steps.
     """
 
-    def __init__(self, costs, others=lambda number: 1.0, threads=lambda mode: 1.0):
+    def __init__(self, costs, others=lambda number: 1.0, threads=lambda mode: 1.0, overhead=lambda mode: 0.0):
         self.now, self.spent, self.more, self.costs, self.modes, self.steps = 0.0, 0.0, 0.0, costs, [], 0
-        self.others, self.threads = others, threads
+        self.others, self.threads, self.overhead = others, threads, overhead
         self.batch_size, self.device = 8, torch.device("cpu")
 
     def monotonic(self):
@@ -57,7 +58,7 @@ class Clock:
         self.modes.append(mode)
 
         def step():
-            seconds = self.more + self.costs(mode) * batch_size / self.batch_size
+            seconds = self.more + self.overhead(mode) + self.costs(mode) * batch_size / self.batch_size
             self.now += seconds * self.others(self.steps)
             self.spent += seconds * self.threads(mode)
             self.steps += 1
@@ -142,6 +143,12 @@ def test_without_time_to_listen_for_other_work_processor_time_decides():
 def test_without_time_to_listen_no_mode_is_slower_than_float32_was():
     clock = Clock(cost(bf16=1.1, step=30.0), threads=lambda mode: 0.5 if bf16(mode) else 1)
     assert clock.probe(600.0).choose().precision == "no"
+
+
+@pytest.mark.parametrize("run_seconds", [12.0, 30.0])
+def test_a_short_run_is_not_probed_with_a_batch_too_small_to_tell(run_seconds):
+    clock = Clock(cost(bf16=0.5, step=0.2), overhead=lambda mode: 0.02 if bf16(mode) else 0.0)
+    assert clock.probe(run_seconds).choose().precision == "bf16"
 
 
 def test_a_memory_format_that_was_asked_for_is_kept():

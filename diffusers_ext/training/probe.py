@@ -31,7 +31,9 @@ OTHER_SECONDS = 60.0  # where a device has none of its own
 MOST_STEPS = 4  # timed in a mode at once, and no more once a mode is
 SLOWER = 1.2  # times as slow as the fastest
 HOPELESS = 2.0  # times as slow as float32: no other attention makes up for that
-LEAST_STEPS = 1  # a batch is cut where there is no time for so many after the first, which allocates
+# Where the time is too short for a step after the first, which allocates, in each precision and memory format, the batch
+# is cut, but not below this share: in a small batch the overhead of its operations hides what a mode gains.
+LEAST_SHARE = 0.25
 # Another mode has to take less than this part of a simpler one's time; and times of one mode that differ by more than
 # that tell of other work on the machine.
 NEARLY = 0.97
@@ -147,7 +149,7 @@ class ModeProbe:
     def _choose(self, formats: Sequence[bool]) -> Mode:
         grid = [Mode(precision, channels_last) for precision in self._precisions for channels_last in formats]
         attentions = attentions_of(self.network) if self.device.type == "cpu" else []
-        self._plan(grid[0], len(grid) + len(attentions) * len(self._precisions) + 3)
+        self._plan(grid[0], len(grid) + 1, len(grid) + len(attentions) * len(self._precisions) + 3)
         first, *_ = [self._measure(mode) for mode in grid]
         self._choose_clock(first)
         for mode in self._promising():
@@ -188,8 +190,13 @@ class ModeProbe:
                 best = mode
         return best
 
-    def _plan(self, plain: Mode, measurements: int) -> None:
-        """Decide from two steps in float32 how many steps, of how many images, fit into the time for the probe."""
+    def _plan(self, plain: Mode, needed: int, wanted: int) -> None:
+        """Decide from two steps in float32 how many steps, of how many images, fit into the time for the probe.
+
+        Args:
+            plain: float32.
+            needed, wanted: numbers of measurements, the first without other attention.
+        """
         self._plain = plain
         began = self._clock.monotonic()
         self._time(plain, 1)
@@ -197,13 +204,14 @@ class ModeProbe:
         self.run_seconds = self._run_seconds(step)
         limit = min(max(SHARE * self.run_seconds, LEAST_SECONDS), MOST_SECONDS.get(self.device.type, OTHER_SECONDS))
         self._deadline = began + limit
-        each = max(0.0, limit - (self._clock.monotonic() - began)) / measurements
-        if each < (LEAST_STEPS + 1) * step:
-            self.batch_size = max(1, int(self.batch_size * each / ((LEAST_STEPS + 1) * step)))
+        left = max(0.0, limit - (self._clock.monotonic() - began))
+        if left < 2 * needed * step:
+            share = max(LEAST_SHARE, left / (2 * needed * step)) if left else 0.0
+            self.batch_size = max(1, math.ceil(self.batch_size * share))
             step *= self.batch_size / self._whole_batch
             self.passed.clear()  # of the whole batch
             self.spent.clear()
-        self._steps = max(1, min(MOST_STEPS, int(each / step) - 1))
+        self._steps = max(1, min(MOST_STEPS, int(left / wanted / step) - 1))
 
     def _measure(self, mode: Mode) -> float:
         """Time a mode unless the time is up, which it never is for the first one; one that fails is left out.
