@@ -31,8 +31,8 @@ OTHER_SECONDS = 60.0  # where a device has none of its own
 MOST_STEPS = 4  # timed in a mode at once, and no more once a mode is
 SLOWER = 1.2  # times as slow as the fastest
 HOPELESS = 2.0  # times as slow as float32: no other attention makes up for that
-# Where the time is too short for a step after the first, which allocates, in each precision and memory format, the batch
-# is cut, but not below this share: in a small batch the overhead of its operations hides what a mode gains.
+# Where the time is too short for a step after the first, which allocates, in each precision and memory format, the
+# batch is cut, but not below this share: in a small batch the overhead of its operations hides what a mode gains.
 LEAST_SHARE = 0.25
 # Another mode has to take less than this part of a simpler one's time; and times of one mode that differ by more than
 # that tell of other work on the machine.
