@@ -77,22 +77,25 @@ test-versions: .venv-oldest/.installed .venv-newest/.installed
 # make fails when one of them did, but for those that were stopped (124), and says so of each at the end.
 BENCH_DATA ?= embedded
 BENCH_CLASSIFIER ?= outputs/bench-classifier
+BENCH_RUNS ?= outputs/bench-runs
 BENCH_STATUS ?= outputs/bench-status
 TIMEOUT := $(shell command -v timeout)
 part = $(if $(TIMEOUT),$(TIMEOUT) $(1)) $(BIN)/python benchmarks/$(2); echo "$(firstword $(2)) $$?" >>$(BENCH_STATUS)
 
 bench: $(STAMP) $(BENCH_CLASSIFIER)/config.json
-	mkdir -p $(dir $(BENCH_STATUS)) && rm -f $(BENCH_STATUS)
+	mkdir -p $(dir $(BENCH_STATUS)) && rm -rf $(BENCH_STATUS) $(BENCH_RUNS)
 	$(call part,120,scheduler_step.py)
 	$(call part,120,model_speed.py --threads $(THREADS) --repeats 3)
 	$(call part,120,model_table.py --threads $(THREADS) --repeats 1)
 	$(call part,60,freed_memory.py --threads $(THREADS) --turns 5 --turn_seconds 2)
 	$(call part,570,train_throughput.py --threads $(THREADS) --batch_size 32 --turns 3 --turn_seconds 3)
-	$(call part,840,time_to_quality.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
-		--seeds 0 --budgets 90 180 --num_samples 500 --peer_seconds 90 --peer_points 1 --peer_sampling_steps 25 \
-		--package_guidance 6)
-	$(call part,480,sampling_steps.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
-		--train_seconds 60 --num_samples 200)
+	$(call part,780,time_to_quality.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
+		--seeds 0 --budgets 90 180 --num_samples 500 --num_inference_steps 15 --output_dir $(BENCH_RUNS) \
+		--peer_seconds 90 --peer_points 1 --peer_sampling_steps 25 --package_guidance 6)
+	$(call part,420,sampling_steps.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
+		--model $(BENCH_RUNS)/seed-0-90s --num_samples 200)
+	$(call part,150,sampling_speed.py --threads $(THREADS) --model $(BENCH_RUNS)/seed-0-90s --num_images 1000 \
+		--sampler_images 250)
 	@echo "Exit status of each part (124: stopped at the end of its time):" && cat $(BENCH_STATUS)
 	@! grep -vqE " (0|124)$$" $(BENCH_STATUS)
 

@@ -12,14 +12,19 @@ import colour
 import flow_maps
 import peers
 import pytest
+import sampling_speed
 import sampling_steps
 import time_to_quality
 import torch
 import train_throughput
-from conftest import ROOT
+from conftest import ROOT, TINY_MODEL
 from sampling_steps import Run
 from time_to_quality import Result
 from train_throughput import Turn
+
+from diffusers_ext.models import build_model
+from diffusers_ext.pipelines import GenerationPipeline
+from diffusers_ext.schedulers import FlowMatchScheduler
 
 
 def load_or_skip(name):
@@ -140,18 +145,30 @@ def test_make_bench_runs_every_part_and_fails_when_one_of_them_did(tmp_path, sta
     python.chmod(0o755)
     for file in ("stamp", "config.json"):
         (tmp_path / file).touch()
-    places = {"BIN": "", "STAMP": "stamp", "BENCH_CLASSIFIER": "", "BENCH_STATUS": "there/status"}
+    places = {"BIN": "", "STAMP": "stamp", "BENCH_CLASSIFIER": "", "BENCH_STATUS": "there/status", "BENCH_RUNS": "runs"}
     settings = [f"{name}={tmp_path / place}" for name, place in places.items()]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not of `make test`
     run = subprocess.run(["make", "bench", *settings], cwd=ROOT, capture_output=True, text=True, env=alone)
     names = ["scheduler_step", "model_speed", "model_table", "freed_memory"]
-    names += ["train_throughput", "time_to_quality", "sampling_steps"]
+    names += ["train_throughput", "time_to_quality", "sampling_steps", "sampling_speed"]
     told = [f"{name}.py {status if name == 'model_speed' else 0}" for name in names]
     assert run.stdout.splitlines()[-len(told) - 1 :] == [
         "Exit status of each part (124: stopped at the end of its time):",
         *told,
     ]
     assert (run.returncode != 0) == fails
+
+
+def test_sampling_speed_counts_the_network_calls_of_each_sampler(capsys):
+    network = build_model("small", **TINY_MODEL, sample_size=8, num_class_embeds=10)
+    pipeline = GenerationPipeline(network, FlowMatchScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    flags = types.SimpleNamespace(sampler_images=3, batch_size=2, num_inference_steps=4)
+    sampling_speed.every_sampler(pipeline, flags)
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[3:]]
+    calls = {name.strip(): int(number) for _, name, number, *_ in rows}
+    assert calls["ode-euler"] == calls["dpmsolver++"] == 4
+    assert calls["ode-heun"] > 4
 
 
 def test_flow_maps_says_which_targets_are_met(capsys):
