@@ -323,21 +323,36 @@ def allocation_error():
         allocation_error(),
     ],
 )
-def test_without_memory_for_one_batch_there_are_two_calls_with_the_same_images(error, monkeypatch):
+@pytest.mark.parametrize(
+    ("scale", "most", "calls"),
+    [(3.0, 2, [4] + [2, 2] * 4), (3.0, 1, [4, 2] + [1] * 16), (1.0, 1, [2] + [1] * 8)],
+)
+def test_a_batch_without_memory_goes_through_in_parts_with_the_same_images(error, scale, most, calls, monkeypatch):
     pipeline = make_pipeline()
-    expected = call(pipeline, class_labels=[3, 7], guidance_scale=3.0)
+    expected = call(pipeline, class_labels=[3, 7], guidance_scale=scale)
     forward = pipeline.unet.forward
 
     def small(sample, *args, **kwargs):
-        if len(sample) > 2:
+        if len(sample) > most:
             raise error
         return forward(sample, *args, **kwargs)
 
     monkeypatch.setattr(pipeline.unet, "forward", small)
     with Counted(pipeline.unet) as batches:
-        got = call(pipeline, class_labels=[3, 7], guidance_scale=3.0)
-    assert batches == [4] + [2, 2] * 4
+        got = call(pipeline, class_labels=[3, 7], guidance_scale=scale)
+    assert batches == calls
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_one_image_without_memory_is_an_error(monkeypatch):
+    pipeline = make_pipeline()
+
+    def never(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr(pipeline.unet, "forward", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        call(pipeline, class_labels=[3, 7], guidance_scale=3.0)
 
 
 def test_other_errors_of_the_network_are_not_taken_for_lack_of_memory(monkeypatch):

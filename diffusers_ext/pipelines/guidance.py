@@ -30,8 +30,8 @@ class GuidedNetwork:
     slope for all conditions, so the scores combine alike.
 
     Scale 0 is the reference alone and scale 1 the conditional alone, one forward each. Otherwise both halves go through
-    the network as one batch of twice the size; when that runs out of memory, as two from then on. A weaker network
-    always takes a forward of its own.
+    the network as one batch of twice the size. A weaker network always takes a forward of its own. A batch that the
+    device has no memory for goes through the network in parts from then on.
 
     A flow map that takes guidance as an input (`config.max_guidance`) needs one forward, without the reference: for
     scales up to that, steps that say their duration, and no rescaling.
@@ -72,6 +72,7 @@ class GuidedNetwork:
         if from_null and weak_unet is None and 1 < most < scale:
             _warn_of_scale(scale, most)
         self._step: Arguments = {}
+        self._most: int | None = None  # samples in a call of the network
         self._joint: Arguments | None = None
         if weak_unet is None and scale not in (0, 1):
             self._joint = {name: torch.cat([reference[name], given]) for name, given in conditional.items()}
@@ -111,25 +112,40 @@ class GuidedNetwork:
         return torch.cat([guided, conditional[:, channels:]], dim=1)
 
     def _conditional(self, sample: torch.Tensor, timestep: Any, x0: torch.Tensor | None) -> torch.Tensor:
-        return predict(self.unet, sample, timestep, self.conditional, x0, self._step)
+        return self._predict(self.unet, sample, timestep, self.conditional, x0)
 
     def _reference(self, sample: torch.Tensor, timestep: Any, x0: torch.Tensor | None) -> torch.Tensor:
         network = self.unet if self.weak_unet is None else self.weak_unet
-        return predict(network, sample, timestep, self.reference, x0, self._step)
+        return self._predict(network, sample, timestep, self.reference, x0)
 
     def _both(self, sample: torch.Tensor, timestep: Any, x0: torch.Tensor | None) -> Sequence[torch.Tensor]:
         if self._joint is not None:
             twice = None if x0 is None else torch.cat([x0, x0])
+            both = torch.cat([sample, sample])
+            return self._predict(self.unet, both, timestep, self._joint, twice).chunk(2)
+        return self._reference(sample, timestep, x0), self._conditional(sample, timestep, x0)
+
+    def _predict(
+        self, network: Any, sample: torch.Tensor, timestep: Any, arguments: Arguments, x0: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The network's output for a whole batch, in as many calls as the memory asks for."""
+        given = {"timestep": timestep, "x0": x0}
+        found: list[torch.Tensor] = []
+        start = 0
+        while start < len(sample):
+            part = slice(start, start + (self._most or len(sample)))
+            rows, own, step = (_part(values, part, len(sample)) for values in (given, arguments, self._step))
             try:
-                both = torch.cat([sample, sample])
-                return predict(self.unet, both, timestep, self._joint, twice, self._step).chunk(2)
+                found.append(predict(network, sample[part], rows["timestep"], own, rows["x0"], step))
+                start = part.stop
+                continue
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not _is_out_of_memory(error) or len(sample[part]) == 1:
                     raise
             # Outside the handler, where the failed call's tensors are no longer held by the exception.
-            self._joint = None
-            logger.warning("No memory for a batch of twice the images: guidance takes two calls a step from here on.")
-        return self._reference(sample, timestep, x0), self._conditional(sample, timestep, x0)
+            self._most = (len(sample[part]) + 1) // 2
+            logger.warning(f"No memory for {len(sample[part])} images in one call: {self._most} at most from here on.")
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _combine(self, reference: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
         guided = torch.lerp(reference, conditional, self.scale)
@@ -164,6 +180,14 @@ def predict(
     output = network(sample.to(dtype_of(network)), timestep, **arguments)
     output = output if isinstance(output, torch.Tensor) else output.sample
     return output.to(working_dtype(output.dtype))
+
+
+def _part(values: Arguments, part: slice, count: int) -> dict[str, Any]:
+    """The rows of a part of a batch of `count`; what is not one row for each sample stays whole."""
+    return {
+        name: value[part] if isinstance(value, torch.Tensor) and value.ndim and len(value) == count else value
+        for name, value in values.items()
+    }
 
 
 def dtype_of(network: Any) -> torch.dtype:
