@@ -605,6 +605,8 @@ def test_the_codebook_of_a_vq_model_is_trained(tiny_run, tmp_path):
             "can't be built with these options: .*divisible",
         ),
         ({"model_options": '{"latent_channels": 0}'}, "latent_channels"),
+        ({"model_options": '{"layers_per_block": -1}'}, "layers_per_block must be a whole number of at least 1"),
+        ({"model_options": '{"block_out_channels": []}'}, "can't be built with these options"),
         ({"model": "ae-3x"}, "model 'ae-3x' is neither a preset"),
         ({"resolution": 30}, "height must be divisible by 4, the down-sampling of the vae, got 30; use 28 or 32"),
     ],

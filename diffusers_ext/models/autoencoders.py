@@ -83,9 +83,12 @@ def build_autoencoder(name: str, channels: int = 3, **overrides: Any) -> Any:
     unknown = sorted(set(overrides) - set(known))
     if unknown:
         raise ValueError(f"{preset.model_class.__name__} takes no {', '.join(unknown)}.")
+    for entry, value in overrides.items():
+        if type(preset.config.get(entry)) is int and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{entry} must be a whole number of at least 1, got {value!r}.")
     config = {**preset.config, "in_channels": channels, "out_channels": channels, **overrides}
     try:
         return preset.model_class(**config)
-    except (ValueError, TypeError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
-        name, reason = preset.model_class.__name__, " ".join(str(error).split())
+    except Exception as error:  # diffusers checks few of its options: any of them fails somewhere inside, by any error
+        name, reason = preset.model_class.__name__, " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name} can't be built with these options: {reason}.") from error
