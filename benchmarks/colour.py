@@ -169,13 +169,14 @@ def best_precision(kind: Any, images: torch.Tensor, folder: str) -> str:
 
 @dataclass
 class Point:
-    """A contestant after some training; `frechet` is None until it is measured."""
+    """A contestant after some training; `frechet` of so many `samples` is None until it is measured."""
 
     who: str
     seconds: float
     steps: int
     images: int
     frechet: float | None = None
+    samples: int = 0
 
     def __str__(self) -> str:
         trained = f"{self.who}, {self.seconds:.0f} s of training, {self.steps:,} steps, {self.images:,} images"
@@ -295,6 +296,7 @@ class Contest:
         if who in PEERS:
             net = PEERS[who].network().eval()
             net.load_state_dict(load_file(place / "model.safetensors"))
+            net.to(memory_format=torch.channels_last)  # samples sooner, which is not counted
             return functools.partial(PEERS[who].sample, net, steps)
         pipeline: Any = DiffusionPipeline.from_pretrained(str(place))
         pipeline.set_progress_bar_config(disable=True)
@@ -307,10 +309,10 @@ class Contest:
     def measured(self, who: str, budget: float) -> Point:
         point = self.kept(who, budget)
         assert point is not None, f"{self.place(who, budget)} holds no run yet."
-        if point.frechet is None:
+        if point.frechet is None or point.samples != self.exam.samples:
             sample = self.sampler(who, budget)
             grade = self.exam.measure(lambda labels: sample(len(labels)), self.exam.samples, time.perf_counter())
-            point.frechet = grade.frechet
+            point.frechet, point.samples = grade.frechet, grade.samples
             self.keep(budget, point)
         return point
 
