@@ -343,8 +343,9 @@ def report(ours: list[Point], theirs: dict[str, list[Point]], baseline: float | 
         print(f"| {point.who} | {point.seconds:,.0f} | {point.steps:,} | {point.images:,} | {point.frechet:.3f} |")
     if baseline is not None:
         print(f"| other real images | | | | {baseline:.3f} |")
-    for name, points in theirs.items():
-        print(conclusion(name, points, ours))
+    if ours:
+        for name, points in theirs.items():
+            print(conclusion(name, points, ours))
 
 
 def conclusion(name: str, theirs: list[Point], ours: list[Point]) -> str:
