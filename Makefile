@@ -92,7 +92,7 @@ bench: $(STAMP) $(BENCH_CLASSIFIER)/config.json
 	$(call part,780,time_to_quality.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
 		--seeds 0 --budgets 90 180 --num_samples 500 --num_inference_steps 15 --output_dir $(BENCH_RUNS) \
 		--peer_seconds 90 --peer_points 1 --peer_sampling_steps 25 --package_guidance 6)
-	$(call part,420,sampling_steps.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
+	$(call part,360,sampling_steps.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
 		--model $(BENCH_RUNS)/seed-0-90s --num_samples 200)
 	$(call part,150,sampling_speed.py --threads $(THREADS) --model $(BENCH_RUNS)/seed-0-90s --num_images 1000 \
 		--sampler_images 250)

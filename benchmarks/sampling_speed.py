@@ -59,10 +59,16 @@ def plain_loop(network: Any, shape: tuple[int, ...], arguments: argparse.Namespa
             {} if labels is None else {"class_labels": torch.cat([labels, labels.new_full((count,), classes)][:copies])}
         )
         for step in range(arguments.num_inference_steps):
+            timestep = 999 * (1 - step / arguments.num_inference_steps)
             inputs = torch.cat([x] * copies).to(torch.bfloat16, memory_format=torch.channels_last)
-            parts = network(inputs, 999 - 60 * step, **given).sample.float().chunk(copies)
+            parts = network(inputs, timestep, **given).sample.float().chunk(copies)
             predicted = parts[0] if copies == 1 else parts[1] + scale * (parts[0] - parts[1])
             x = x - predicted / arguments.num_inference_steps
+
+
+def one_step(arguments: argparse.Namespace) -> argparse.Namespace:
+    """For a first call, which prepares and is not timed; for `auto` it is the one that chooses."""
+    return argparse.Namespace(**{**vars(arguments), "num_images": arguments.batch_size, "num_inference_steps": 1})
 
 
 @contextmanager
@@ -83,6 +89,9 @@ def calls_of(network: Any) -> Iterator[list[int]]:
 def beside_a_plain_loop(loaded: Any, fastest: Any, arguments: argparse.Namespace) -> None:
     plain = copy.deepcopy(loaded.unet).to(torch.bfloat16).to(memory_format=torch.channels_last)
     shape = image_shape(loaded)
+    plain_loop(plain, shape, one_step(arguments), 1.0)
+    sample(loaded, arguments.batch_size, one_step(arguments), 1.0)
+    sample(fastest, arguments.batch_size, one_step(arguments), 1.0)
     for scale in (1.0, arguments.guidance_scale):
         ways: dict[str, Callable[[], None]] = {
             "plain loop, bf16": lambda: plain_loop(plain, shape, arguments, scale),  # noqa: B023  called within the turn
@@ -129,7 +138,6 @@ def main() -> None:
     for pipeline in (loaded, fastest):
         pipeline.set_progress_bar_config(disable=True)
     compute_fastest(fastest.unet)
-    sample(fastest, arguments.batch_size, argparse.Namespace(**{**vars(arguments), "num_inference_steps": 1}), 1.0)
     beside_a_plain_loop(loaded, fastest, arguments)
     every_sampler(fastest, arguments)
 
