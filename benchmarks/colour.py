@@ -38,7 +38,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from time_to_quality import Exam, quietly, without_pictures
+from time_to_quality import ONLY_TRAIN, Exam, quietly, without_pictures
 
 from diffusers_ext.data.images import load_image_data
 from diffusers_ext.figures.images import image_grid
@@ -275,7 +275,6 @@ class Contest:
         return timer.seconds_per_step()
 
     def _settings(self, folder: str, steps: int) -> TrainingArguments:
-        never = dict.fromkeys(("validation_steps", "save_model_epochs", "checkpointing_steps"), peers.FOREVER)
         return TrainingArguments.from_recipe(
             self.arguments.recipe,
             dataset_name=self.arguments.dataset_name,
@@ -283,10 +282,8 @@ class Contest:
             max_train_seconds=None,
             max_train_steps=steps,
             mixed_precision=self.arguments.mixed_precision,
-            logger="none",
             output_dir=folder,
-            overwrite_output_dir=True,
-            **never,
+            **ONLY_TRAIN,
         )
 
     # --- measuring ---

@@ -25,10 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import peers
 import torch
 from diffusers import DiffusionPipeline
-from time_to_quality import BATCH_SIZE, CLASSES, Exam, without_pictures
+from time_to_quality import BATCH_SIZE, CLASSES, ONLY_TRAIN, Exam, without_pictures
 
 from diffusers_ext.figures.images import image_grid
 from diffusers_ext.pipelines.batched_generation import generate_images
@@ -65,18 +64,15 @@ class Contest:
         if file.is_file():
             return json.loads(file.read_text())
         recipe, changes = KINDS[kind]
-        never = dict.fromkeys(("validation_steps", "save_model_epochs", "checkpointing_steps"), peers.FOREVER)
         settings = TrainingArguments.from_recipe(
             recipe,
             dataset_name=self.arguments.dataset_name,
             seed=seed,
             max_train_seconds=self.arguments.seconds,
             num_epochs=10**4,
-            logger="none",
             mixed_precision=self.arguments.mixed_precision,
             output_dir=str(folder),
-            overwrite_output_dir=True,
-            **never,
+            **ONLY_TRAIN,
             **changes,
         )
         trainer = without_pictures(Trainer(settings))

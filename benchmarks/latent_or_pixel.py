@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import FOREVER
-from time_to_quality import without_pictures
+from time_to_quality import ONLY_TRAIN, without_pictures
 
 from diffusers_ext.cli import main as command
 from diffusers_ext.training import Trainer, TrainingArguments
@@ -43,15 +42,12 @@ class Comparison:
         file = folder / "comparison.json"
         if file.is_file():
             return json.loads(file.read_text())
-        never = dict.fromkeys(("validation_steps", "save_model_epochs", "checkpointing_steps"), FOREVER)
         settings: dict[str, Any] = {
             **self.data,
             "seed": self.arguments.seed,
             "num_epochs": 10**5,
-            "logger": "none",
             "output_dir": str(folder),
-            "overwrite_output_dir": True,
-            **never,
+            **ONLY_TRAIN,
             **changes,
         }
         prepared = 0.0

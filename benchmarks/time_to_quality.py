@@ -130,6 +130,14 @@ class Exam:
 # --- ours ------------------------------------------------------------------------------------------------------------
 
 
+# Settings of a run that does nothing beside training; its folder is overwritten.
+ONLY_TRAIN: dict[str, Any] = {
+    **dict.fromkeys(("validation_steps", "save_model_epochs", "checkpointing_steps"), peers.FOREVER),
+    "logger": "none",
+    "overwrite_output_dir": True,
+}
+
+
 def without_pictures(trainer: Trainer) -> Trainer:
     """The trainer without previews and figures."""
     callbacks = trainer.run.callbacks
@@ -164,17 +172,14 @@ def run_folder(parent: str | None, name: str) -> Iterator[str]:
 def _settings(arguments: argparse.Namespace, seed: int, budget: float, folder: str) -> Any:
     wanted = {name: getattr(arguments, name) for name in ("model", "mixed_precision")}
     changes = {name: value for name, value in wanted.items() if value is not None}
-    never = dict.fromkeys(("validation_steps", "save_model_epochs", "checkpointing_steps"), peers.FOREVER)
     return TrainingArguments.from_recipe(
         arguments.recipe,
         dataset_name=arguments.dataset_name,
         seed=seed,
         max_train_seconds=budget,
         num_epochs=10**4,
-        logger="none",
         output_dir=folder,
-        overwrite_output_dir=True,
-        **never,
+        **ONLY_TRAIN,
         **changes,
     )
 
