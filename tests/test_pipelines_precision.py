@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from diffusers import (
 
 from diffusers_ext import GenerationPipeline, ScoreSDEScheduler, SubsequenceDDIMScheduler, build_model
 from diffusers_ext.cli import main
+from diffusers_ext.pipelines.batched_generation import seconds_of_choosing
 from diffusers_ext.proofs import MIXTURES, MixtureNetwork
 from diffusers_ext.schedulers import AncestralDDPMScheduler, MixScheduler
 from diffusers_ext.training.fastest import compute_fastest
@@ -228,3 +230,55 @@ def test_a_command_chooses_its_precision(tmp_path, capsys):
     assert main(arguments.split()) == 0
     assert "Computes in" in capsys.readouterr().out
     assert picture.is_file()
+
+
+class SlowNetwork(UNet2DModel):
+    """Each sample takes so many seconds."""
+
+    each, samples = 0.0, 0
+
+    def forward(self, sample, *arguments, **named):
+        type(self).samples += len(sample)
+        time.sleep(self.each * len(sample))
+        return super().forward(sample, *arguments, **named)
+
+
+@pytest.mark.parametrize("each", [0.0, 0.02])
+def test_choosing_takes_few_samples_of_a_slow_network_and_its_time_is_known(each, monkeypatch):
+    network = SlowNetwork(
+        8, 1, 1, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, add_attention=False,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    ).eval()  # fmt: skip
+    monkeypatch.setattr(SlowNetwork, "each", each)
+    monkeypatch.setattr(SlowNetwork, "samples", 0)
+    monkeypatch.setattr("diffusers_ext.training.fastest.SECONDS", 1.0)
+    pipeline = GenerationPipeline(network, SubsequenceDDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    compute_fastest(network, lambda told: None)
+    began = time.perf_counter()
+    pipeline(batch_size=16, num_inference_steps=1, output_type="pt")
+    passed = time.perf_counter() - began
+    assert 0 < seconds_of_choosing(pipeline) < passed - 16 * each
+    tried = SlowNetwork.samples - 16
+    assert tried <= 8 * 8 if each else tried > 8 * 8
+
+
+def test_a_mode_that_the_device_does_not_compute_is_left_out(monkeypatch):
+    monkeypatch.setattr("diffusers_ext.training.fastest.resolve_mixed_precision", lambda wanted: "bf16")
+    network = OnlyFloat32()
+    said = []
+    compute_fastest(network, said.append)
+    with torch.no_grad():
+        network(torch.zeros(2, 1, 4, 4), 5)
+    assert "Computes in fp32" in said[0]
+
+
+class OnlyFloat32(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 1, 1)
+
+    def forward(self, sample, timestep):
+        if sample.dtype != torch.float32:
+            raise NotImplementedError("not implemented for 'BFloat16'")
+        return self.layer(sample)
