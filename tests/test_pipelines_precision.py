@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import time
 
@@ -230,6 +231,17 @@ def test_a_command_chooses_its_precision(tmp_path, capsys):
     assert main(arguments.split()) == 0
     assert "Computes in" in capsys.readouterr().out
     assert picture.is_file()
+
+
+def test_trials_of_a_command_count_neither_as_network_calls_nor_as_its_time(tmp_path, capsys):
+    unet = build_model("small", in_channels=1, sample_size=8, base_channels=8, norm_num_groups=4, num_class_embeds=2)
+    GenerationPipeline(unet, SubsequenceDDIMScheduler()).save_pretrained(tmp_path / "model")
+    words = f"compare --model {tmp_path}/model --samplers ddim:2 ddim:2 --num_images 2 --dtype auto"
+    assert main([*words.split(), "--output_dir", str(tmp_path / "comparison")]) == 0
+    assert "Computes in" in capsys.readouterr().out
+    with (tmp_path / "comparison" / "comparison.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert first["evaluations"] == second["evaluations"] == "2"
 
 
 class SlowNetwork(UNet2DModel):
