@@ -23,7 +23,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 import diffusers_ext  # noqa: F401  registers its classes with diffusers
-from diffusers_ext.pipelines.batched_generation import generate_images, image_shape
+from diffusers_ext.pipelines.batched_generation import generate_images, starting_noise
 from diffusers_ext.schedulers.registry import SamplerChoice, path_kind, samplers_on
 from diffusers_ext.training.allocator import keep_freed_memory
 from diffusers_ext.training.fastest import compute_fastest
@@ -88,7 +88,7 @@ def calls_of(network: Any) -> Iterator[list[int]]:
 
 def beside_a_plain_loop(loaded: Any, fastest: Any, arguments: argparse.Namespace) -> None:
     plain = copy.deepcopy(loaded.unet).to(torch.bfloat16).to(memory_format=torch.channels_last)
-    shape = image_shape(loaded)
+    shape = starting_noise(loaded, 1, 0).shape[1:]  # of the network: that of latents, where it makes those
     plain_loop(plain, shape, one_step(arguments), 1.0)
     sample(loaded, arguments.batch_size, one_step(arguments), 1.0)
     sample(fastest, arguments.batch_size, one_step(arguments), 1.0)
@@ -120,16 +120,24 @@ def every_sampler(pipeline: Any, arguments: argparse.Namespace) -> None:
         print(f"| {name} | {calls[0] // batches} | {arguments.sampler_images / seconds:.0f} |", flush=True)
 
 
+def positive(text: str) -> int:
+    """A number given on the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder of a pipeline")
-    parser.add_argument("--num_images", type=int, default=2000)
-    parser.add_argument("--sampler_images", type=int, default=500, help="of each sampler")
-    parser.add_argument("--batch_size", type=int, default=250)
-    parser.add_argument("--num_inference_steps", type=int, default=15)
+    parser.add_argument("--num_images", type=positive, default=2000)
+    parser.add_argument("--sampler_images", type=positive, default=500, help="of each sampler")
+    parser.add_argument("--batch_size", type=positive, default=250)
+    parser.add_argument("--num_inference_steps", type=positive, default=15)
     parser.add_argument("--guidance_scale", type=float, default=1.5)
-    parser.add_argument("--turns", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--turns", type=positive, default=1)
+    parser.add_argument("--threads", type=positive, default=os.cpu_count())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()

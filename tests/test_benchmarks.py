@@ -1,5 +1,6 @@
 """What the benchmarks stand on: peers called as they are meant to be, and verdicts that follow from the figures."""
 
+import argparse
 import itertools
 import os
 import shutil
@@ -18,6 +19,7 @@ import time_to_quality
 import torch
 import train_throughput
 from conftest import ROOT, TINY_MODEL
+from diffusers import AutoencoderTiny
 from sampling_steps import Run
 from time_to_quality import Result
 from train_throughput import Turn
@@ -169,6 +171,26 @@ def test_sampling_speed_counts_the_network_calls_of_each_sampler(capsys):
     calls = {name.strip(): int(number) for _, name, number, *_ in rows}
     assert calls["ode-euler"] == calls["dpmsolver++"] == 4
     assert calls["ode-heun"] > 4
+
+
+def test_sampling_speed_times_latents_in_the_shape_that_the_network_takes(capsys):
+    network = build_model("small", **{**TINY_MODEL, "in_channels": 4}, sample_size=8)
+    vae = AutoencoderTiny(encoder_block_out_channels=[8, 8], decoder_block_out_channels=[8, 8],
+                          num_encoder_blocks=[1, 1], num_decoder_blocks=[1, 1])  # fmt: skip
+    loaded, fastest = (GenerationPipeline(network, FlowMatchScheduler(), vae=vae) for _ in range(2))
+    for pipeline in (loaded, fastest):
+        pipeline.set_progress_bar_config(disable=True)
+    flags = argparse.Namespace(num_images=2, batch_size=2, num_inference_steps=1, guidance_scale=1.0, turns=1)
+    sampling_speed.beside_a_plain_loop(loaded, fastest, flags)
+    assert "plain loop, bf16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--num_images", "--batch_size", "--num_inference_steps", "--turns"])
+def test_sampling_speed_wants_numbers_of_at_least_one(flag, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sampling_speed.py", "--model", "none", flag, "0"])
+    with pytest.raises(SystemExit):
+        sampling_speed.main()
+    assert f"argument {flag}: must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_flow_maps_says_which_targets_are_met(capsys):
