@@ -600,6 +600,19 @@ def find_data() -> str:
     return next((str(place.resolve()) for place in places if list(place.glob("train*.parquet"))), "embedded")
 
 
+def unfit(device: str, tiny: bool) -> str:
+    """Why the benchmark can't be run on a device; nothing where it can."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return f"device '{device}' is not available to the PyTorch of {sys.executable}"
+    if device == "cpu" and not tiny:
+        return (
+            "no accelerator is visible to PyTorch, and the whole run is far too large for a CPU; add --tiny to try it"
+        )
+    return ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -616,6 +629,8 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)  # of a process that this one starts
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if reason := unfit(arguments.device, arguments.tiny):
+        parser.error(reason)
     sizes = TINY if arguments.tiny else Sizes()
     if arguments.train_seconds is not None:
         sizes = replace(sizes, train_seconds=arguments.train_seconds)

@@ -83,3 +83,22 @@ pathlib.Path({str(run.work)!r}, sys.argv[1] + ".json").write_text({outcome!r})
 def test_a_report_without_a_part_says_nothing_of_it(run):
     report = {"tiny": False, "machine": gpu_report.machine("cpu"), "parts": {}}
     assert "##" not in gpu_report.markdown(report)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--device", "cpu"], "far too large for a CPU; add --tiny"),
+        (["--device", "meta:0:0"], "device 'meta:0:0' is not available"),
+        (["--device", "mtia", "--tiny"], "device 'mtia' is not available"),
+    ],
+)
+def test_a_device_that_is_not_there_gets_one_sentence_before_anything_is_written(
+    flags, why, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--output", str(tmp_path / "out"), *flags])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
