@@ -151,6 +151,12 @@ def test_a_short_run_is_not_probed_with_a_batch_too_small_to_tell(run_seconds):
     assert clock.probe(run_seconds).choose().precision == "bf16"
 
 
+def test_a_run_too_short_to_try_anything_names_no_speed():
+    measured = Clock(cost(step=100.0)).probe(20.0)
+    assert measured.choose() == Mode()
+    assert str(measured) == "Nothing else was tried, for lack of time or of another way."
+
+
 def test_a_memory_format_that_was_asked_for_is_kept():
     clock = Clock(cost(channels_last=3.0))
     assert clock.probe().choose(channels_last=True).channels_last
