@@ -20,6 +20,7 @@ of sampling would take hours: they take `--peer_sampling_steps` of DDIM. Ours ta
 
 What is in `--output_dir` already is neither trained nor measured again, so contestants can be run side by side:
 `--train_only` leaves out measuring, `--peers` and `--budgets` choose contestants, and the last call prints the table.
+A run of another seed, recipe or data set than asked for is refused; one that was measured otherwise is measured again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,10 @@ def best_precision(kind: Any, images: torch.Tensor, folder: str) -> str:
 
 @dataclass
 class Point:
-    """A contestant after some training; `frechet` of so many `samples` is None until it is measured."""
+    """A contestant after some training; `frechet` of so many `samples` is None until it is measured.
+
+    `trained_with` and `measured_with` are the flags that it depends on; they are empty where they were not noted.
+    """
 
     who: str
     seconds: float
@@ -177,6 +181,8 @@ class Point:
     images: int
     frechet: float | None = None
     samples: int = 0
+    trained_with: dict[str, Any] = field(default_factory=dict)
+    measured_with: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         trained = f"{self.who}, {self.seconds:.0f} s of training, {self.steps:,} steps, {self.images:,} images"
@@ -220,9 +226,29 @@ class Contest:
     def place(self, who: str, budget: float) -> Path:
         return self.folder / f"{who}-{budget:g}"
 
+    def flags(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self.arguments, name) for name in names}
+
+    def trained_with(self, who: str) -> dict[str, Any]:
+        own = () if who in PEERS else ("recipe", "mixed_precision")
+        return self.flags("dataset_name", "seed", *own)
+
+    def measured_with(self, who: str) -> dict[str, Any]:
+        steps = "peer_sampling_steps" if who in PEERS else "num_inference_steps"
+        return self.flags("classifier", "num_samples", "sampling_dtype", steps)
+
     def kept(self, who: str, budget: float) -> Point | None:
+        """A point that is there already. Raises SystemExit for one that was trained with other flags."""
         file = self.place(who, budget) / "point.json"
-        return Point(**json.loads(file.read_text())) if file.is_file() else None
+        if not file.is_file():
+            return None
+        point, now = Point(**json.loads(file.read_text())), self.trained_with(who)
+        for name, value in point.trained_with.items():
+            if value != now[name]:
+                raise SystemExit(
+                    f"error: '{file.parent}' was trained with --{name} {value}; choose another --output_dir."
+                )
+        return point
 
     def keep(self, budget: float, point: Point) -> None:
         place = self.place(point.who, budget)
@@ -248,7 +274,7 @@ class Contest:
                 steps, seconds = steps + 1, time.process_time() - began
             self.place(name, moment).mkdir(parents=True, exist_ok=True)
             save_file(peer.weights(), self.place(name, moment) / "model.safetensors")
-            self.keep(moment, Point(name, seconds, steps, steps * PEER_BATCH))
+            self.keep(moment, Point(name, seconds, steps, steps * PEER_BATCH, trained_with=self.trained_with(name)))
 
     def images(self) -> torch.Tensor:
         data = load_image_data(self.arguments.dataset_name, None, None, "train", resolution=RESOLUTION)
@@ -264,7 +290,8 @@ class Contest:
         trainer = without_pictures(Trainer(settings, callbacks=[limit]))
         trainer.train()
         steps = trainer.state.global_step
-        self.keep(budget, Point("ours", limit.seconds, steps, steps * settings.train_batch_size))
+        images, with_flags = steps * settings.train_batch_size, self.trained_with("ours")
+        self.keep(budget, Point("ours", limit.seconds, steps, images, trained_with=with_flags))
 
     @functools.cached_property
     def own_seconds_per_step(self) -> float:
@@ -306,10 +333,12 @@ class Contest:
     def measured(self, who: str, budget: float) -> Point:
         point = self.kept(who, budget)
         assert point is not None, f"{self.place(who, budget)} holds no run yet."
-        if point.frechet is None or point.samples != self.exam.samples:
+        now = self.measured_with(who)
+        other = point.samples != self.arguments.num_samples or point.measured_with not in ({}, now)
+        if point.frechet is None or other:
             sample = self.sampler(who, budget)
             grade = self.exam.measure(lambda labels: sample(len(labels)), self.exam.samples, time.perf_counter())
-            point.frechet, point.samples = grade.frechet, grade.samples
+            point.frechet, point.samples, point.measured_with = grade.frechet, grade.samples, now
             self.keep(budget, point)
         return point
 

@@ -225,6 +225,33 @@ def test_colour_counts_the_smallest_budget_that_is_as_good_as_the_best_of_the_pe
     assert conclusion.endswith(said)
 
 
+def _contest(folder, *flags):
+    words = ["--classifier", "one", "--dataset_name", "data", "--output_dir", str(folder), *flags]
+    contest = colour.Contest(colour.parser().parse_args(words))
+    grade = types.SimpleNamespace(frechet=2.0, samples=contest.arguments.num_samples)
+    contest.exam = types.SimpleNamespace(samples=grade.samples, measure=lambda *_: grade)
+    contest.sampler = lambda *_: None
+    return contest
+
+
+def test_colour_goes_on_with_no_run_of_another_seed(tmp_path):
+    contest = _contest(tmp_path)
+    contest.keep(60, colour.Point("ours", 60, steps=10, images=160, trained_with=contest.trained_with("ours")))
+    assert _contest(tmp_path).kept("ours", 60).seconds == 60
+    with pytest.raises(SystemExit, match="trained with --seed 0; choose another --output_dir"):
+        _contest(tmp_path, "--seed", "1").kept("ours", 60)
+
+
+def test_colour_measures_again_with_another_classifier_and_only_then(tmp_path):
+    _contest(tmp_path).keep(60, _point("diffusers", 60, None))
+    first = _contest(tmp_path).measured("diffusers", 60)
+    again = _contest(tmp_path).measured("diffusers", 60)
+    assert (first.frechet, again) == (2.0, first)
+    changed = _contest(tmp_path, "--classifier", "another")
+    changed.exam.measure = lambda *_: types.SimpleNamespace(frechet=3.0, samples=first.samples)
+    assert changed.measured("diffusers", 60).frechet == 3.0
+
+
 def test_colour_stops_ours_when_its_processor_seconds_are_spent():
     control, limit = types.SimpleNamespace(should_training_stop=False), colour.ProcessorLimit(0.05)
     limit.on_train_begin(None, None, control)
