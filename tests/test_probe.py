@@ -154,7 +154,7 @@ def test_a_short_run_is_not_probed_with_a_batch_too_small_to_tell(run_seconds):
 def test_a_run_too_short_to_try_anything_names_no_speed():
     measured = Clock(cost(step=100.0)).probe(20.0)
     assert measured.choose() == Mode()
-    assert str(measured) == "Nothing else was tried, for lack of time or of another way."
+    assert str(measured) == "No other mode was tried: there is none, or the run is too short."
 
 
 def test_a_memory_format_that_was_asked_for_is_kept():

@@ -17,8 +17,8 @@ from .precision import Mode, attentions_of, cast_weights, resolve_mixed_precisio
 MOST, LEAST = 64, 8  # samples of the first batch that the modes are timed on: fewer where a call takes long
 SECONDS = 10.0  # after which no other mode is tried, but for the first one in each precision
 TIMED = 3  # calls, of which the fastest counts
-LONG = 1.0  # seconds; a call that takes more is not repeated
-HOPELESS = 2.0  # a first call that takes so many times the best one is not repeated
+LONG = 1.0  # seconds of a call that is worth saving
+HOPELESS = 2.0  # times the best one: a first call that is longer is not repeated, where it is long
 
 
 def compute_fastest(network: torch.nn.Module, report: Callable[[str], Any] = print) -> None:
@@ -125,14 +125,14 @@ def _dtype_of(mode: Mode) -> torch.dtype:
 
 @torch.no_grad()
 def _seconds(network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], hopeless: float) -> float:
-    """Least seconds of a call, after one that allocates; long calls are made once."""
+    """Least seconds of a call, after one that allocates and compiles kernels; long calls are made once more at most."""
     least = math.inf
     for number in range(1 + TIMED):
         start = time.perf_counter()
         network(*args, **kwargs)
         wait_for(args[0].device)
         seconds = time.perf_counter() - start
-        if seconds > hopeless or (number and seconds > LONG):
+        if seconds > LONG and (number or seconds > hopeless):
             return min(least, seconds)
         if number:
             least = min(least, seconds)

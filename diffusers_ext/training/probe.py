@@ -288,7 +288,7 @@ class ModeProbe:
     def __str__(self) -> str:
         """Images per second in each mode that was measured, as one sentence; one alone tells nothing."""
         if len(self.seconds) == 1:
-            return "Nothing else was tried, for lack of time or of another way."
+            return "No other mode was tried: there is none, or the run is too short."
         rates = {mode: self.batch_size / seconds for mode, seconds in self.seconds.items()}
         told = "; ".join(f"{mode} {rate:,.{0 if rate >= 100 else 1}f}" for mode, rate in rates.items())
         return f"Images a second{'' if self.quiet else ' of processor time'}: {told}."
