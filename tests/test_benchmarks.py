@@ -225,6 +225,11 @@ def test_colour_counts_the_smallest_budget_that_is_as_good_as_the_best_of_the_pe
     assert conclusion.endswith(said)
 
 
+def test_colour_does_not_conclude_from_a_peer_that_was_stopped_within_the_hour():
+    conclusion = colour.conclusion("peer", [_point("peer", 900, 20.0)], [_point("ours", 100, 9.0)])
+    assert conclusion.endswith("9.0 times less, too short to tell of 5")
+
+
 def _contest(folder, *flags):
     words = ["--classifier", "one", "--dataset_name", "data", "--output_dir", str(folder), *flags]
     contest = colour.Contest(colour.parser().parse_args(words))
