@@ -119,6 +119,14 @@ def test_flags_beside_a_recipe_win():
         assert (arguments.train_batch_size, arguments.channels_last) == (3, False)
 
 
+def test_none_takes_back_an_optional_number_of_a_recipe():
+    flags = ["--recipe", "mnist", "--max_train_steps", "50"]
+    assert parse_arguments(flags).max_train_seconds is not None
+    assert parse_arguments([*flags, "--max_train_seconds", "none"]).max_train_seconds is None
+    with pytest.raises(ValueError, match="learning_rate must be a number, got 'none'"):
+        parse_arguments(["--learning_rate", "none"])
+
+
 @pytest.mark.parametrize("recipe", ["mnist", "ict1022"])
 def test_a_folder_of_images_takes_the_place_of_a_recipes_data_set(recipe):
     path = str(ROOT / "diffusers_ext" / "recipes" / f"{recipe}.yaml")

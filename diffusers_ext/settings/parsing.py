@@ -28,7 +28,7 @@ def parse(
     """(the values that the words give by name, the words that belong to no flag).
 
     Flags are `--name value`, `--name=value`, `--name` alone for a switch, and `--name a b c` for a list; dashes in a
-    name may stand for underscores.
+    name may stand for underscores. `--name none` takes back an optional number, such as a limit of a recipe.
 
     Args:
         settings_class: a dataclass of `option` fields.
@@ -88,6 +88,8 @@ def _value(setting: Setting, given: list[str] | None, queue: list[str]) -> Any:
         return True
     if not given:
         raise SettingsError(f"{setting.name} needs a value: {_metavar(setting)}.")
+    if setting.optional and setting.kind is not str and given == ["none"]:
+        return None
     entries = [setting.from_text(text) for text in given]
     return setting.checked(entries if setting.many else entries[0])
 
