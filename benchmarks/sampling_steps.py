@@ -26,7 +26,6 @@ import torch
 
 from diffusers_ext.cli.evaluate import Bench, SamplingArguments, prepare
 from diffusers_ext.evaluation.features import compare_sets
-from diffusers_ext.evaluation.metrics import frechet_distance
 from diffusers_ext.schedulers.registry import SamplerChoice
 from diffusers_ext.training import train
 from diffusers_ext.training.arguments import TrainingArguments
@@ -69,8 +68,8 @@ def measure(bench: Bench, config: Any, label: str, steps: int, arguments: argpar
     distances, times = [], []
     for seed in arguments.seeds:
         bench.seed = seed
-        samples, seconds = bench.sample(arguments.guidance_scale)
-        distances.append(frechet_distance(samples.features, bench.real.features))
+        measures, seconds = bench.measures(arguments.guidance_scale)
+        distances.append(measures["frechet_distance"])
         times.append(seconds)
     return Run(label, steps, steps * calls, statistics.mean(distances), statistics.mean(times))
 

@@ -262,6 +262,7 @@ def test_attention_paths_of_a_diffusers_network_agree_and_are_undone():
     parts = [part for part in network.modules() if isinstance(part, Attention)]
     parts[0].set_processor(own := SlicedAttnProcessor(2))
     assert attentions_of(network) == ["plain"]
+    assert attentions_of(network, autocast=True) == ["plain", "float32"]
     with torch.no_grad(), CountedCalls() as fused:
         for size, calls in ((28, 0), (40, 2)):  # of 784 and 196 tokens, and of 1,600 and 400
             x, times = torch.randn(2, 1, size, size), torch.tensor([3, 700])
@@ -302,11 +303,39 @@ def test_attention_is_plain_where_that_is_right_and_small(shape, keys, device, m
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("keys", [None, 6])
+def test_attention_in_float32_takes_no_part_in_autocast(keys):
+    part = Attention(8, cross_attention_dim=None if keys is None else 8, heads=2, dim_head=4)
+    x = torch.randn(2, 16, 8).bfloat16()
+    told = None if keys is None else torch.randn(2, keys, 8).bfloat16()
+    mask = None if keys is None else torch.zeros(2, 1, keys).bfloat16()
+    with torch.no_grad():
+        expected = part(x.float(), told if told is None else told.float())
+        set_attention(part, "float32")
+        with torch.autocast("cpu", torch.bfloat16), CountedCalls() as fused:
+            found = part(x, told, attention_mask=mask)
+    assert fused.dtypes == [torch.float32]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected.bfloat16())
+    as_loaded(part)
+    assert type(part.processor) is AttnProcessor2_0
+
+
 def test_attention_with_normalised_queries_stays_as_it_is():
     part = Attention(8, heads=2, dim_head=4, qk_norm="layer_norm")
     assert attentions_of(part) == []
     set_attention(part, "plain")
     assert type(part.processor) is AttnProcessor2_0
+
+
+def test_attention_in_float32_is_tried_in_half_precision_alone():
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ["AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D"]}
+    sizes = {"in_channels": 1, "out_channels": 1, "block_out_channels": [8], "norm_num_groups": 4}
+    clock = Clock(lambda mode: 0.01 if mode.attention == "float32" else 0.02)
+    network = UNet2DModel(**blocks, **sizes, attention_head_dim=4, layers_per_block=1)
+    assert clock.probe(network=network).choose().attention == "float32"
+    assert {mode.precision for mode in clock.modes if mode.attention == "float32"} == {"bf16"}
 
 
 def test_other_attention_is_tried_in_the_fastest_mode_first_and_in_no_hopeless_one():
@@ -322,10 +351,17 @@ def test_other_attention_is_tried_in_the_fastest_mode_first_and_in_no_hopeless_o
 class CountedCalls(TorchFunctionMode):
     """Of the fused kernel."""
 
-    calls = 0
+    def __init__(self):
+        super().__init__()
+        self.dtypes = []
+
+    @property
+    def calls(self):
+        return len(self.dtypes)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.calls += function is torch.nn.functional.scaled_dot_product_attention
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            self.dtypes.append(args[0].dtype)
         return function(*args, **(kwargs or {}))
 
 

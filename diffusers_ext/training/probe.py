@@ -148,12 +148,12 @@ class ModeProbe:
 
     def _choose(self, formats: Sequence[bool]) -> Mode:
         grid = [Mode(precision, channels_last) for precision in self._precisions for channels_last in formats]
-        attentions = attentions_of(self.network) if self.device.type == "cpu" else []
-        self._plan(grid[0], len(grid) + 1, len(grid) + len(attentions) * len(self._precisions) + 3)
+        attentions = {name: self._attentions(name) for name in self._precisions}
+        self._plan(grid[0], len(grid) + 1, len(grid) + sum(map(len, attentions.values())) + 3)
         first, *_ = [self._measure(mode) for mode in grid]
         self._choose_clock(first)
         for mode in self._promising():
-            for attention in attentions:
+            for attention in attentions[mode.precision]:
                 self._measure(replace(mode, attention=attention))
         fastest = self._with_compiled_blocks(self.fastest())
         if self.seconds[self._plain] < SLOWER * self.seconds[fastest] and not fastest.compiled:
@@ -161,6 +161,10 @@ class ModeProbe:
             self._measure(self._plain)
             self._measure(fastest)
         return self.fastest()
+
+    def _attentions(self, precision: str | None) -> list[str]:
+        """What other attention can be tried with."""
+        return attentions_of(self.network, autocast=precision != "no") if self.device.type == "cpu" else []
 
     def _promising(self) -> list[Mode]:
         """What other attention is tried in: the fastest mode, and where that is float32 the fastest of a shorter
