@@ -88,13 +88,13 @@ bench: $(STAMP) $(BENCH_CLASSIFIER)/config.json
 	$(call part,120,model_speed.py --threads $(THREADS) --repeats 3)
 	$(call part,120,model_table.py --threads $(THREADS) --repeats 1)
 	$(call part,60,freed_memory.py --threads $(THREADS) --turns 5 --turn_seconds 2)
-	$(call part,570,train_throughput.py --threads $(THREADS) --batch_size 32 --turns 3 --turn_seconds 3)
-	$(call part,780,time_to_quality.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
+	$(call part,480,train_throughput.py --threads $(THREADS) --batch_size 32 --turns 3 --turn_seconds 3)
+	$(call part,720,time_to_quality.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
 		--seeds 0 --budgets 90 180 --num_samples 500 --num_inference_steps 15 --output_dir $(BENCH_RUNS) \
 		--peer_seconds 90 --peer_points 1 --peer_sampling_steps 25 --package_guidance 6)
 	$(call part,360,sampling_steps.py --threads $(THREADS) --classifier $(BENCH_CLASSIFIER) --dataset_name $(BENCH_DATA) \
 		--model $(BENCH_RUNS)/seed-0-90s --num_samples 200)
-	$(call part,150,sampling_speed.py --threads $(THREADS) --model $(BENCH_RUNS)/seed-0-90s --num_images 1000 \
+	$(call part,330,sampling_speed.py --threads $(THREADS) --model $(BENCH_RUNS)/seed-0-90s --num_images 1000 \
 		--sampler_images 250)
 	@echo "Exit status of each part (124: stopped at the end of its time):" && cat $(BENCH_STATUS)
 	@! grep -vqE " (0|124)$$" $(BENCH_STATUS)

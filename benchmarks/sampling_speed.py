@@ -27,6 +27,7 @@ from diffusers_ext.pipelines.batched_generation import generate_images, starting
 from diffusers_ext.schedulers.registry import SamplerChoice, path_kind, samplers_on
 from diffusers_ext.training.allocator import keep_freed_memory
 from diffusers_ext.training.fastest import compute_fastest
+from diffusers_ext.training.precision import cast_weights
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -87,7 +88,8 @@ def calls_of(network: Any) -> Iterator[list[int]]:
 
 
 def beside_a_plain_loop(loaded: Any, fastest: Any, arguments: argparse.Namespace) -> None:
-    plain = copy.deepcopy(loaded.unet).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(loaded.unet).to(memory_format=torch.channels_last)
+    cast_weights(plain, torch.bfloat16)
     shape = starting_noise(loaded, 1, 0).shape[1:]  # of the network: that of latents, where it makes those
     plain_loop(plain, shape, one_step(arguments), 1.0)
     sample(loaded, arguments.batch_size, one_step(arguments), 1.0)

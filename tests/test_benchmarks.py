@@ -10,6 +10,7 @@ import time
 import types
 
 import colour
+import corners
 import flow_maps
 import peers
 import pytest
@@ -24,6 +25,7 @@ from sampling_steps import Run
 from time_to_quality import Result
 from train_throughput import Turn
 
+from diffusers_ext.cli import evaluate as evaluate_command
 from diffusers_ext.models import build_model
 from diffusers_ext.pipelines import GenerationPipeline
 from diffusers_ext.schedulers import FlowMatchScheduler
@@ -129,6 +131,19 @@ def test_moments_of_peers_end_at_their_bound():
 def test_time_to_quality_concludes_no_more_than_was_seen(ours, theirs, said, capsys):
     time_to_quality.report({"ours": ours, "peer": theirs})
     assert said in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_sampling_steps_measures_samples_of_a_pipeline(corners_data, corners_classifier, monkeypatch):
+    monkeypatch.setattr(evaluate_command, "load_pipeline", lambda *_: corners.perfect_pipeline())
+    settings = evaluate_command.SamplingArguments(
+        model="perfect", classifier=corners_classifier, train_data_dir=corners_data, num_images=40, device="cpu"
+    )
+    bench = sampling_steps.prepare(settings)
+    flags = argparse.Namespace(seeds=[0, 1], guidance_scale=1.0)
+    run = sampling_steps.measure(bench, bench.pipeline.scheduler.config, "ddim-exp", 20, flags)
+    assert (run.steps, run.calls) == (20, 20)
+    assert 0 < run.frechet < 20
+    assert run.seconds > 0
 
 
 def test_the_fewest_network_calls_win(capsys):

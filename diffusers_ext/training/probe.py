@@ -148,12 +148,12 @@ class ModeProbe:
 
     def _choose(self, formats: Sequence[bool]) -> Mode:
         grid = [Mode(precision, channels_last) for precision in self._precisions for channels_last in formats]
-        attentions = {name: self._attentions(name) for name in self._precisions}
-        self._plan(grid[0], len(grid) + 1, len(grid) + sum(map(len, attentions.values())) + 3)
+        attentions = sum(len(self._attentions(precision)) for precision in self._precisions)
+        self._plan(grid[0], len(grid) + 1, len(grid) + attentions + 3)
         first, *_ = [self._measure(mode) for mode in grid]
         self._choose_clock(first)
         for mode in self._promising():
-            for attention in attentions[mode.precision]:
+            for attention in self._attentions(mode.precision):
                 self._measure(replace(mode, attention=attention))
         fastest = self._with_compiled_blocks(self.fastest())
         if self.seconds[self._plain] < SLOWER * self.seconds[fastest] and not fastest.compiled:
