@@ -122,7 +122,8 @@ def test_flags_beside_a_recipe_win():
 def test_none_takes_back_an_optional_number_of_a_recipe():
     flags = ["--recipe", "mnist", "--max_train_steps", "50"]
     assert parse_arguments(flags).max_train_seconds is not None
-    assert parse_arguments([*flags, "--max_train_seconds", "none"]).max_train_seconds is None
+    for word in ("none", "None"):
+        assert parse_arguments([*flags, "--max_train_seconds", word]).max_train_seconds is None
     with pytest.raises(ValueError, match="learning_rate must be a number, got 'none'"):
         parse_arguments(["--learning_rate", "none"])
 

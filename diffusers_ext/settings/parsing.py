@@ -88,7 +88,7 @@ def _value(setting: Setting, given: list[str] | None, queue: list[str]) -> Any:
         return True
     if not given:
         raise SettingsError(f"{setting.name} needs a value: {_metavar(setting)}.")
-    if setting.optional and setting.kind is not str and given == ["none"]:
+    if setting.optional and setting.kind is not str and [text.lower() for text in given] == ["none"]:
         return None
     entries = [setting.from_text(text) for text in given]
     return setting.checked(entries if setting.many else entries[0])
