@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
+from diffusers_ext.conditions import text_encoder
 from diffusers_ext.conditions.image_transforms import image_transform
-from diffusers_ext.conditions.text import tokenize
-from diffusers_ext.conditions.text_encoder import load_text_encoder, small_text_encoder, train_tokenizer
+from diffusers_ext.conditions.text import encode_prompts, tokenize
+from diffusers_ext.conditions.text_encoder import Captions, load_text_encoder, small_text_encoder, train_tokenizer
 from diffusers_ext.training import Trainer, TrainingArguments, train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
@@ -191,6 +192,27 @@ def test_a_named_text_encoder_stays_as_it_is_unless_trained_along(conditional_ru
     )
     after = train(arguments).text_encoder.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before) != trained
+
+
+def test_captions_are_encoded_once_and_no_longer_than_the_longest(monkeypatch):
+    tokenizer = train_tokenizer(["a red square", "a blue square", "a green square of some size"], 16)
+    encoder = small_text_encoder(tokenizer).eval()
+    calls = []
+    encoder.register_forward_hook(lambda module, args, kwargs, output: calls.append(kwargs), with_kwargs=True)
+    captions = Captions(["a red square", "a blue square", "a red square"], tokenizer)
+    assert captions.rows.tolist() == [1, 2, 1]
+    assert captions.ids.shape == captions.mask.shape == (3, int(captions.mask.sum(dim=1).max()))
+    assert captions.ids.shape[1] < tokenizer.model_max_length
+    rows = torch.tensor([2, 0, 2])
+    states = captions.states(rows, encoder)
+    assert torch.equal(captions.states(torch.tensor([2]), encoder), states[:1])
+    assert len(calls) == 1
+    padded = encode_prompts(tokenizer, encoder, ["a blue square", "", "a blue square"], "cpu")[0]
+    kept = captions.mask[rows].bool()
+    torch.testing.assert_close(states[kept], padded[:, : states.shape[1]][kept])
+    monkeypatch.setattr(text_encoder, "MOST_STATES", 0)
+    many = Captions(["a red square", "a blue square", "a red square"], tokenizer)
+    torch.testing.assert_close(many.states(rows, encoder)[kept], states[kept])
 
 
 def test_a_tokenizer_reads_words_it_has_never_seen():

@@ -76,7 +76,7 @@ class TextCondition(Condition):
     ):
         self.caption_column, self.text_encoder, self.max_text_tokens = caption_column, text_encoder, max_text_tokens
         self.trained = train_text_encoder or text_encoder == SMALL
-        self._tokens: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._captions: dict[int, Any] = {}
 
     def column_arguments(self) -> dict[str, Any]:
         return {"caption_column": self.caption_column}
@@ -84,8 +84,7 @@ class TextCondition(Condition):
     def prepare(self, data: Any, seed: int = 0, token: str | None = None) -> None:
         if data.captions is None:
             raise ValueError("condition text needs texts: name the caption_column of a dataset_name.")
-        # By name: a pipeline's code on the Hub holds this module, but not what only training needs.
-        building: Any = importlib.import_module(".text_encoder", type(self).__module__.rpartition(".")[0])
+        building = self._building()
         torch.manual_seed(seed)
         if self.text_encoder == SMALL:
             self.tokenizer = building.train_tokenizer(data.captions, self.max_text_tokens)
@@ -96,8 +95,7 @@ class TextCondition(Condition):
 
     @property
     def model_entries(self) -> dict[str, Any]:
-        config = self.encoder.config
-        return {"cross_attention_dim": getattr(config, "hidden_size", None) or config.d_model}
+        return {"cross_attention_dim": self._building().width(self.encoder)}
 
     def adopt(self, held_out: Any) -> None:
         if held_out.captions is None:
@@ -112,22 +110,21 @@ class TextCondition(Condition):
     def inputs(
         self, batch: Batch, data: Any, dropped: torch.Tensor, generator: torch.Generator, before: int
     ) -> dict[str, Any]:
-        device, index = batch["samples"].device, batch["index"].cpu()
-        ids, mask = self._all_tokens(data)
-        null_ids, null_mask = tokenize(self.tokenizer, [""])
-        ids = torch.where(dropped[:, None], null_ids, ids[index]).to(device)
-        mask = torch.where(dropped[:, None], null_mask, mask[index]).to(device)
+        device, captions = batch["samples"].device, self._captions_of(data)
+        rows = torch.where(dropped, 0, captions.rows[batch["index"].cpu()])
+        mask = captions.mask[rows].to(device)
         if self.trained:
-            return {"input_ids": ids, "attention_mask": mask}
-        with torch.no_grad():
-            states = self.encoder.to(device)(input_ids=ids, attention_mask=mask).last_hidden_state
-        return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+            return {"input_ids": captions.ids[rows].to(device), "attention_mask": mask}
+        return {"encoder_hidden_states": captions.states(rows, self.encoder.to(device)), "encoder_attention_mask": mask}
 
-    def _all_tokens(self, data: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of all captions: texts take few bytes compared with their images."""
-        if id(data) not in self._tokens:
-            self._tokens[id(data)] = tokenize(self.tokenizer, data.captions)
-        return self._tokens[id(data)]
+    def _captions_of(self, data: Any) -> Any:
+        if id(data) not in self._captions:
+            self._captions[id(data)] = self._building().Captions(data.captions, self.tokenizer)
+        return self._captions[id(data)]
+
+    def _building(self) -> Any:
+        """By name: a pipeline's code on the Hub holds this module, but not what only training needs."""
+        return importlib.import_module(".text_encoder", type(self).__module__.rpartition(".")[0])
 
     def pipeline_parts(self, network: Any) -> dict[str, Any]:
         encoder = network.text_encoder if self.trained else self.encoder

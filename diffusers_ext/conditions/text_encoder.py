@@ -10,7 +10,11 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from .text import tokenize
+
 VOCABULARY = 4096  # at most; a few thousand short captions hold fewer frequent pieces
+MOST_STATES = 2**30  # bytes of an untrained encoder's states that are kept, instead of computed at each step
+ENCODED = 64  # captions at a time
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 # transformers' AutoModel builds both towers or both halves of these; a prompt needs the text encoder alone.
 _TEXT_CLASSES = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
@@ -98,3 +102,48 @@ def load_text_encoder(name: str, max_tokens: int, token: str | None = None) -> t
     positions = getattr(encoder.config, "max_position_embeddings", None) or max_tokens
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions, max_tokens)
     return encoder, tokenizer
+
+
+class Captions:
+    """The distinct captions of a data set as tokens, padded to the longest, and what a text encoder makes of them.
+
+    Args:
+        captions: one text for each sample.
+        tokenizer: of transformers, with a padding token.
+
+    Attributes:
+        rows: int64 (samples,), the row of each sample's caption in `ids` and `mask`. Row 0 is "", the null condition.
+        ids, mask: int64 (rows, tokens).
+    """
+
+    def __init__(self, captions: Sequence[str], tokenizer: Any):
+        distinct = {"": 0}
+        self.rows = torch.tensor([distinct.setdefault(text, len(distinct)) for text in captions])
+        ids, mask = tokenize(tokenizer, list(distinct))
+        longest = int(mask.any(dim=0).nonzero().max()) + 1
+        self.ids, self.mask = ids[:, :longest].clone(), mask[:, :longest].clone()
+        self._states: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def states(self, rows: torch.Tensor, encoder: Any) -> torch.Tensor:
+        """The last hidden states (n, tokens, dim) of captions by their rows (n,), on the device of the encoder.
+
+        The encoder must stay as it is between calls: the states of up to 1 GiB of captions are computed once.
+        """
+        device = next(encoder.parameters()).device
+        if self._states is None and self._bytes_of_states(encoder) <= MOST_STATES:
+            parts = torch.arange(len(self.ids)).split(ENCODED)
+            self._states = torch.cat([self._encode(part, encoder, device).cpu() for part in parts])
+        return self._encode(rows, encoder, device) if self._states is None else self._states[rows].to(device)
+
+    def _bytes_of_states(self, encoder: Any) -> int:
+        return self.ids.numel() * width(encoder) * 4
+
+    def _encode(self, rows: torch.Tensor, encoder: Any, device: torch.device) -> torch.Tensor:
+        ids, mask = self.ids[rows].to(device), self.mask[rows].to(device)
+        return encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+def width(encoder: Any) -> int:
+    """Channels of a text encoder's hidden states."""
+    return getattr(encoder.config, "hidden_size", None) or encoder.config.d_model
