@@ -15,7 +15,7 @@ from diffusers_ext.models import build_model
 from diffusers_ext.objectives.diffusion import DiffusionObjective
 from diffusers_ext.schedulers.noise_path import NoisePath
 from diffusers_ext.training import Trainer
-from diffusers_ext.training.precision import Mode, as_loaded, attentions_of, set_attention
+from diffusers_ext.training.precision import Mode, as_loaded, attentions_of, cpu_multiplies_bf16, set_attention
 from diffusers_ext.training.probe import ModeProbe, TrainingSteps
 
 
@@ -374,6 +374,11 @@ def test_a_run_says_what_was_chosen(tiny_run, capsys):
     assert f"In {trainer.mode}: " in told
     with open(trainer.output_dir / "metrics.jsonl") as file:
         assert [r["mode"] for r in map(json.loads, file) if "mode" in r] == [str(trainer.mode)]
+
+
+def test_bf16_on_a_cpu_that_does_not_multiply_it_is_named_slow(tiny_run, capsys):
+    slow = Trainer(tiny_run(mixed_precision="bf16")).accelerator.device.type == "cpu" and not cpu_multiplies_bf16()
+    assert ("no instructions for bf16" in capsys.readouterr().out) == slow
 
 
 def test_a_resumed_run_keeps_to_the_mode_of_its_checkpoint_and_probes_none(tiny_run, capsys):

@@ -24,11 +24,16 @@ from .. import checkpoint
 from ..arguments import TrainingArguments
 from ..batches import Batches
 from ..binding import ConditionBinding
-from ..precision import Mode, resolve_mixed_precision
+from ..precision import Mode, cpu_multiplies_bf16, resolve_mixed_precision
 from ..probe import ModeProbe, TrainingSteps, unchanged
 from ..run import Ingredients
 from ..sharding import uses_fsdp
 from .optimizer import make_optimizer
+
+SLOW_BF16 = (
+    "This CPU has no instructions for bf16, which may take ten times as long as float32; "
+    "--mixed_precision auto takes the faster of both."
+)
 
 
 def accumulation_steps(args: TrainingArguments) -> int:
@@ -100,7 +105,8 @@ def choose_mode(
     asked = Mode(accelerator.mixed_precision, bool(args.channels_last))
     # Of a sharded network there is no copy to measure with.
     if args.mixed_precision != "auto" or accelerator.distributed_type == DistributedType.FSDP:
-        return asked, "", 0.0
+        slow = asked.precision == "bf16" and accelerator.device.type == "cpu" and not cpu_multiplies_bf16()
+        return asked, SLOW_BF16 if slow else "", 0.0
     mode, chosen, seconds = _stored_mode(args), "", 0.0
     if mode is None:
         began, limit = time.monotonic(), args.max_train_seconds or math.inf
