@@ -59,6 +59,7 @@ ADDED = {
         "mnist-likelihood": {**DIGITS, "dataset_name": "embedded"},
         "images32": SMALL,
         "images64": SMALL,
+        "ylecun/mnist": {**DIGITS, "dataset_name": "embedded"},
         "emoji-text": FOLDER,
         "user/measured": FOLDER,
         "user/images": {**FOLDER, **SMALL},
