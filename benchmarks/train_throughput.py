@@ -4,14 +4,14 @@ Every loop runs in a process of its own, all of one precision take turns of equa
 ratios is printed (above 1 ours is faster), by wall time and by processor time, which other work on the machine disturbs
 less. Peers get the embedded digits as tensors that are ready in memory; ours makes its batches as in every run.
 
-    python benchmarks/train_throughput.py [--threads 2] [--batch_size 64] [--turns 5] [--turn_seconds 4]
+    python benchmarks/train_throughput.py [--threads 2] [--batch_size 64] [--turns 5] [--turn_seconds 4] [--no_average]
 
 Loops: `Trainer` with exponential average, gradient clipping and its usual records; diffusers' unconditional example
 with `--use_ema`; denoising-diffusion-pytorch's `Trainer`; smalldiffusion's `training_loop`, which averages and clips
-nothing. Networks: `course`, diffusers' UNet2DModel as Hugging Face's course has it; `package`,
-denoising-diffusion-pytorch's Unet of dim 28. Each loop trains the very same network, in fp32, in bf16, and ours also
-in what `--mixed_precision auto` chooses. `outside` is the share of a loop's time that is neither the network's forward
-nor backward pass nor the optimizer's step.
+nothing (with `--no_average` ours averages nothing either). Networks: `course`, diffusers' UNet2DModel as Hugging
+Face's course has it; `package`, denoising-diffusion-pytorch's Unet of dim 28. Each loop trains the very same network,
+in fp32, in bf16, and ours also in what `--mixed_precision auto` chooses. `outside` is the share of a loop's time that
+is neither the network's forward nor backward pass nor the optimizer's step.
 
 benchmarks/gpu.py uses the same processes on an accelerator, with the networks `cifar10` (diffusers' UNet2DModel as
 google/ddpm-cifar10-32 has it) and `tiny`, on random images, with and without torch.compile.
@@ -135,7 +135,13 @@ def advance(loop: Iterator[Any], asked: Iterator[int]) -> None:
 
 
 def train_ours(
-    network: Any, batch_size: int, precision: str, folder: str, clock: InsideClock, asked: Iterator[int]
+    network: Any,
+    batch_size: int,
+    precision: str,
+    folder: str,
+    clock: InsideClock,
+    asked: Iterator[int],
+    average: bool = True,
 ) -> None:
     from diffusers_ext.training import Trainer, TrainerCallback, TrainingArguments
 
@@ -151,7 +157,7 @@ def train_ours(
         mixed_precision=precision,
         train_batch_size=batch_size,
         num_epochs=10**4,
-        use_ema=True,
+        use_ema=average,
         resolution=network.config.sample_size,
         channels=network.config.in_channels,
         logger="none",
@@ -175,7 +181,8 @@ def work(arguments: argparse.Namespace) -> None:
     network = peers.ForeignNetwork.around(inner) if arguments.network == "package" else inner
     with tempfile.TemporaryDirectory() as folder:
         if arguments.loop == "ours":
-            train_ours(network, arguments.batch_size, arguments.precision, folder, clock, asked)
+            average = not arguments.no_average
+            train_ours(network, arguments.batch_size, arguments.precision, folder, clock, asked, average)
         else:
             train_peer(arguments, inner, network, folder, asked)
     os._exit(0)  # without waiting for processes that make batches
@@ -224,6 +231,7 @@ class Worker:
         self.batch_size, threads = arguments.batch_size, str(arguments.threads)
         command = [sys.executable, __file__, "--threads", threads, "--batch_size", str(self.batch_size)]
         command += ["--loop", loop, "--network", network, "--precision", precision]
+        command += ["--no_average"] if arguments.no_average else []
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
         own = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONWARNINGS": "ignore", **environment}
         self.process = subprocess.Popen(
@@ -310,6 +318,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(CPU_NETWORKS))
     parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--no_average", action="store_true", help="ours keeps no exponential average")
     for name in ("--loop", "--network", "--precision"):  # of a process that this one starts
         parser.add_argument(name, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
