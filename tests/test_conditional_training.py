@@ -15,10 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
+from diffusers_ext.cli import evaluate as evaluate_command
+from diffusers_ext.cli import main
 from diffusers_ext.conditions import text_encoder
 from diffusers_ext.conditions.image_transforms import image_transform
 from diffusers_ext.conditions.text import encode_prompts, tokenize
 from diffusers_ext.conditions.text_encoder import Captions, load_text_encoder, small_text_encoder, train_tokenizer
+from diffusers_ext.evaluation.classifier import ImageClassifier
 from diffusers_ext.training import Trainer, TrainingArguments, train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
@@ -402,3 +405,58 @@ def test_conditions_stay_when_a_run_outlasts_its_num_epochs(conditional_run):
     """`max_train_steps` may take more epochs than `num_epochs`, which then ends nothing."""
     trainer = Trainer(conditional_run(condition_dropout=0.0, num_epochs=1))
     assert not trainer.conditioning.dropped(0, 7, 64).any()
+
+
+class Recorded:
+    """A pipeline that keeps the arguments of its calls."""
+
+    def __init__(self, pipeline):
+        self.pipeline, self.calls = pipeline, []
+
+    def __getattr__(self, name):
+        return getattr(self.pipeline, name)
+
+    def __call__(self, **arguments):
+        self.calls.append(arguments)
+        return self.pipeline(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"),
+    [({"condition": "text"}, "prompt"), ({"condition": "image", "image_condition": "colorization"}, "image")],
+)
+def test_samples_are_measured_with_the_conditions_of_real_images(
+    conditional_run, captioned, settings, argument, tmp_path, monkeypatch
+):
+    ImageClassifier(3, 2, block_channels=(4,)).save_pretrained(tmp_path / "classifier")
+    features = str(tmp_path / "classifier")
+    measured = {"features": features, "evaluation_size": 3, "guidance_scale": 2.0, "ddpm_num_inference_steps": 1}
+    arguments = captioned_run(conditional_run, captioned, **settings, **measured, max_train_steps=1)
+    train(arguments)
+    record = next(record for record in records_of(arguments.output_dir) if "frechet_distance" in record)
+    assert (record["evaluation_samples"], record["evaluation_guidance_scale"]) == (3, 2.0)
+
+    pipeline = Recorded(DiffusionPipeline.from_pretrained(arguments.output_dir))
+    monkeypatch.setattr(evaluate_command, "load_pipeline", lambda *_: pipeline)
+    words = ["--features", features, "--dataset_name", captioned, "--image_column", "image", "--guidance_scale", "2"]
+    output = ["--output", str(tmp_path / "report.json")]
+    sizes = ["--num_images", "8", "--batch_size", "5", "--num_inference_steps", "1"]
+    assert main(["evaluate", "--model", "recorded", *words, *sizes, *output]) == 0
+    assert [(call["batch_size"], call["guidance_scale"]) for call in pipeline.calls] == [(5, 2.0), (3, 2.0)]
+    given = [value for call in pipeline.calls for value in call[argument]]
+    if argument == "prompt":
+        assert sorted(given[:6]) == sorted(f"a {name} square" for name in COLOURS for _ in range(2))
+        assert given[6:] == given[:2]  # of six real images
+    else:
+        assert {value.shape for value in given} == {(3, 8, 8)}
+
+
+def test_a_model_of_images_from_a_column_is_not_measured(conditional_run, captioned, tmp_path, capsys):
+    arguments = captioned_run(
+        conditional_run, captioned, condition="image", condition_image_column="grey", max_train_steps=1
+    )
+    train(arguments)
+    ImageClassifier(3, 2, block_channels=(4,)).save_pretrained(tmp_path / "classifier")
+    words = ["--model", arguments.output_dir, "--features", str(tmp_path / "classifier"), "--dataset_name", captioned]
+    assert main(["evaluate", *words, "--image_column", "image", "--num_images", "2"]) == 1
+    assert "images from a further column" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from local_processes import run_processes
 from safetensors.torch import load_file
 
+from diffusers_ext.conditions.registry import CONDITIONS
 from diffusers_ext.data.images import load_image_data
 from diffusers_ext.pipelines.batched_generation import as_tensor
 from diffusers_ext.pipelines.guidance import GuidedNetwork
@@ -109,12 +110,13 @@ def test_the_last_record_is_of_what_is_saved_though_it_was_judged_before(run, co
 
 @pytest.fixture
 def evaluation(run, corners_data, corners_classifier):
-    def make(by_class=True, **overrides):
+    def make(condition="class", **overrides):
         accelerator = Accelerator(cpu=True)
         data = load_image_data(train_data_dir=corners_data, split="test")
         settings = {"classifier": corners_classifier, "num_inference_steps": 20, "size": 60, **overrides}
-        options = {"guidance_scale": 1.0} if by_class else {}
-        return SampleEvaluation(accelerator, data, "test", by_class, options, **settings)
+        options = {"guidance_scale": 1.0} if condition else {}
+        condition = CONDITIONS[condition]() if condition else None
+        return SampleEvaluation(accelerator, data, "test", condition, options, **settings)
 
     return make
 
@@ -124,7 +126,7 @@ def test_a_perfect_network_is_found_to_be_one(evaluation):
     assert first == again
     assert first["class_accuracy"] > 0.97
     assert first["frechet_distance"] < 3 * first["frechet_distance_real"] + 0.02
-    unasked = evaluation(by_class=False)(corners.perfect_pipeline())
+    unasked = evaluation(condition=None)(corners.perfect_pipeline())
     assert "class_accuracy" not in unasked
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from ..conditions.base import Condition
 from ..conditions.class_label import chosen_classes
+from ..conditions.registry import conditions_of
 from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, baseline_measures, compare_sets, extract
@@ -19,6 +21,7 @@ from ..hub.averages import weights_of
 from ..hub.model_card import sampler_of
 from ..hub.provenance import versions
 from ..modalities import Modality, modality_of_pipeline
+from ..objectives.randomness import generator_of
 from ..pipelines.batched_generation import generate_images, seconds_of_choosing
 from ..schedulers.registry import SamplerChoice, check_options
 from ..settings import option
@@ -52,6 +55,7 @@ class SamplingArguments(OneSampler, RealDataArguments, ModelCode):
         "Network whose features are compared; default: the classifier. Folder of a classifier, folder or "
         "Hub name of a vision model of transformers, or file of FID's Inception, weights or TorchScript archive.",
     )
+    caption_column: str | None = option(None, "Column with the texts; `text` or `caption` when not given.")
     num_images: int = option(1000, "Number of samples.", at_least=1, at_most=10_000_000)
     class_labels: list[str] | None = option(
         None, "all, or numbers or names: each as often as among the real images; all if not given."
@@ -92,7 +96,8 @@ class Bench:
         features: a module whose features are compared; see `evaluation.features.extract`.
         real: real images that samples are compared with.
         baseline: other real images, which are compared with `real` as the samples are.
-        labels: the classes to ask for, one a sample, or None.
+        labels: the class of each real image whose condition a sample is asked for; None without conditions or classes.
+        asked: arguments of the pipeline's call with an entry for each sample: the conditions of the real images.
         num_images: number of samples.
         batch_size, seed: of sampling.
         options: of the pipeline's call.
@@ -107,6 +112,7 @@ class Bench:
     real: FeatureSet
     baseline: FeatureSet
     labels: torch.Tensor | None
+    asked: dict[str, Any]
     num_images: int
     batch_size: int
     seed: int
@@ -118,10 +124,16 @@ class Bench:
 
     def measures(self, guidance_scale: float) -> tuple[dict[str, float], float]:
         """(all measures of samples at this scale, seconds of sampling, without those in which --dtype auto chose)."""
-        options = dict(self.options) if self.labels is None else {**self.options, "guidance_scale": guidance_scale}
+        options = {**self.options, "guidance_scale": guidance_scale} if self.asked else self.options
         began = time.perf_counter() - seconds_of_choosing(self.pipeline)
         images = generate_images(
-            self.pipeline, self.num_images, self.labels, self.batch_size, self.seed, show_progress=True, **options
+            self.pipeline,
+            self.num_images,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            show_progress=True,
+            each=self.asked,
+            **options,
         )
         seconds = time.perf_counter() - began - seconds_of_choosing(self.pipeline)
         batches = bar(images.split(self.batch_size), "Features")
@@ -139,7 +151,7 @@ class Bench:
     def report(self, guidance_scale: float) -> dict[str, Any]:
         """The measures of samples and of real images, with all that is needed to reproduce them."""
         measures, seconds = self.measures(guidance_scale)
-        scale = {} if self.labels is None else {"guidance_scale": guidance_scale}
+        scale = {"guidance_scale": guidance_scale} if self.asked else {}
         dtype = str(self.pipeline.unet.dtype).removeprefix("torch.")  # known after sampling with --dtype auto
         return {
             **self.settings,
@@ -158,20 +170,26 @@ def prepare(arguments: SamplingArguments) -> Bench:
     names = {name: number for number, name in enumerate(classifier.label_names())} if classifier is not None else {}
     classes = chosen_classes(pipeline, arguments.class_labels, names)
     modality = modality_of_pipeline(pipeline)
-    real, baseline = real_and_baseline(arguments, arguments.num_images, modality.data_options(pipeline), classes)
+    conditions = conditions_of(pipeline)
+    columns = {name: value for c in conditions for name, value in c.column_arguments().items() if value is not None}
+    data_options = {"caption_column": arguments.caption_column, **columns, **modality.data_options(pipeline)}
+    real, baseline = real_and_baseline(arguments, arguments.num_images, data_options, classes)
     if classifier is not None:
         check_classifier(classifier, pipeline, real.data)
     real_set, baseline_set = (
         extract(bar(s.batches(), "Features of real images", s.number_of_batches()), features, classifier, s.labels)
         for s in (real, baseline)
     )
+    indices = cycled(real.indices, arguments.num_images)
+    asked = asked_of(conditions, real.data, indices.tolist(), arguments.seed)
     return Bench(
         pipeline,
         classifier,
         features,
         real_set,
         baseline_set,
-        None if classes is None or real.labels is None else cycled(real.labels, arguments.num_images),
+        real.data.labels[indices] if asked and real.data.labels is not None else None,
+        asked,
         arguments.num_images,
         arguments.batch_size,
         arguments.seed,
@@ -211,9 +229,19 @@ def choose_sampler(pipeline: Any, arguments: SamplingArguments) -> int:
     return choice.length or arguments.num_inference_steps
 
 
-def cycled(labels: torch.Tensor, number: int) -> torch.Tensor:
-    """The labels over and over, (number,)."""
-    return labels.repeat(-(-number // len(labels)))[:number]
+def asked_of(conditions: Sequence[Condition], data: Any, indices: list[int], seed: int) -> dict[str, Any]:
+    """Arguments of a pipeline's call for samples with the conditions of these real ones. Raises what `adopt` raises."""
+    asked: dict[str, Any] = {}
+    for condition in conditions:
+        if condition.name != "class":  # chosen by number, and checked with the classifier's names
+            condition.adopt(data)
+        asked |= condition.of_samples(data, indices, generator_of(seed, f"{condition.name} condition"))
+    return asked
+
+
+def cycled(numbers: torch.Tensor, number: int) -> torch.Tensor:
+    """The numbers over and over, (number,)."""
+    return numbers.repeat(-(-number // len(numbers)))[:number]
 
 
 def _settings(

@@ -147,7 +147,11 @@ class Condition:
 
     def examples(self, data: Any, count: int, generator: torch.Generator) -> dict[str, Any]:
         """Arguments of a pipeline call that makes about `count` samples, with conditions of `data`."""
-        return {self.argument: data.columns[self.column][spread(len(data), count)]}
+        return self.of_samples(data, spread(len(data), count), generator)
+
+    def of_samples(self, data: Any, indices: list[int], generator: torch.Generator) -> dict[str, Any]:
+        """Arguments of a pipeline call that makes one sample for each of these of `data`, with its condition."""
+        return {self.argument: data.columns[self.column][indices]}
 
     # sampling
 

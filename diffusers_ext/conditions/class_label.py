@@ -86,6 +86,9 @@ class ClassCondition(Condition):
         classes = min(count, len(self.id2label))
         return {"class_labels": [label for label in range(classes) for _ in range(count // classes)]}
 
+    def of_samples(self, data: Any, indices: list[int], generator: torch.Generator) -> dict[str, Any]:
+        return {"class_labels": data.labels[indices]}
+
     @classmethod
     def for_pipeline(cls, pipeline: Any) -> ClassCondition:
         condition = cls()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .base import Batch, Condition, NetworkArguments, PythonCode, config_entry, setting, spread
+from .base import Batch, Condition, NetworkArguments, PythonCode, config_entry, setting
 from .image_transforms import IMAGE_TRANSFORMS, ImageTransform, image_transform
 from .user_images import Size
 
@@ -27,7 +27,7 @@ class ImageCondition(Condition):
         image_condition: how they are made, one of `FROM_TARGET`.
 
     Attributes:
-        transform: what makes the condition, after `prepare`.
+        transform: what makes the condition, after `prepare`, or after `adopt` in a pipeline.
         factor: pixels along one side for each entry of a latent; 1 without a vae.
 
     Raises:
@@ -105,7 +105,12 @@ class ImageCondition(Condition):
         return {"condition_channels": self.transform.channels * self.factor**2}
 
     def adopt(self, held_out: Any) -> None:
-        companion = self._with_images(held_out).companion
+        images = self._with_images(held_out)
+        companion = images.companion
+        if not hasattr(self, "transform"):  # of a pipeline
+            self.transform = image_transform(self.image_condition, images.channels)
+            if self.transform.name == "image" and companion is None:
+                raise ValueError("The network is conditioned on images from a further column, which is not read here.")
         if companion is not None and companion.channels != self.transform.channels:
             raise ValueError(
                 f"condition_image_column has images of {companion.channels} channels in the validation split, "
@@ -130,8 +135,8 @@ class ImageCondition(Condition):
     def pipeline_parts(self, network: Any) -> dict[str, Any]:
         return {"condition": self.transform.name}
 
-    def examples(self, data: Any, count: int, generator: torch.Generator) -> dict[str, Any]:
-        batch = getattr(data, "images", data).__getitems__(spread(len(data), count))
+    def of_samples(self, data: Any, indices: list[int], generator: torch.Generator) -> dict[str, Any]:
+        batch = getattr(data, "images", data).__getitems__(indices)
         given = self.transform.user_input(batch.get("condition", batch["samples"]), generator)
         if getattr(data, "normalization", None) is not None:  # a pipeline takes signals in the units of the data
             given["image"] = data.normalization.undo(given["image"])

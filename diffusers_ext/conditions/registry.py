@@ -62,6 +62,11 @@ def given_conditions(pipeline: Any, values: Mapping[str, Any], size: Size) -> tu
     return tuple(GivenCondition(condition.for_pipeline(pipeline), values, size) for condition in CONDITIONS.values())
 
 
+def conditions_of(pipeline: Any) -> list[Condition]:
+    """The conditions that a pipeline's network was built for."""
+    return [c.for_pipeline(pipeline) for c in CONDITIONS.values() if c.taken_by(pipeline.unet)]
+
+
 def arguments_known_to(network: Any, arguments: NetworkArguments) -> NetworkArguments:
     """Those of the arguments that a network was built for."""
     taken = [c for c in CONDITIONS.values() if c.taken_by(network)]

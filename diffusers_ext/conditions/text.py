@@ -11,7 +11,7 @@ import torch
 from diffusers.utils import logging
 from torch import nn
 
-from .base import Batch, Condition, NetworkArguments, setting, spread
+from .base import Batch, Condition, NetworkArguments, setting
 from .user_images import Size
 
 logger = logging.get_logger(__name__)
@@ -130,8 +130,8 @@ class TextCondition(Condition):
         encoder = network.text_encoder if self.trained else self.encoder
         return {"text_encoder": encoder.eval(), "tokenizer": self.tokenizer}
 
-    def examples(self, data: Any, count: int, generator: torch.Generator) -> dict[str, Any]:
-        return {"prompt": [data.captions[i] for i in spread(len(data.captions), count)]}
+    def of_samples(self, data: Any, indices: list[int], generator: torch.Generator) -> dict[str, Any]:
+        return {"prompt": [data.captions[i] for i in indices]}
 
     @classmethod
     def for_pipeline(cls, pipeline: Any) -> TextCondition:

@@ -98,9 +98,11 @@ class VectorCondition(Condition):
         return {"vector_columns": ",".join(self.columns)}
 
     def examples(self, data: Any, count: int, generator: torch.Generator) -> dict[str, Any]:
-        numbers = torch.cat([data.columns[name] for name in self.columns], dim=1)
-        order = numbers[:, 0].argsort(stable=True)  # so that a picture of the samples reads from low to high
-        return {"vector": numbers[order[spread(len(numbers), count)]]}
+        order = data.columns[self.columns[0]][:, 0].argsort(stable=True)  # a picture of them reads from low to high
+        return self.of_samples(data, order[spread(len(order), count)].tolist(), generator)
+
+    def of_samples(self, data: Any, indices: list[int], generator: torch.Generator) -> dict[str, Any]:
+        return {"vector": torch.cat([data.columns[name] for name in self.columns], dim=1)[indices]}
 
     def read(self, argument: str, values: Mapping[str, Any], size: Size) -> torch.Tensor:
         width = config_entry(self.unet, "vector_dim")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def generate_images(
     batch_size: int = 100,
     seed: int = 0,
     show_progress: bool = False,
+    each: Mapping[str, Sequence[Any] | torch.Tensor] | None = None,
     **options: Any,
 ) -> torch.Tensor:
     """`number` samples (number, channels, *size), on the CPU: images in [-1, 1], signals in the units of the data.
@@ -46,18 +48,23 @@ def generate_images(
         batch_size: images at a time.
         seed: of one generator for all batches, on the CPU; equal seeds and batch sizes give equal images.
         show_progress: show a progress bar with the time left, unless the output is no terminal.
+        each: other arguments of the pipeline's call with an entry for each sample, such as `prompt`.
         options: of the pipeline's call, the same for every batch.
 
-    Raises ValueError for labels of another number, and what the pipeline raises.
+    Raises ValueError for labels or entries of another number, and what the pipeline raises.
     """
     if labels is not None and labels.shape != (number,):
         raise ValueError(f"labels must have shape ({number},), one an image, got {tuple(labels.shape)}.")
+    each = {**({} if labels is None else {"class_labels": labels}), **(each or {})}
+    for name, values in each.items():
+        if len(values) != number:
+            raise ValueError(f"{name} must have {number} entries, one a sample, got {len(values)}.")
     generator = torch.Generator().manual_seed(seed)
     images = []
     with tqdm(total=number, desc="Sampling", unit="img", leave=False, disable=None if show_progress else True) as bar:
         for start in range(0, number, batch_size):
             count = min(batch_size, number - start)
-            given = {} if labels is None else {"class_labels": labels[start : start + count]}
+            given = {name: values[start : start + count] for name, values in each.items()}
             result = pipeline(batch_size=count, generator=generator, output_type="pt", **given, **options)
             images.append(samples_of(result))
             bar.update(count)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ..conditions.base import Condition
 from ..data.base import TrainingData
 from ..data.randomness import permutation
 from ..data.signals import as_signals
@@ -18,7 +19,7 @@ from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, baseline_measures, compare_sets, evenly_spread, extract
 from ..evaluation.signal_classifier import classifier_of
-from ..objectives.randomness import seed_of
+from ..objectives.randomness import generator_of, seed_of
 from ..pipelines.batched_generation import samples_of
 from .bars import bar_options
 
@@ -30,12 +31,12 @@ BATCH_SIZE = 50  # samples at a time; a constant, since the noise of a sample de
 class SampleEvaluation:
     """Samples beside as many held-out images, and as many other held-out images beside these: the real-data baseline.
 
-    Noise and classes are the same at every call and on any number of processes, which share the work.
+    Noise and conditions are the same at every call and on any number of processes, which share the work.
 
     Args:
-        data: held-out images.
+        data: held-out images, which the condition has adopted.
         split: what they are called in the records.
-        by_class: whether samples are asked for the classes of these images.
+        condition: samples are asked for the conditions of these images; None for a network without one.
         options: of the pipeline's call, such as a guidance scale.
         classifier: folder of a classifier, or None.
         features: network whose features are compared; the classifier's if None. One of both must be given.
@@ -44,7 +45,7 @@ class SampleEvaluation:
         seed: of the noise.
 
     Raises:
-        ValueError: for a classifier or features that are not there or take other images, or data without classes.
+        ValueError: for a classifier or features that are not there or take other images.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class SampleEvaluation:
         accelerator: Accelerator,
         data: TrainingData,
         split: str,
-        by_class: bool,
+        condition: Condition | None,
         options: dict[str, Any],
         *,
         classifier: str | None = None,
@@ -71,15 +72,17 @@ class SampleEvaluation:
             network = load_feature_network(features, accelerator.device)
         assert network is not None
         self.features, self.name = network, getattr(network, "name", "the classifier's")
-        if by_class and data.labels is None:
-            raise ValueError(f"Samples of classes need held-out images with classes, and {data.description} has none.")
         order = torch.from_numpy(permutation(0, 0, len(data)))
-        if data.labels is not None and by_class:
+        if data.labels is not None and condition is not None:
             order = order[evenly_spread(data.labels[order])]
         self.size = min(size, len(data) // 2)
         self.real = self._features_of(data, order[: self.size])
         self.baseline = baseline_measures(self._features_of(data, order[self.size : 2 * self.size]), self.real)
-        self.labels = self.real.labels if by_class else None
+        self.asked: dict[str, Any] = {}
+        if condition is not None:
+            generator = generator_of(seed, "evaluation condition")
+            self.asked = condition.of_samples(data, order[: self.size].tolist(), generator)
+        self.labels = self.real.labels if self.asked else None
 
     def _features_of(self, data: TrainingData, indices: torch.Tensor) -> FeatureSet:
         labels = None if data.labels is None else data.labels[indices]
@@ -105,7 +108,7 @@ class SampleEvaluation:
             "evaluation_features": self.name,
             "evaluation_scheduler": type(pipeline.scheduler).__name__,
             "evaluation_num_inference_steps": self._steps_of(pipeline),
-            **{f"evaluation_{name}": value for name, value in self.options.items() if self.labels is not None},
+            **{f"evaluation_{name}": value for name, value in self.options.items() if self.asked},
             **({BROKEN: broken} if broken else {}),
         }
         baseline = {f"{name}_real": value for name, value in self.baseline.items() if name in measures}
@@ -123,7 +126,8 @@ class SampleEvaluation:
             if number % self.accelerator.num_processes != self.accelerator.process_index:
                 continue
             count = min(BATCH_SIZE, self.size - start)
-            asked = {} if self.labels is None else {"class_labels": self.labels[start : start + count], **self.options}
+            asked = {name: values[start : start + count] for name, values in self.asked.items()}
+            asked |= self.options if asked else {}
             generator = torch.Generator().manual_seed(seed_of(self.seed, "evaluation", number))
             result = pipeline(
                 batch_size=count, num_inference_steps=steps, generator=generator, output_type="pt", **asked

@@ -187,22 +187,17 @@ def _reconstruction(args: TrainingArguments, run: Run, is_due: Callable[..., boo
 def _sample_evaluation(
     args: TrainingArguments, run: Run, validation: ValidationCallback | None
 ) -> SampleEvaluationCallback | None:
-    data, name = run.ingredients.eval_dataset, run.ingredients.conditioning.name
+    data, condition = run.ingredients.eval_dataset, run.ingredients.conditioning.condition
     if args.classifier is None and args.features is None:
         return None
     if data is None:
         raise ValueError("classifier and features need held-out data: a validation_split or an eval_dataset.")
-    if name not in (None, "class"):
-        raise ValueError(
-            "classifier and features measure samples of classes or of no condition, and this run's condition is "
-            f"'{name}'; leave them out."
-        )
     run.evaluation = SampleEvaluation(
         run.accelerator,
         pixels(data),
         args.held_out_split or "eval_dataset",
-        name == "class",
-        {} if name is None else {"guidance_scale": args.guidance_scale},
+        condition,
+        {} if condition is None else {"guidance_scale": args.guidance_scale},
         classifier=args.classifier,
         features=args.features,
         size=args.evaluation_size,
