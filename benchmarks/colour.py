@@ -46,6 +46,7 @@ from diffusers_ext.figures.images import image_grid
 from diffusers_ext.pipelines.batched_generation import generate_images
 from diffusers_ext.training import Trainer, TrainingArguments
 from diffusers_ext.training.callbacks import TrainerCallback
+from diffusers_ext.training.precision import cpu_multiplies_bf16
 
 RESOLUTION, CHANNELS, PEER_BATCH = 32, 3, 16
 TIMED_STEPS, UNTIMED_STEPS, FASTER = 4, 1, 1.1
@@ -154,6 +155,8 @@ def images_per_second(kind: Any, images: torch.Tensor, precision: str, folder: s
 
 def best_precision(kind: Any, images: torch.Tensor, folder: str) -> str:
     """float32, the default of both peers, unless bf16 is over 10 % faster."""
+    if not cpu_multiplies_bf16():
+        return "no"
     speeds = {precision: images_per_second(kind, images, precision, folder) for precision in ("no", "bf16")}
     chosen = "bf16" if speeds["bf16"] > FASTER * speeds["no"] else "no"
     told = f"{speeds['no']:.1f} images/s in float32, {speeds['bf16']:.1f} in bf16"
@@ -394,7 +397,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", required=True, help="keep the runs here")
     parser.add_argument("--recipe", default="images32", help="of ours")
     parser.add_argument("--budgets", type=float, nargs="*", default=[300, 600, 720], help="seconds of ours")
-    parser.add_argument("--mixed_precision", default="bf16", help="of ours in training")
+    parser.add_argument(
+        "--mixed_precision", default="bf16" if cpu_multiplies_bf16() else "no", help="of ours in training"
+    )
     parser.add_argument("--num_inference_steps", type=int, help="of ours; the recipe's if not given")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--peer_seconds", type=float, nargs="+", default=[900, 1800, 2700, 3600])

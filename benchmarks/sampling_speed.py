@@ -2,10 +2,11 @@
 
     python benchmarks/sampling_speed.py --model outputs/mnist-classes [--num_images 2000] [--guidance_scale 1.5]
 
-The plain loop calls the network in bf16 and channels-last and takes Euler steps: no scheduler, no pipeline. The
-pipeline computes in float32, as it is loaded, and in what `--dtype auto` chooses; the time of choosing is not counted.
-The three take turns, with and without guidance, in batches of `--batch_size`. Then each sampler makes
-`--sampler_images` images in the chosen mode. Some samplers call the network more than once a step; the table counts.
+The plain loop calls the network in bf16 (in float32 on a CPU without bf16) and channels-last, and takes Euler steps: no
+scheduler, no pipeline. The pipeline computes in float32, as it is loaded, and in what `--dtype auto` chooses; the time
+of choosing is not counted. The three take turns, with and without guidance, in batches of `--batch_size`. Then each
+sampler makes `--sampler_images` images in the chosen mode. Some samplers call the network more than once a step; the
+table counts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ from diffusers_ext.pipelines.batched_generation import generate_images, starting
 from diffusers_ext.schedulers.registry import SamplerChoice, path_kind, samplers_on
 from diffusers_ext.training.allocator import keep_freed_memory
 from diffusers_ext.training.fastest import compute_fastest
-from diffusers_ext.training.precision import cast_weights
+from diffusers_ext.training.precision import cast_weights, cpu_multiplies_bf16
+
+PLAIN_DTYPE, PLAIN = (
+    (torch.bfloat16, "plain loop, bf16") if cpu_multiplies_bf16() else (torch.float32, "plain loop, fp32")
+)
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -61,7 +66,7 @@ def plain_loop(network: Any, shape: tuple[int, ...], arguments: argparse.Namespa
         )
         for step in range(arguments.num_inference_steps):
             timestep = 999 * (1 - step / arguments.num_inference_steps)
-            inputs = torch.cat([x] * copies).to(torch.bfloat16, memory_format=torch.channels_last)
+            inputs = torch.cat([x] * copies).to(PLAIN_DTYPE, memory_format=torch.channels_last)
             parts = network(inputs, timestep, **given).sample.float().chunk(copies)
             predicted = parts[0] if copies == 1 else parts[1] + scale * (parts[0] - parts[1])
             x = x - predicted / arguments.num_inference_steps
@@ -89,19 +94,19 @@ def calls_of(network: Any) -> Iterator[list[int]]:
 
 def beside_a_plain_loop(loaded: Any, fastest: Any, arguments: argparse.Namespace) -> None:
     plain = copy.deepcopy(loaded.unet).to(memory_format=torch.channels_last)
-    cast_weights(plain, torch.bfloat16)
+    cast_weights(plain, PLAIN_DTYPE)
     shape = starting_noise(loaded, 1, 0).shape[1:]  # of the network: that of latents, where it makes those
     plain_loop(plain, shape, one_step(arguments), 1.0)
     sample(loaded, arguments.batch_size, one_step(arguments), 1.0)
     sample(fastest, arguments.batch_size, one_step(arguments), 1.0)
     for scale in (1.0, arguments.guidance_scale):
         ways: dict[str, Callable[[], None]] = {
-            "plain loop, bf16": lambda: plain_loop(plain, shape, arguments, scale),  # noqa: B023  called within the turn
+            PLAIN: lambda: plain_loop(plain, shape, arguments, scale),  # noqa: B023  called within the turn
             "pipeline, auto": lambda: sample(fastest, arguments.num_images, arguments, scale),  # noqa: B023
             "pipeline, float32": lambda: sample(loaded, arguments.num_images, arguments, scale),  # noqa: B023
         }
         turns = [{name: seconds_of(way) for name, way in ways.items()} for _ in range(arguments.turns)]
-        base = statistics.median(turn["plain loop, bf16"] for turn in turns)
+        base = statistics.median(turn[PLAIN] for turn in turns)
         for name in ways:
             seconds = statistics.median(turn[name] for turn in turns)
             print(

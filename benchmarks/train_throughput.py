@@ -271,7 +271,8 @@ class Worker:
 
 def compare(network: str, group: str, arguments: argparse.Namespace) -> None:
     """Let the loops of a group take turns, and print their table."""
-    chosen = [entry for entry in GROUPS[group] if entry[0] in ("ours", *arguments.peers)]
+    precisions = ("no", "auto", "bf16") if multiplies_bf16() else ("no", "auto")
+    chosen = [(loop, p) for loop, p in GROUPS[group] if loop in ("ours", *arguments.peers) and p in precisions]
     workers = [Worker(loop, network, precision, arguments) for loop, precision in chosen]
     try:
         for worker in workers:
@@ -283,6 +284,13 @@ def compare(network: str, group: str, arguments: argparse.Namespace) -> None:
         for worker in workers:
             worker.end()
     report(network, group, workers)
+
+
+def multiplies_bf16() -> bool:
+    """On other CPUs a step of a peer in bf16 takes minutes."""
+    from diffusers_ext.training.precision import cpu_multiplies_bf16
+
+    return torch.accelerator.is_available() or cpu_multiplies_bf16()
 
 
 def report(network: str, group: str, workers: list[Worker]) -> None:

@@ -197,7 +197,7 @@ def test_sampling_speed_times_latents_in_the_shape_that_the_network_takes(capsys
         pipeline.set_progress_bar_config(disable=True)
     flags = argparse.Namespace(num_images=2, batch_size=2, num_inference_steps=1, guidance_scale=1.0, turns=1)
     sampling_speed.beside_a_plain_loop(loaded, fastest, flags)
-    assert "plain loop, bf16" in capsys.readouterr().out
+    assert f"{sampling_speed.PLAIN} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["--num_images", "--batch_size", "--num_inference_steps", "--turns"])
