@@ -107,7 +107,7 @@ def real_and_baseline(
     Both come from `split` where that has enough images of the classes, else the second from `baseline_split`. The
     classes stand in their proportions, or with `equal_counts` as often as one another.
 
-    Raises ValueError where there are no images of the classes, or the data have no classes.
+    Raises ValueError where there are no images of the classes, too few for two sets, or the data have no classes.
     """
     data = arguments.load_split(arguments.split, **options)
     indices = _of_classes(data, classes, arguments.split, equal_counts)
@@ -116,6 +116,11 @@ def real_and_baseline(
         return real, RealImages(data, arguments.split, indices[number : 2 * number])
     if arguments.baseline_split.partition("[")[0] == arguments.split.partition("[")[0]:  # parts of one may overlap
         half = len(indices) // 2
+        if half == 0:
+            raise ValueError(
+                f"{arguments.split} has one image for the samples and for the baseline, which need one each; "
+                "name another baseline_split."
+            )
         return RealImages(data, arguments.split, indices[:half]), RealImages(data, arguments.split, indices[half:])
     other = arguments.load_split(arguments.baseline_split, **options)
     rest = _of_classes(other, classes, arguments.baseline_split, equal_counts)[:number]
