@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ROOT, TINY_MODEL, records_of
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -22,8 +23,10 @@ from diffusers_ext.conditions import text_encoder
 from diffusers_ext.conditions.image_transforms import image_transform
 from diffusers_ext.conditions.text import TextCondition, encode_prompts, tokenize
 from diffusers_ext.conditions.text_encoder import Captions, load_text_encoder, small_text_encoder, train_tokenizer
+from diffusers_ext.data.images import load_image_data
 from diffusers_ext.evaluation.classifier import ImageClassifier
 from diffusers_ext.training import Trainer, TrainingArguments, train
+from diffusers_ext.training.sample_evaluation import SampleEvaluation
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 TINY_ADM = {
@@ -481,3 +484,14 @@ def test_a_text_condition_that_is_prepared_again_forgets_earlier_captions():
         read.append(condition.tokenizer.decode(ids[0], skip_special_tokens=True).strip())
         data.captions = data.captions[::-1]
     assert read == ["a red square", "a blue square"]
+
+
+def test_classes_of_held_out_texts_must_be_those_of_the_classifier(captioned, tmp_path):
+    names = {"0": "red", "1": "green"}
+    ImageClassifier(3, 2, block_channels=(4,), id2label=names).save_pretrained(tmp_path / "classifier")
+    data = load_image_data(captioned, split="test", image_column="image")
+    data.labels, data.label_names = torch.tensor([0, 1] * 3), ["green", "red"]
+    with pytest.raises(ValueError, match="Class 0 is 'red' for the classifier and 'green' for the held-out data"):
+        SampleEvaluation(
+            Accelerator(cpu=True), data, "test", TextCondition(), {}, classifier=str(tmp_path / "classifier"), size=2
+        )

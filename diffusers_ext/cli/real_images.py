@@ -10,7 +10,7 @@ import torch
 
 from ..data.images import ExampleData, load_image_data
 from ..data.randomness import permutation
-from ..evaluation.classifier import ImageClassifier
+from ..evaluation.classifier import ImageClassifier, check_names
 from ..evaluation.features import evenly_spread
 from ..modalities import modality_of_pipeline
 from ..pipelines.batched_generation import image_shape
@@ -142,17 +142,6 @@ def _of_classes(data: ExampleData, classes: Sequence[int] | None, split: str, eq
     if len(order) == 0:
         raise ValueError(f"{split} has no images of the classes {', '.join(map(str, classes))}.")
     return order[evenly_spread(data.labels[order], equal_counts)]
-
-
-def check_names(first: dict[str, str] | None, second: Any, what: str) -> None:
-    """Raises ValueError where two lists of class names contradict each other: numbers would mean different things."""
-    names = dict(enumerate(second)) if isinstance(second, (list, tuple)) else {int(k): v for k, v in second.items()}
-    wrong = [k for k, v in (first or {}).items() if names.get(int(k), v) != v]
-    if wrong:
-        number = wrong[0]
-        raise ValueError(
-            f"Class {number} is '{(first or {})[number]}' for the classifier and '{names[int(number)]}' for {what}."
-        )
 
 
 def check_classifier(classifier: ImageClassifier, pipeline: Any, data: ExampleData | None = None) -> None:
