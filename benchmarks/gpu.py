@@ -262,7 +262,8 @@ def throughput(run: Run, figures: dict[str, Any], deadline: float) -> None:
     import train_throughput
 
     sizes = run.sizes
-    settings = argparse.Namespace(batch_size=sizes.throughput_batch, threads=1 if run.device == "cpu" else 4)
+    threads = 1 if run.device == "cpu" else 4
+    settings = argparse.Namespace(batch_size=sizes.throughput_batch, threads=threads, no_average=False)
     figures |= {"batch_size": sizes.throughput_batch, "network": sizes.throughput_network, "precision": run.precision}
     figures |= {"rows": [], "failures": {}}
     workers: dict[Loop, Any] = {}

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ROOT, TINY_MODEL, records_of
 from diffusers import DiffusionPipeline
 from PIL import Image
@@ -19,10 +21,12 @@ from diffusers_ext.cli import evaluate as evaluate_command
 from diffusers_ext.cli import main
 from diffusers_ext.conditions import text_encoder
 from diffusers_ext.conditions.image_transforms import image_transform
-from diffusers_ext.conditions.text import encode_prompts, tokenize
+from diffusers_ext.conditions.text import TextCondition, encode_prompts, tokenize
 from diffusers_ext.conditions.text_encoder import Captions, load_text_encoder, small_text_encoder, train_tokenizer
+from diffusers_ext.data.images import load_image_data
 from diffusers_ext.evaluation.classifier import ImageClassifier
 from diffusers_ext.training import Trainer, TrainingArguments, train
+from diffusers_ext.training.sample_evaluation import SampleEvaluation
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 TINY_ADM = {
@@ -451,12 +455,43 @@ def test_samples_are_measured_with_the_conditions_of_real_images(
         assert {value.shape for value in given} == {(3, 8, 8)}
 
 
-def test_a_model_of_images_from_a_column_is_not_measured(conditional_run, captioned, tmp_path, capsys):
-    arguments = captioned_run(
-        conditional_run, captioned, condition="image", condition_image_column="grey", max_train_steps=1
-    )
+@pytest.mark.parametrize(
+    ("settings", "data", "sentence"),
+    [
+        ({"condition": "image", "condition_image_column": "grey"}, None, "images from a column of their own"),
+        ({"condition": "text"}, "embedded", "name the caption_column"),
+    ],
+)
+def test_data_without_the_condition_are_refused_before_features_are_computed(
+    conditional_run, captioned, settings, data, sentence, tmp_path, capsys, monkeypatch
+):
+    arguments = captioned_run(conditional_run, captioned, **settings, max_train_steps=1)
     train(arguments)
+    monkeypatch.setattr(evaluate_command, "extract", lambda *_: pytest.fail("Features were computed."))
     ImageClassifier(3, 2, block_channels=(4,)).save_pretrained(tmp_path / "classifier")
-    words = ["--model", arguments.output_dir, "--features", str(tmp_path / "classifier"), "--dataset_name", captioned]
-    assert main(["evaluate", *words, "--image_column", "image", "--num_images", "2"]) == 1
-    assert "images from a further column" in capsys.readouterr().err
+    words = ["--model", arguments.output_dir, "--features", str(tmp_path / "classifier"), "--num_images", "2"]
+    assert main(["evaluate", *words, "--dataset_name", data or captioned, "--image_column", "image"]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_text_condition_that_is_prepared_again_forgets_earlier_captions():
+    condition, data = TextCondition(), SimpleNamespace(captions=["a red square", "a blue square"])
+    batch = {"samples": torch.zeros(1, 3, 8, 8), "index": torch.tensor([0])}
+    read = []
+    for _ in range(2):
+        condition.prepare(data)
+        ids = condition.inputs(batch, data, torch.tensor([False]), torch.Generator(), 0)["input_ids"]
+        read.append(condition.tokenizer.decode(ids[0], skip_special_tokens=True).strip())
+        data.captions = data.captions[::-1]
+    assert read == ["a red square", "a blue square"]
+
+
+def test_classes_of_held_out_texts_must_be_those_of_the_classifier(captioned, tmp_path):
+    names = {"0": "red", "1": "green"}
+    ImageClassifier(3, 2, block_channels=(4,), id2label=names).save_pretrained(tmp_path / "classifier")
+    data = load_image_data(captioned, split="test", image_column="image")
+    data.labels, data.label_names = torch.tensor([0, 1] * 3), ["green", "red"]
+    with pytest.raises(ValueError, match="Class 0 is 'red' for the classifier and 'green' for the held-out data"):
+        SampleEvaluation(
+            Accelerator(cpu=True), data, "test", TextCondition(), {}, classifier=str(tmp_path / "classifier"), size=2
+        )

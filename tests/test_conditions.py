@@ -246,6 +246,14 @@ def test_a_registered_condition_is_a_value_of_the_setting(strength, tmp_path):
     assert TrainingArguments(output_dir=str(tmp_path), condition="strength").condition == "strength"
 
 
+def test_samples_need_the_column_of_their_condition(strength):
+    data = SimpleNamespace(columns={}, description="4 images")
+    with pytest.raises(ValueError, match=r"4 images has no column 'strength'.*override Strength.of_samples"):
+        strength().of_samples(data, [0], torch.Generator())
+    with pytest.raises(ValueError, match="condition vector needs vector_columns"):
+        VectorCondition().adopt(data)  # of a pipeline that was put together by hand
+
+
 def test_a_registered_condition_trains_with_dropped_rows(strength):
     batch = {"strength": torch.tensor([[0.1], [0.2]])}
     inputs = strength().inputs(batch, None, torch.tensor([False, True]), torch.Generator(), 0)

@@ -85,6 +85,13 @@ def test_the_baseline_is_of_other_images_of_the_split_where_it_has_enough(perfec
     assert report["measures"]["real_images"]["frechet_distance"] > 0
 
 
+def test_one_image_is_too_few_for_two_sets(perfect, classifier, tmp_path, capsys):
+    corners.write_files(tmp_path, train=4, test=4)
+    flags = ["--model", "perfect", "--train_data_dir", str(tmp_path), "--classifier", classifier, "--num_images", "1"]
+    assert main(["evaluate", *flags, "--baseline_split", "test", "--class_labels", "0"]) == 1
+    assert "test has one image for the samples and for the baseline, which need one each" in capsys.readouterr().err
+
+
 def test_a_poor_sampler_is_found_out(perfect, run):
     good, poor = run("--sampler", "reverse-sde:50"), run("--sampler", "langevin-original:100")
     measures = [report["measures"]["samples"] for report in (good, poor)]
@@ -95,6 +102,13 @@ def test_a_sweep_needs_two_samples_of_a_class(perfect, data, classifier, tmp_pat
     flags = ["--model", "perfect", "--train_data_dir", data, "--classifier", classifier, "--output_dir", str(tmp_path)]
     assert main(["sweep", *flags, "--num_images", "1", "--num_inference_steps", "1"]) == 1
     assert "num_images 1 gives one of each" in capsys.readouterr().err
+
+
+def test_a_sweep_needs_a_condition(perfect, data, classifier, tmp_path, capsys):
+    perfect.unet.config.num_class_embeds = None
+    flags = ["--model", "plain", "--train_data_dir", data, "--classifier", classifier, "--output_dir", str(tmp_path)]
+    assert main(["sweep", *flags, "--num_images", "4", "--num_inference_steps", "1"]) == 1
+    assert "A sweep needs a conditional network, and that of 'plain' has no condition." in capsys.readouterr().err
 
 
 def test_sweep_draws_and_tells_what_guidance_gives_and_takes(perfect, data, classifier, tmp_path):

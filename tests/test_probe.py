@@ -15,7 +15,8 @@ from diffusers_ext.models import build_model
 from diffusers_ext.objectives.diffusion import DiffusionObjective
 from diffusers_ext.schedulers.noise_path import NoisePath
 from diffusers_ext.training import Trainer
-from diffusers_ext.training.precision import Mode, as_loaded, attentions_of, cpu_multiplies_bf16, set_attention
+from diffusers_ext.training.building import machine
+from diffusers_ext.training.precision import Mode, as_loaded, attentions_of, set_attention
 from diffusers_ext.training.probe import ModeProbe, TrainingSteps
 
 
@@ -376,9 +377,11 @@ def test_a_run_says_what_was_chosen(tiny_run, capsys):
         assert [r["mode"] for r in map(json.loads, file) if "mode" in r] == [str(trainer.mode)]
 
 
-def test_bf16_on_a_cpu_that_does_not_multiply_it_is_named_slow(tiny_run, capsys):
-    slow = Trainer(tiny_run(mixed_precision="bf16")).accelerator.device.type == "cpu" and not cpu_multiplies_bf16()
-    assert ("no instructions for bf16" in capsys.readouterr().out) == slow
+@pytest.mark.parametrize("has_instructions", [False, True])
+def test_bf16_on_a_cpu_that_does_not_multiply_it_is_named_slow(tiny_run, capsys, monkeypatch, has_instructions):
+    monkeypatch.setattr(machine, "cpu_multiplies_bf16", lambda: has_instructions)
+    on_cpu = Trainer(tiny_run(mixed_precision="bf16")).accelerator.device.type == "cpu"
+    assert ("no instructions for bf16" in capsys.readouterr().out) == (on_cpu and not has_instructions)
 
 
 def test_a_resumed_run_keeps_to_the_mode_of_its_checkpoint_and_probes_none(tiny_run, capsys):

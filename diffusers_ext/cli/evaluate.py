@@ -176,12 +176,12 @@ def prepare(arguments: SamplingArguments) -> Bench:
     real, baseline = real_and_baseline(arguments, arguments.num_images, data_options, classes)
     if classifier is not None:
         check_classifier(classifier, pipeline, real.data)
+    indices = cycled(real.indices, arguments.num_images)
+    asked = asked_of(conditions, real.data, indices.tolist(), arguments.seed)
     real_set, baseline_set = (
         extract(bar(s.batches(), "Features of real images", s.number_of_batches()), features, classifier, s.labels)
         for s in (real, baseline)
     )
-    indices = cycled(real.indices, arguments.num_images)
-    asked = asked_of(conditions, real.data, indices.tolist(), arguments.seed)
     return Bench(
         pipeline,
         classifier,

@@ -10,7 +10,7 @@ import torch
 
 from ..data.images import ExampleData, load_image_data
 from ..data.randomness import permutation
-from ..evaluation.classifier import ImageClassifier
+from ..evaluation.classifier import ImageClassifier, check_names
 from ..evaluation.features import evenly_spread
 from ..modalities import modality_of_pipeline
 from ..pipelines.batched_generation import image_shape
@@ -107,7 +107,7 @@ def real_and_baseline(
     Both come from `split` where that has enough images of the classes, else the second from `baseline_split`. The
     classes stand in their proportions, or with `equal_counts` as often as one another.
 
-    Raises ValueError where there are no images of the classes, or the data have no classes.
+    Raises ValueError where there are no images of the classes, too few for two sets, or the data have no classes.
     """
     data = arguments.load_split(arguments.split, **options)
     indices = _of_classes(data, classes, arguments.split, equal_counts)
@@ -116,6 +116,11 @@ def real_and_baseline(
         return real, RealImages(data, arguments.split, indices[number : 2 * number])
     if arguments.baseline_split.partition("[")[0] == arguments.split.partition("[")[0]:  # parts of one may overlap
         half = len(indices) // 2
+        if half == 0:
+            raise ValueError(
+                f"{arguments.split} has one image for the samples and for the baseline, which need one each; "
+                "name another baseline_split."
+            )
         return RealImages(data, arguments.split, indices[:half]), RealImages(data, arguments.split, indices[half:])
     other = arguments.load_split(arguments.baseline_split, **options)
     rest = _of_classes(other, classes, arguments.baseline_split, equal_counts)[:number]
@@ -137,17 +142,6 @@ def _of_classes(data: ExampleData, classes: Sequence[int] | None, split: str, eq
     if len(order) == 0:
         raise ValueError(f"{split} has no images of the classes {', '.join(map(str, classes))}.")
     return order[evenly_spread(data.labels[order], equal_counts)]
-
-
-def check_names(first: dict[str, str] | None, second: Any, what: str) -> None:
-    """Raises ValueError where two lists of class names contradict each other: numbers would mean different things."""
-    names = dict(enumerate(second)) if isinstance(second, (list, tuple)) else {int(k): v for k, v in second.items()}
-    wrong = [k for k, v in (first or {}).items() if names.get(int(k), v) != v]
-    if wrong:
-        number = wrong[0]
-        raise ValueError(
-            f"Class {number} is '{(first or {})[number]}' for the classifier and '{names[int(number)]}' for {what}."
-        )
 
 
 def check_classifier(classifier: ImageClassifier, pipeline: Any, data: ExampleData | None = None) -> None:

@@ -25,7 +25,7 @@ class SweepArguments(SamplingArguments):
 
 
 def sweep(arguments: SweepArguments) -> None:
-    """Sample at every scale from one starting noise and one list of classes, and measure."""
+    """Sample at every scale from the same starting noise with the same conditions, and measure."""
     if arguments.classifier is None:
         raise ValueError("classifier must name a classifier, which a sweep measures class accuracy with.")
     scales = sorted(set(arguments.guidance_scales))
@@ -33,7 +33,11 @@ def sweep(arguments: SweepArguments) -> None:
         raise ValueError("guidance_scales takes one number or several, got none.")
     bench = prepare(arguments)
     if bench.labels is None:
-        raise ValueError(f"A sweep needs a network with classes, and that of '{arguments.model}' has none.")
+        raise ValueError(
+            f"A sweep needs data with classes, and {bench.real_images.data.description} has none."
+            if bench.asked
+            else f"A sweep needs a conditional network, and that of '{arguments.model}' has no condition."
+        )
     if len(bench.labels.unique()) == len(bench.labels):
         raise ValueError(
             f"A sweep measures the diversity within classes, which needs two samples of a class; num_images "

@@ -150,7 +150,15 @@ class Condition:
         return self.of_samples(data, spread(len(data), count), generator)
 
     def of_samples(self, data: Any, indices: list[int], generator: torch.Generator) -> dict[str, Any]:
-        """Arguments of a pipeline call that makes one sample for each of these of `data`, with its condition."""
+        """Arguments of a pipeline call that makes samples with the conditions of some of `data`.
+
+        Each argument has an entry for each of `indices`. Raises ValueError for data without the column.
+        """
+        if self.column not in data.columns:
+            raise ValueError(
+                f"{data.description} has no column '{self.column}', from which samples get the condition {self.name}; "
+                f"override {type(self).__name__}.of_samples where it comes from elsewhere."
+            )
         return {self.argument: data.columns[self.column][indices]}
 
     # sampling

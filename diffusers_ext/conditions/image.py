@@ -110,7 +110,10 @@ class ImageCondition(Condition):
         if not hasattr(self, "transform"):  # of a pipeline
             self.transform = image_transform(self.image_condition, images.channels)
             if self.transform.name == "image" and companion is None:
-                raise ValueError("The network is conditioned on images from a further column, which is not read here.")
+                raise ValueError(
+                    "The network is conditioned on images from a column of their own, which is read only in training; "
+                    "measure its samples there, with --classifier or --features."
+                )
         if companion is not None and companion.channels != self.transform.channels:
             raise ValueError(
                 f"condition_image_column has images of {companion.channels} channels in the validation split, "

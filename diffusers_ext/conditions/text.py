@@ -85,6 +85,7 @@ class TextCondition(Condition):
         if data.captions is None:
             raise ValueError("condition text needs texts: name the caption_column of a dataset_name.")
         building = self._building()
+        self._captions.clear()  # of an earlier run
         torch.manual_seed(seed)
         if self.text_encoder == SMALL:
             self.tokenizer = building.train_tokenizer(data.captions, self.max_text_tokens)
@@ -99,7 +100,10 @@ class TextCondition(Condition):
 
     def adopt(self, held_out: Any) -> None:
         if held_out.captions is None:
-            raise ValueError(f"{held_out.description} has no texts, and the training data have.")
+            raise ValueError(
+                f"{held_out.description} has no texts, and the training data have; "
+                "name the caption_column of a dataset_name."
+            )
 
     def wrap(self, unet: Any) -> Any:
         return TextConditionedNetwork(unet, self.encoder) if self.trained else unet

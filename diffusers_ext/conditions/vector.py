@@ -63,8 +63,6 @@ class VectorCondition(Condition):
         return {"number_columns": self.columns}
 
     def prepare(self, data: Any, seed: int = 0, token: str | None = None) -> None:
-        if not self.columns:
-            raise ValueError("condition vector needs vector_columns, the names of columns with numbers.")
         self._check_columns(data)
         numbers = torch.cat([data.columns[name] for name in self.columns], dim=1).double()
         self.mean = numbers.mean(dim=0).tolist()
@@ -79,6 +77,8 @@ class VectorCondition(Condition):
         self._check_columns(held_out)
 
     def _check_columns(self, data: Any) -> None:
+        if not self.columns:
+            raise ValueError("condition vector needs vector_columns, the names of columns with numbers.")
         for name in self.columns:
             if name not in data.columns:
                 found = ", ".join(data.columns) or "none"

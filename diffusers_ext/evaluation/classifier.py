@@ -146,3 +146,14 @@ class ImageClassifier(ModelMixin, ConfigMixin):  # type: ignore[misc]
             f"{config.dataset} ({config.train_split}), {100 * config.test_accuracy:.2f} % right on "
             f"{config.num_test_images:,} ({config.test_split})"
         )
+
+
+def check_names(first: dict[str, str] | None, second: Any, what: str) -> None:
+    """Raises ValueError where two lists of class names contradict each other: numbers would mean different things."""
+    names = dict(enumerate(second)) if isinstance(second, (list, tuple)) else {int(k): v for k, v in second.items()}
+    wrong = [k for k, v in (first or {}).items() if names.get(int(k), v) != v]
+    if wrong:
+        number = wrong[0]
+        raise ValueError(
+            f"Class {number} is '{(first or {})[number]}' for the classifier and '{names[int(number)]}' for {what}."
+        )

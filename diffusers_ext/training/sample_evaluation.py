@@ -15,7 +15,7 @@ from ..conditions.base import Condition
 from ..data.base import TrainingData
 from ..data.randomness import permutation
 from ..data.signals import as_signals
-from ..evaluation.classifier import ImageClassifier
+from ..evaluation.classifier import ImageClassifier, check_names
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, baseline_measures, compare_sets, evenly_spread, extract
 from ..evaluation.signal_classifier import classifier_of
@@ -45,7 +45,8 @@ class SampleEvaluation:
         seed: of the noise.
 
     Raises:
-        ValueError: for a classifier or features that are not there or take other images.
+        ValueError: for a classifier or features that are not there or take other images, a classifier that numbers the
+            classes in another way, or data without the condition.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class SampleEvaluation:
         self.baseline = baseline_measures(self._features_of(data, order[self.size : 2 * self.size]), self.real)
         self.asked: dict[str, Any] = {}
         if condition is not None:
+            if condition.name != "class" and self.classifier is not None:  # nothing else ties the data's numbers to it
+                check_names(self.classifier.config.id2label, data.label_names or [], "the held-out data")
             generator = generator_of(seed, "evaluation condition")
             self.asked = condition.of_samples(data, order[: self.size].tolist(), generator)
         self.labels = self.real.labels if self.asked else None

@@ -31,8 +31,8 @@ from ..sharding import uses_fsdp
 from .optimizer import make_optimizer
 
 SLOW_BF16 = (
-    "This CPU has no instructions for bf16, which may take ten times as long as float32; "
-    "--mixed_precision auto takes the faster of both."
+    "This CPU has no instructions for bf16, so a step may take ten times as long as in float32; "
+    "--mixed_precision auto chooses the faster of the two."
 )
 
 
