@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from .text import tokenize
@@ -15,6 +17,7 @@ from .text import tokenize
 VOCABULARY = 4096  # at most; a few thousand short captions hold fewer frequent pieces
 MOST_STATES = 2**30  # bytes of an untrained encoder's states that are kept, instead of computed at each step
 ENCODED = 64  # captions at a time
+SHOWN_AFTER = 3.0  # seconds, a progress bar on a terminal
 START, END, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 # transformers' AutoModel builds both towers or both halves of these; a prompt needs the text encoder alone.
 _TEXT_CLASSES = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
@@ -131,13 +134,17 @@ class Captions:
         The encoder must stay as it is between calls: the states of up to 1 GiB of captions are computed once.
         """
         device = next(encoder.parameters()).device
-        if self._states is None and self._bytes_of_states(encoder) <= MOST_STATES:
-            parts = torch.arange(len(self.ids)).split(ENCODED)
-            self._states = torch.cat([self._encode(part, encoder, device).cpu() for part in parts])
+        if self._states is None and self.ids.numel() * width(encoder) * 4 <= MOST_STATES:
+            self._states = self._all_states(encoder, device)
         return self._encode(rows, encoder, device) if self._states is None else self._states[rows].to(device)
 
-    def _bytes_of_states(self, encoder: Any) -> int:
-        return self.ids.numel() * width(encoder) * 4
+    def _all_states(self, encoder: Any, device: torch.device) -> torch.Tensor:
+        states = torch.empty(*self.ids.shape, width(encoder))
+        hidden = None if os.environ.get("LOCAL_RANK", "0") == "0" else True
+        parts = torch.arange(len(self.ids)).split(ENCODED)
+        for part in tqdm(parts, desc="Encoding captions", leave=False, delay=SHOWN_AFTER, disable=hidden):
+            states[part] = self._encode(part, encoder, device).cpu()
+        return states
 
     def _encode(self, rows: torch.Tensor, encoder: Any, device: torch.device) -> torch.Tensor:
         ids, mask = self.ids[rows].to(device), self.mask[rows].to(device)
