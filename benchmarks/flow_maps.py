@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from time_to_quality import BATCH_SIZE, CLASSES, HALF, ONLY_TRAIN, Exam, without_pictures
+from time_to_quality import BATCH_SIZE, CLASSES, FASTER_DTYPE, ONLY_TRAIN, Exam, without_pictures
 
 from diffusers_ext.figures.images import image_grid
 from diffusers_ext.pipelines.batched_generation import generate_images
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--guidance_scale", type=float, default=1.5, help="of the flow map")
     parser.add_argument("--flow_guidance_scale", type=float, default=1.5, help="of the flow")
     parser.add_argument("--num_samples", type=int, default=1000)
-    parser.add_argument("--sampling_dtype", choices=("float32", "bfloat16"), default=HALF)
+    parser.add_argument("--sampling_dtype", choices=("float32", "bfloat16"), default=FASTER_DTYPE)
     parser.add_argument("--mixed_precision", default="auto", help="of training")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--timing_threads", type=int, default=2, help="0 leaves the timing out")

@@ -90,7 +90,7 @@ def compare(name: str, repeats: int, same_layout: bool) -> None:
     sizes = " : ".join(f"{multiply_adds(m, x, t) / 1e6:,.0f} M" for m in models)
     parameters = " : ".join(f"{sum(p.numel() for p in m.parameters()):,}" for m in models)
     print(f"{name} {shape}, multiply-adds {sizes}, parameters {parameters}", flush=True)
-    for bf16 in (False, True)[: 1 + cpu_multiplies_bf16()]:
+    for bf16 in (False, True) if cpu_multiplies_bf16() else (False,):
         for backward in (False, True):
             works = [lambda m=m, y=y, b=bf16, w=backward: run(m, y, t, b, w) for m, y in zip(models, inputs)]
             report(works, repeats, f"  {'bf16' if bf16 else 'fp32'} {'training' if backward else 'forward '}")

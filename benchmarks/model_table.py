@@ -27,7 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusers_ext.models import PRESETS, build_model
 from diffusers_ext.training.precision import cpu_multiplies_bf16
 
-PRECISIONS = (False, True)[: 1 + cpu_multiplies_bf16()]  # whether in bf16, which takes minutes on other CPUs
+# Whether in bf16, which takes minutes on other CPUs.
+PRECISIONS = (False, True) if cpu_multiplies_bf16() else (False,)
 
 ROOT = Path(__file__).parent.parent
 DIGITS_BATCH = 16

@@ -31,7 +31,7 @@ from diffusers_ext.training import train
 from diffusers_ext.training.arguments import TrainingArguments
 from diffusers_ext.training.precision import cpu_multiplies_bf16
 
-HALF = "bfloat16" if cpu_multiplies_bf16() else "float32"
+FASTER_DTYPE = "bfloat16" if cpu_multiplies_bf16() else "float32"
 
 REFERENCE_STEPS = 1000
 TOLERANCE = 1.05
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=DEFAULT_SAMPLERS)
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 15, 20, 30, 50])
     parser.add_argument("--guidance_scale", type=float, default=1.0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=HALF)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=FASTER_DTYPE)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     if (arguments.model is None) == (arguments.train_seconds is None):

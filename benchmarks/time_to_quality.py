@@ -55,7 +55,7 @@ from diffusers_ext.training.arguments import TrainingArguments
 from diffusers_ext.training.callbacks import FiguresCallback, PreviewCallback
 from diffusers_ext.training.precision import cpu_multiplies_bf16
 
-HALF = "bfloat16" if cpu_multiplies_bf16() else "float32"
+FASTER_DTYPE = "bfloat16" if cpu_multiplies_bf16() else "float32"
 
 ACCURACY, BASELINES = 0.97, 3.0
 SCREENING_SAMPLES, SCREENING_ACCURACY = 200, 0.94
@@ -444,7 +444,7 @@ def main() -> None:
     parser.add_argument("--package_dim", type=int, default=28)
     parser.add_argument("--package_guidance", type=float, nargs="+", default=[1.5, 6.0])
     parser.add_argument("--num_samples", type=int, default=2000)
-    parser.add_argument("--sampling_dtype", choices=("float32", "bfloat16"), default=HALF)
+    parser.add_argument("--sampling_dtype", choices=("float32", "bfloat16"), default=FASTER_DTYPE)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     if not arguments.budgets and arguments.peer_seconds == math.inf:
