@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from time_to_quality import BATCH_SIZE, CLASSES, FASTER_DTYPE, ONLY_TRAIN, Exam, without_pictures
+from time_to_quality import BATCH_SIZE, CLASSES, FASTER_DTYPE, ONLY_TRAIN, Exam, check_kept, without_pictures
 
 from diffusers_ext.figures.images import image_grid
 from diffusers_ext.pipelines.batched_generation import generate_images
@@ -38,6 +38,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "flow map": ("mnist-flow-map", {}),
     "flow matching": ("mnist-classes", FLOW),
 }
+# Arguments that a kept run or measure does not depend on, or that are in its name.
+FREE = (
+    "output_dir", "picture", "timing_threads", "seeds", "kinds", "calls", "flow_calls", "num_samples", "guidance_scale",
+    "flow_guidance_scale",
+)  # fmt: skip
 TARGET_ACCURACY, TARGET_FACTOR, TARGET_SECONDS, TIMED = 0.95, 2.0, 3.0, 2000
 
 
@@ -149,6 +154,8 @@ def report(rows: dict[str, list[dict[str, Any]]], calls: dict[str, list[int]], s
         milliseconds = statistics.mean(1000 * run["seconds"] / run["steps"] for run in runs)
         steps = ", ".join(str(run["steps"]) for run in runs)
         print(f"{kind}: {milliseconds:.0f} ms a training step of {runs[0]['batch']} images; steps: {steps}")
+    if ("flow map", 1) not in means:
+        return
     accuracy, distance = means["flow map", 1]
     if ("flow matching", 25) in means:
         factor = distance / means["flow matching", 25][1]
@@ -183,7 +190,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as temporary:
-        contest = Contest(arguments, Path(arguments.output_dir or temporary))
+        folder = Path(arguments.output_dir or temporary)
+        check_kept(folder, arguments, FREE)
+        contest = Contest(arguments, folder)
         calls = {"flow map": arguments.calls, "flow matching": arguments.flow_calls}
         rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in arguments.kinds}
         for seed in arguments.seeds:

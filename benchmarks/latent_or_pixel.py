@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from time_to_quality import ONLY_TRAIN, without_pictures
+from time_to_quality import ONLY_TRAIN, check_kept, without_pictures
 
 from diffusers_ext.cli import main as command
 from diffusers_ext.training import Trainer, TrainingArguments
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output_dir", required=True, help="keep the runs here")
     comparison = Comparison(parser.parse_args())
+    check_kept(comparison.folder, comparison.arguments)
     torch.set_num_threads(comparison.arguments.threads)
     runs = comparison.both()
     print("\n| model | images/s | steps | Frechet distance | real images | class accuracy | 1,000 samples |")

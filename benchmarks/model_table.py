@@ -160,7 +160,7 @@ def picture(names: list[str], seconds: float, repeats: int, output: str) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--models", nargs="+", choices=list(PRESETS), help="default: all, or all for images to draw")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
@@ -169,11 +169,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.train_seconds is not None:
-        picture(arguments.models, arguments.train_seconds, arguments.repeats, arguments.output)
+        for_images = [name for name, preset in PRESETS.items() if preset.dims == 2]
+        picture(arguments.models or for_images, arguments.train_seconds, arguments.repeats, arguments.output)
         return
     print("| preset | class | source | parameters | size | multiply-adds | forward, images/s | training, images/s |")
     print("|---|---|---|---|---|---|---|---|")
-    for name in arguments.models:
+    for name in arguments.models or PRESETS:
         print(row(name, arguments.batch, arguments.repeats), flush=True)
 
 

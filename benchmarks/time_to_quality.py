@@ -28,6 +28,7 @@ import argparse
 import contextlib
 import io
 import itertools
+import json
 import math
 import os
 import statistics
@@ -36,6 +37,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import peers
@@ -140,6 +142,18 @@ ONLY_TRAIN: dict[str, Any] = {
     "logger": "none",
     "overwrite_output_dir": True,
 }
+
+
+def check_kept(folder: Path, arguments: argparse.Namespace, free: tuple[str, ...] = ("output_dir",)) -> None:
+    """End the program if the runs kept in `folder` were made with other arguments; those in `free` may differ."""
+    file = folder / "arguments.json"
+    now = {name: value for name, value in vars(arguments).items() if name not in free}
+    before = json.loads(file.read_text()) if file.is_file() else now
+    if before != now:
+        names = ", ".join(name for name in now if before.get(name) != now[name])
+        raise SystemExit(f"'{folder}' holds runs made with other values of {names}; choose another --output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(now))
 
 
 def without_pictures(trainer: Trainer) -> Trainer:

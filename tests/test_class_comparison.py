@@ -86,6 +86,13 @@ def test_without_a_classifier_there_are_pictures_only(perfect, tmp_path):
     assert (tmp_path / "comparison.png").exists()
 
 
+def test_classes_beyond_the_names_are_drawn_by_their_number(perfect, tmp_path):
+    perfect.register_to_config(id2label={"0": "first"})
+    flags = ["--samplers", "ddim:2", "--class_labels", "0", "3", "--num_images", "1", "--output_dir", str(tmp_path)]
+    assert main(["compare", "--model", "perfect", *flags]) == 0
+    assert (tmp_path / "comparison.png").is_file()
+
+
 def test_batches_change_nothing_for_samplers_without_noise(perfect):
     latents, labels = torch.randn(6, 1, 8, 8), torch.arange(6) % 4
     whole, parts = (

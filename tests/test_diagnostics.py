@@ -126,6 +126,11 @@ class Ascending:
         return torch.where(net.timestep >= 900, 6 * losses.detach() - 5 * losses, losses)
 
 
+def test_a_level_without_weight_does_not_diverge(warnings_of):
+    five = {"ddpm_num_steps": 5, "rescale_betas_zero_snr": True, "prediction_type": "sample"}  # snr is 0 at the end
+    assert not [warning for warning in warnings_of(**five) if "diverges" in warning]
+
+
 def test_a_noise_level_whose_loss_diverges(warnings_of):
     def ascend(trainer):
         trainer.run.step.losses.objective = Ascending(trainer.objective)

@@ -1,6 +1,7 @@
 """What a run says of how it used the machine."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,39 @@ def test_a_run_says_how_it_used_the_machine(tiny_run, capsys):
     forward = flops_of(lambda: network(batch * 1, 0).sample.sum(), [batch])
     assert told["flops_per_image"] == pytest.approx(1.5 * forward, rel=0.15)
     assert "of the time outside forward, backward and optimizer" in capsys.readouterr().out
+
+
+class OfManySamples(torch.nn.Module):
+    """Its BatchNorm over vectors refuses a batch of one sample in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer = torch.nn.BatchNorm1d(784), torch.nn.Linear(784, 784)
+
+    def forward(self, sample, timestep):
+        return self.layer(self.norm(sample.flatten(1))).view_as(sample)
+
+
+def test_a_network_whose_operations_cannot_be_counted_is_saved(tiny_run, caplog):
+    trainer = Trainer(tiny_run(), model=OfManySamples())
+    trainer.train()
+    assert "The operations of a step could not be counted (Expected more than 1 value per channel" in caplog.text
+    assert Path(trainer.output_dir, "network.safetensors").is_file()
+
+
+def test_counting_leaves_the_statistics_of_the_network(tiny_run):
+    class OfChannels(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.layer = torch.nn.BatchNorm2d(1), torch.nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, sample, timestep):
+            return self.layer(self.norm(sample))
+
+    trainer = Trainer(tiny_run(use_ema=False), model=OfChannels())
+    trainer.train()
+    assert any("flops_per_image" in record for record in records_of(trainer.output_dir))
+    assert int(trainer.network.norm.num_batches_tracked) == trainer.state.global_step
 
 
 @pytest.mark.parametrize(

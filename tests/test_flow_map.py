@@ -233,6 +233,26 @@ def test_processes_together_draw_what_one_draws():
     assert torch.equal(whole, torch.cat(parts))
 
 
+def test_batches_of_one_sample_learn_steps_of_both_kinds_by_equally_many_calls():
+    durations, calls = [], []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, sample, timestep, duration):
+            durations.append(float(duration[0]))
+            return 0 * sample
+
+    objective, batch = FlowMapObjective(), {"samples": torch.zeros(1, 1, 2, 2)}
+    moves = []
+    for seed in range(32):
+        durations.clear()
+        loss = objective(ConditionedNetwork(Recorder()), batch, batch_generator_of(seed))
+        assert loss.isfinite().all()
+        moves.append(durations[-1] > 0)
+        calls.append(len(durations))
+    assert 6 < sum(moves) < 26
+    assert len(set(calls)) == 1
+
+
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
@@ -449,6 +469,8 @@ def test_a_flag_that_contradicts_the_objective_is_refused_even_at_its_default_an
     arguments = parse_arguments(["--recipe", "mnist", "--objective", "flow_map"])
     assert (arguments.schedule, arguments.prediction_type, arguments.sampler) == ("rectified_flow", "flow", "flow-map")
     assert arguments.ddpm_num_inference_steps == 4
+    given = parse_arguments(["--objective", "flow_map", "--ddpm_num_inference_steps", "1000"])
+    assert given.ddpm_num_inference_steps == 1000
     with pytest.raises(ValueError, match="objective must be one of diffusion, flow_map, got 'flowmap'"):
         parse_arguments(["--recipe", "mnist", "--objective", "flowmap"])
 

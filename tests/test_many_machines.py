@@ -20,6 +20,7 @@ from diffusers_ext.training import Trainer, TrainerCallback, train
 from diffusers_ext.training.building import run as building
 from diffusers_ext.training.checkpoint import list_checkpoints
 from diffusers_ext.training.sharding import own_parameters, uses_fsdp
+from diffusers_ext.training.unfinished import pipeline_of_checkpoint
 
 CONFIGURATIONS = ROOT / "train" / "accelerate-configs"
 
@@ -60,6 +61,8 @@ def test_pieces_on_two_processes_learn_what_copies_learn_and_resume_bit_for_bit(
             [r[name] for r in records_of(arguments.output_dir) if name in r] for arguments in (copies, pieces)
         )
         assert second == pytest.approx(first, abs=1e-4), name
+    found = pipeline_of_checkpoint(os.path.join(pieces.output_dir, "checkpoint-2"))
+    assert type(found.unet) is type(DiffusionPipeline.from_pretrained(pieces.output_dir).unet)
     saved = [DiffusionPipeline.from_pretrained(arguments.output_dir).unet for arguments in (copies, pieces)]
     for (name, first), second in zip(saved[0].named_parameters(), saved[1].parameters()):
         assert torch.allclose(first, second, atol=1e-5), name

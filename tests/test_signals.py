@@ -18,6 +18,7 @@ from diffusers_ext import (
     SubsequenceDDIMScheduler,
     build_sampler,
 )
+from diffusers_ext.cli import main
 from diffusers_ext.data.images import load_image_data
 from diffusers_ext.data.signals import SignalOptions
 from diffusers_ext.data.sounds import read_wav, wav_bytes
@@ -215,7 +216,6 @@ TINY = {"base_channels": 8, "channel_multipliers": [1, 2], "attention_resolution
 def test_a_run_on_recordings_saves_a_pipeline_that_makes_sounds(tmp_path, tiny_run):
     from diffusers import DiffusionPipeline
 
-    from diffusers_ext.cli import main
     from diffusers_ext.training import Trainer
 
     run = tiny_run(
@@ -285,6 +285,14 @@ def test_the_output_is_in_the_units_of_the_data_and_of_any_length():
 def test_a_wrong_call_is_one_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         tiny_pipeline()(num_inference_steps=1, **arguments)
+
+
+@pytest.mark.parametrize("words", [["compare"], ["figure", "trajectory"], ["figure", "lengths"]])
+def test_pictures_of_images_are_refused_for_signals_in_one_sentence(tmp_path, capsys, words):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    target = ["--output_dir", str(tmp_path / "out")] if words == ["compare"] else ["--output", str(tmp_path / "a.png")]
+    assert main([*words, "--model", str(tmp_path / "model"), *target]) == 1
+    assert "the model makes signals; `sample` draws them, and `evaluate` measures them" in capsys.readouterr().err
 
 
 # --- conditions -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -708,6 +709,18 @@ def test_a_pipeline_that_cannot_be_saved_stops_only_a_finished_run(tiny_run, tmp
     arguments.resume_from_checkpoint = "latest"
     train(arguments)
     assert DiffusionPipeline.from_pretrained(arguments.output_dir)
+
+
+def test_steps_of_several_epochs_miss_no_epoch(tiny_run):
+    class Exports(TrainerCallback):
+        steps: ClassVar[list[int]] = []
+
+        def on_export(self, args, state, control, **kwargs):
+            self.steps.append(state.global_step)
+
+    few = {"train_split": "train[:8]", "gradient_accumulation_steps": 2, "max_train_steps": None, "num_epochs": 8}
+    train(tiny_run(**few, save_model_epochs=2), callbacks=[Exports()])  # epochs 1 and 2 end with the first step
+    assert Exports.steps == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("logger", ["none", "tensorboard"])

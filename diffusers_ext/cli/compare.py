@@ -79,7 +79,7 @@ def compare(arguments: CompareArguments) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     number = arguments.num_images if classes is None else arguments.num_images * len(classes)
     real, baseline = _real_features(arguments, pipeline, classifier, classes, number)
-    latents = starting_noise(pipeline, number, arguments.seed)
+    latents = starting_noise(pipeline, number, torch.Generator().manual_seed(arguments.seed))
     runs: Sequence[Run] | Sequence[ClassRun]
     if classes is None:
         runs = _by_length(arguments, pipeline, choices, latents, classifier, real, perfect)
@@ -176,8 +176,9 @@ def _by_class(
     runs, samples = compare_classes(
         pipeline, latents, labels, choices, lengths, scales, classifier, real, arguments.batch_size, arguments.seed
     )
-    names = classifier.label_names() if classifier is not None else [str(number) for number in range(max(classes) + 1)]
-    names = [(pipeline.config.id2label or {}).get(str(number), names[number]) for number in classes]
+    of_classifier = dict(enumerate(classifier.label_names() if classifier is not None else []))
+    known = {**of_classifier, **{int(number): name for number, name in (pipeline.config.id2label or {}).items()}}
+    names = [known.get(number, str(number)) for number in classes]
     title = f"The same starting noise through every sampler, {count} image{'s' * (count > 1)} a class"
     draw_classes(runs, samples, names, Path(arguments.output_dir) / "comparison.png", title)
     for run in runs:

@@ -109,7 +109,8 @@ def _sampling(arguments: FigureArguments, file: Path) -> None:
     from ..evaluation import process_figures
 
     pipeline = _pipeline(arguments)
-    noise = starting_noise(pipeline, arguments.num_images, arguments.seed)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    noise = starting_noise(pipeline, arguments.num_images, generator)
     if arguments.name == "trajectory":
         process_figures.trajectory(pipeline, noise, arguments.num_inference_steps, file)
     elif arguments.name == "lengths":
@@ -117,7 +118,7 @@ def _sampling(arguments: FigureArguments, file: Path) -> None:
     elif arguments.name == "guidance":
         classes = getattr(pipeline.unet.config, "num_class_embeds", None) or 1
         labels = arguments.class_labels or [number % classes for number in range(arguments.num_images)]
-        noise = starting_noise(pipeline, len(labels), arguments.seed)
+        noise = starting_noise(pipeline, len(labels), generator.manual_seed(arguments.seed))
         process_figures.guidance(
             pipeline, noise, labels, arguments.guidance_scales, arguments.num_inference_steps, file
         )

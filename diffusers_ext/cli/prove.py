@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..files import one_line
 from ..proofs.catalogue import NOT_MEASURED, path_settings, scheduler_classes
 from ..proofs.prove import COUNTS
 from ..proofs.prove import prove as prove_scheduler
@@ -78,7 +79,7 @@ def _built(kind: Any, settings: dict[str, Any]) -> Any:
     try:
         return kind(**settings)
     except Exception as error:  # constructors raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ValueError(f"{kind.__name__} can't be made with {settings}: {reason}") from error
 
 

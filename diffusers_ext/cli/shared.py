@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from tqdm.auto import tqdm
 
+from ..files import one_line
 from ..settings import SettingsError, option, read_recipe, settings_of
 from ..settings.recipes import recipe_names
 from ..training.checkpoint import list_checkpoints
@@ -113,7 +114,7 @@ def _why_not_loaded(model: str, error: Exception) -> str:
 
 
 def _brief(error: Any) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return text if len(text) <= 400 else f"{text[:397]}..."
 
 

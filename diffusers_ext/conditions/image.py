@@ -114,6 +114,8 @@ class ImageCondition(Condition):
                     "The network is conditioned on images from a column of their own, which is read only in training; "
                     "measure its samples there, with --classifier or --features."
                 )
+        elif self.transform.name == "image" and companion is None:
+            raise ValueError("The training data have condition images of their own, and the held-out data have none.")
         if companion is not None and companion.channels != self.transform.channels:
             raise ValueError(
                 f"condition_image_column has images of {companion.channels} channels in the validation split, "

@@ -193,6 +193,7 @@ class TextConditionedNetwork(nn.Module):
     def __init__(self, unet: nn.Module, text_encoder: nn.Module):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
+        self.leaves_parameters_unused = hasattr(text_encoder, "pooler")  # which only its own task needs
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from ..files import one_line
 from .text import tokenize
 
 VOCABULARY = 4096  # at most; a few thousand short captions hold fewer frequent pieces
@@ -98,7 +99,7 @@ def load_text_encoder(name: str, max_tokens: int, token: str | None = None) -> t
             raise ValueError(
                 f"text_encoder '{name}' needs code of its own, which is never run; choose one that transformers knows."
             ) from None
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise ValueError(f"text_encoder '{name}' could not be loaded: {reason}") from None
     if tokenizer.pad_token is None:
         raise ValueError(f"text_encoder '{name}' has a tokenizer without a padding token; choose another.")

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files import one_line
+
 SPLIT_OF_WORD = {
     "train": "train", "training": "train",
     "test": "test", "testing": "test",
@@ -126,7 +128,7 @@ def _part_of(rows: Any, base: str, split: str) -> Any:
     try:
         (part,) = ReadInstruction.from_spec(split).to_absolute({base: len(rows)})
     except (ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(
             f"split={split!r} must be a split, or a part of one such as 'train[:100]' or 'train[50%:]': {reason}"
         ) from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import one_line
 from .base import ExampleSource, number_classes, number_column
 from .names import take_split
 from .signals import ArraySource, npy_bytes
@@ -48,7 +49,7 @@ def open_array_file(path: Path, split: str) -> ArraySource:
             {"signals": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
         )
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{where} could not be read: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{where} could not be read: {one_line(error)}") from None
     others = [name for name in arrays if name not in ("label", "labels")]
     name = "signals" if "signals" in arrays else others[0] if len(others) == 1 else None
     if name is None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files import one_line
+
 WAV_SUFFIXES = (".wav", ".wave")
 SOUNDFILE_SUFFIXES = (".flac", ".ogg", ".oga", ".aif", ".aiff", ".mp3", ".opus")  # read where soundfile is installed
 ARRAY_SUFFIXES = (".npy", ".npz", ".csv")
@@ -131,7 +133,7 @@ def _read_with_soundfile(data: bytes) -> tuple[np.ndarray, int]:
     try:
         values, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise ValueError(f"it is not a sound ({' '.join(str(error).split())})") from None
+        raise ValueError(f"it is not a sound ({one_line(error)})") from None
     return np.ascontiguousarray(values.T), int(rate)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import one_line
 from .base import CAPTION_COLUMNS, IMAGE_COLUMNS, LABEL_COLUMNS, number_classes, number_column
 from .files import Findings, find_in_folder
 from .names import split_files, split_folders, take_split, without_common_folder
@@ -221,19 +222,15 @@ def _one_sentence(where: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{where} could not be found: {_one_line(error)}") from error
+        raise FileNotFoundError(f"{where} could not be found: {one_line(error)}") from error
     except ConnectionError as error:
         raise ConnectionError(
-            f"{where} is no folder here, and the Hub could not be reached: {_one_line(error)}"
+            f"{where} is no folder here, and the Hub could not be reached: {one_line(error)}"
         ) from error
     except (OSError, MemoryError):  # a full disk, for instance
         raise
     except Exception as error:  # damaged files make it raise anything
-        raise ValueError(f"{where} could not be loaded: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise ValueError(f"{where} could not be loaded: {one_line(error)}") from error
 
 
 @contextmanager

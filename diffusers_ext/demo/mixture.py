@@ -13,8 +13,9 @@ from PIL import Image
 
 from .. import figures
 from ..evaluation.comparison import exact_flow, mixture_pipeline
+from ..pipelines.batched_generation import starting_noise
 from ..proofs import rms
-from .sampling import Process, Setting, check_seed, follow, starting_noise
+from .sampling import Process, Setting, check_seed, follow
 
 POINTS = 256
 LENGTHS = (5, 10, 20, 40, 80)  # of the curves

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..conditions.class_label import classes_of
-from ..pipelines import GenerationPipeline
+from ..pipelines import GenerationPipeline, SignalPipeline
+from ..pipelines.batched_generation import starting_noise
 from ..schedulers.registry import BETAS, FLOW, SAMPLERS, build_sampler, path_kind, samplers_on
 
 SAVED, DEFAULT = "saved with the model", "default"
@@ -144,16 +145,9 @@ def sampler_names(pipeline: Any) -> list[str]:
 
 def check_pipeline(pipeline: Any) -> None:
     """Raise ValueError for a pipeline that this page can't show."""
-    if not isinstance(pipeline, GenerationPipeline):
+    if not isinstance(pipeline, GenerationPipeline) or isinstance(pipeline, SignalPipeline):
         kind = type(pipeline).__name__
         raise ValueError(f"The demo shows images of a GenerationPipeline of this package, and this is a {kind}.")
-
-
-def starting_noise(pipeline: Any, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise of variance 1 in the shape of `count` samples of the network."""
-    size = pipeline.unet.config.sample_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    return torch.randn(count, pipeline.unet.config.in_channels, *size, generator=generator)
 
 
 def follow(

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ..files import one_line
 from ..hub.safe_loading import is_torchscript, read_tensors, zip_entries
 from .inception import NUM_FEATURES, Inception
 from .signal_classifier import CLASSIFIERS, classifier_of
@@ -96,7 +97,7 @@ def _try(network: FeatureNetwork, name: str, device: torch.device | str) -> None
 
 
 def _short(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+    return one_line(error)[:300]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

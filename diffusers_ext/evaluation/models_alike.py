@@ -33,7 +33,7 @@ def sample_alike(
     classes = getattr(pipeline.unet.config, "num_class_embeds", None)
     if classes:
         request = {"class_labels": [p % classes for p in range(number)], "guidance_scale": guidance_scale}
-    request["latents"] = starting_noise(pipeline, number, seed)
+    request["latents"] = starting_noise(pipeline, number, torch.Generator().manual_seed(seed))
     steps = min(num_inference_steps, pipeline.scheduler.config.num_train_timesteps)
     result = pipeline(
         batch_size=number,

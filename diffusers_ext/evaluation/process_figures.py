@@ -265,7 +265,7 @@ def _learned_embedding(pipeline: Any, count: int = 500) -> tuple[list[float], to
     scheduler.set_timesteps(min(count, scheduler.config.num_train_timesteps))
     times = scheduler.timesteps.flip(0).to(pipeline.device)
     side = config.sample_size
-    size = (side, side) if isinstance(side, int) else tuple(side)
+    size = (side,) * getattr(pipeline.unet, "dims", 2) if isinstance(side, int) else tuple(side)
     hook = module.register_forward_hook(keep)
     try:
         with torch.no_grad():

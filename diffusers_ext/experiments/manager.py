@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .results import RunResult, read_result, write_results
+from .results import RunResult, read_result, summary_of, write_results
 from .running import FAILED, FINISHED, Job, Process, run_here
 from .study import Experiment, read_study
 
@@ -206,8 +206,6 @@ def _name(job: Job) -> str:
 
 
 def _by_experiment(experiments: Sequence[Experiment], results: Sequence[RunResult]) -> dict[str, dict[str, Any]]:
-    from .results import summary_of
-
     found = {}
     for number, experiment in enumerate(experiments, 1):
         key = f"Experiment_{number}"

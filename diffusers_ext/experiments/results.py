@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import figures
 from ..figures.curves import read_records
-from ..training.atomic import atomic_write
+from ..files import atomic_write
 from ..training.recording import METRICS_FILE
 from .running import FINISHED, Job
 
@@ -137,13 +137,8 @@ def write_results(results: Sequence[RunResult], folder: Path) -> None:
     """Write `results.csv` (a row a run), `results.md` (a row an experiment), `results.png`, TensorBoard's hparams."""
     _write_csv(results, folder / "results.csv")
     atomic_write(folder / "results.md", markdown(results))
-    runs = [
-        {"step": r["step"], "loss": r.get("loss"), "validation_loss": r.get("validation_loss"), "key": result.key}
-        for result in results
-        for r in result.curve
-        if "step" in r
-    ]
-    if any(record["loss"] is not None or record["validation_loss"] is not None for record in runs):
+    records = [record for result in results for record in result.curve if "step" in record]
+    if any(record.get(name) is not None for record in records for name in ("loss", "validation_loss")):
         if importlib.util.find_spec("matplotlib") is not None:
             figures.plot_experiments(_curves(results), folder / "results.png")
         else:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import atomic_write, one_line
 from ..training import Trainer, TrainingInterrupted
-from ..training.atomic import atomic_write
 from ..training.checkpoint import own_checkpoints
 from ..training.interruption import LAUNCHED
 from .study import Experiment
@@ -90,10 +90,10 @@ def run_here(job: Job) -> None:
     try:
         Trainer(job.arguments(), **job.experiment.objects).train()
     except (KeyboardInterrupt, TrainingInterrupted) as error:
-        job.end(STOPPED, _sentence(error), time.monotonic() - began)
+        job.end(STOPPED, one_line(error), time.monotonic() - began)
         raise
     except Exception as error:  # one run that fails must not stop the others
-        job.end(FAILED, _sentence(error), time.monotonic() - began)
+        job.end(FAILED, one_line(error), time.monotonic() - began)
     else:
         job.end(FINISHED, "", time.monotonic() - began)
 
@@ -154,7 +154,3 @@ class Process:
         lines = self.job.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
         return errors[-1].removeprefix("error: ") if errors else "it printed nothing"
-
-
-def _sentence(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,8 +42,6 @@ def draw_losses(runs: dict[str, Path], path: Path) -> None:
 
 
 def _order(table: Path) -> Sequence[str]:
-    import csv
-
     if not table.is_file():
         return []
     with table.open(newline="", encoding="utf-8") as file:

@@ -64,6 +64,7 @@ def export(
     *,
     variant: str | None = None,
     max_shard_size: int | str = "5GB",
+    code: bool = True,
 ) -> Path:
     """Save a pipeline with the code of its classes, so that the folder loads where this package is not installed.
 
@@ -78,6 +79,7 @@ def export(
         folder: the folder to write.
         variant: part of the names of the weight files, such as `fp16`.
         max_shard_size: largest file of weights, in bytes or as "5GB".
+        code: whether to write the code of the classes; without it the folder loads where they can be imported.
 
     Returns:
         The folder.
@@ -89,14 +91,16 @@ def export(
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"folder '{target}' is a file.")
-    _check_components(pipeline)
+    if code:
+        _check_components(pipeline)
     partial = target / ".export.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         pipeline.save_pretrained(partial, variant=variant, max_shard_size=max_shard_size)
         _forget_places(partial)
         _write_clean_names(partial)
-        _write_code(pipeline, partial)
+        if code:
+            _write_code(pipeline, partial)
         write_provenance(partial)
         _publish(partial, target, variant)
     finally:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..conditions import CONDITIONS, Condition
 from ..conditions.base import PythonCode
+from ..files import atomic_write
 from ..pipelines.latent_space import down_sampling
 from ..settings.recipes import RECIPE_FILE, read_typed
 from .averages import Reconstruction
@@ -167,7 +168,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, **settings
     path = Path(folder) / CARD
     if _is_inside(Path(folder), CARD) and is_taken_over(path.read_text(encoding="utf-8")):
         return False
-    _write(path, str(make_card(folder, repo_id, **settings)))
+    atomic_write(path, str(make_card(folder, repo_id, **settings)))
     return True
 
 
@@ -193,7 +194,7 @@ def copy_card(folder: str | os.PathLike, file: str | os.PathLike, repo_id: str |
     (file.parent / "pictures" if pictures else file.parent).mkdir(parents=True, exist_ok=True)
     for name, copy in pictures.items():
         shutil.copyfile(facts.folder / name, file.parent / copy)
-    _write(file, str(card))
+    atomic_write(file, str(card))
 
 
 def card_text(folder: str | os.PathLike, repo_id: str) -> str:
@@ -663,14 +664,6 @@ def _is_inside(folder: Path, name: str) -> bool:
 def _text(path: Path) -> str:
     """The content of a file of the folder; empty if it is missing or a link."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() and not path.is_symlink() else ""
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all; a link is replaced, and not followed."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _json(path: Path) -> dict[str, Any]:

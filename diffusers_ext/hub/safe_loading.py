@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files import one_line
+
 
 def read_tensors(path: Path) -> Any:
     """The content of a file of weights, on the CPU.
@@ -47,7 +49,7 @@ def read_tensors(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, error)) from None
     except Exception as error:  # a damaged or hostile file makes the readers raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ValueError(f"'{path}' is cut off or is not a file that torch.save wrote ({reason[:200]}).") from None
     return content
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from diffusers import AutoencoderKL, AutoencoderTiny
 
+from ..files import one_line
+
 
 @dataclass(frozen=True)
 class AutoencoderPreset:
@@ -90,5 +92,5 @@ def build_autoencoder(name: str, channels: int = 3, **overrides: Any) -> Any:
     try:
         return preset.model_class(**config)
     except Exception as error:  # diffusers checks few of its options: any of them fails somewhere inside, by any error
-        name, reason = preset.model_class.__name__, " ".join(str(error).split()) or type(error).__name__
+        name, reason = preset.model_class.__name__, one_line(error)
         raise ValueError(f"{name} can't be built with these options: {reason}.") from error

@@ -42,6 +42,8 @@ class GuidedUNet2DModel(AnnotatedNetwork):
         self_condition: take an earlier prediction as further input channels (Chen et al., "Analog Bits", 2022).
     """
 
+    leaves_parameters_unused = True  # without labels, the class blocks
+
     @register_to_config
     def __init__(
         self,

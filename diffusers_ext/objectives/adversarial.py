@@ -11,7 +11,7 @@ from torch import nn
 
 from .autoencoder import AutoencoderObjective
 from .network import ConditionedNetwork
-from .randomness import seed_of
+from .randomness import BatchGenerator, seed_of
 
 LEARNING_RATE = 4e-4
 LARGEST_SCALE = 1e4
@@ -86,6 +86,7 @@ class AdversarialAutoencoderObjective(AutoencoderObjective):
         """Loss of every image, shape (batch,), float32; without the adversarial part in evaluation mode."""
         images = batch["samples"]
         output = self.reconstruct(net, images, generator)
+        output.sample = output.sample.float()  # its gradient would be too small for half precision
         losses = self.losses(images, output)
         if not (net.training and torch.is_grad_enabled()):
             return losses
@@ -93,7 +94,7 @@ class AdversarialAutoencoderObjective(AutoencoderObjective):
         if self._batches <= self.adversarial_start:
             return losses
         self._move(images.device)
-        self._learn(images, output.sample.detach().float())
+        self._learn(images, output.sample.detach(), shared=isinstance(generator, BatchGenerator))
         return losses + self._adversarial(losses, output.sample)
 
     def _adversarial(self, losses: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
@@ -108,13 +109,13 @@ class AdversarialAutoencoderObjective(AutoencoderObjective):
         linear = scale * (gradient * reconstructions).flatten(1).sum(1)  # has the gradient of scale * adversarial
         return linear + (scale * adversarial - linear).detach()
 
-    def _learn(self, real: torch.Tensor, fake: torch.Tensor) -> None:
-        """One step of the discriminator, on the batches of all processes."""
+    def _learn(self, real: torch.Tensor, fake: torch.Tensor, shared: bool) -> None:
+        """One step of the discriminator, on the batches of all processes if they are `shared`."""
         logits_real, logits_fake = self.discriminator(real), self.discriminator(fake)
         loss = (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean()) / 2
         self._optimizer.zero_grad()
         loss.backward()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if shared and torch.distributed.is_available() and torch.distributed.is_initialized():
             for gradient in (parameter.grad for parameter in self.discriminator.parameters()):
                 if gradient is not None:
                     torch.distributed.all_reduce(gradient)

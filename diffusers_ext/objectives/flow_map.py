@@ -153,31 +153,34 @@ class FlowMapObjective:
         z, duration, target = self.path.add_noise(x0, noise, t), t - r, noise - x0
         correction = torch.zeros_like(z)
         moving = (duration > 0).nonzero()[:, 0]
+        if not len(moving):  # processes that share a batch call the network equally often, and correct nothing here
+            moving = moving.new_zeros(1)
         guidance = {} if scales is None else {"guidance": torch.where(duration > 0, scales, 1.0)}
-        if len(moving):
-            some = net.part(moving)
-            with torch.no_grad():
-                where = z[moving], t[moving], duration[moving]
-                velocity, null = self._instantaneous(some, where[0], where[1], with_null=scales is not None)
-                if scales is not None:
-                    change = _like(scales[moving] - 1, velocity) * (velocity - null)
-                    velocity, target = velocity + change, target.index_add(0, moving, change)
-                    some = ConditionedNetwork(some.module, {**some.conditions, "guidance": scales[moving]})
-                derivative = self.derivative(some, *where, velocity)
-            correction[moving] = _like(duration[moving], derivative) * derivative.to(z.dtype)
+        some = net.part(moving)
+        with torch.no_grad():
+            where = z[moving], t[moving], duration[moving]
+            velocity, null = self._instantaneous(some, where[0], where[1], with_null=scales is not None)
+            if scales is not None:
+                change = _like(guidance["guidance"][moving] - 1, velocity) * (velocity - null)
+                velocity, target = velocity + change, target.index_add(0, moving, change)
+                some = ConditionedNetwork(some.module, {**some.conditions, "guidance": guidance["guidance"][moving]})
+            derivative = self.derivative(some, *where, velocity)
+        correction[moving] = _like(duration[moving], derivative) * derivative.to(z.dtype)
         output = self._velocity(net, z, t, duration, **guidance)
         return output + correction - target
 
     def _draw_times(
         self, count: int, generator: torch.Generator, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(t, r), each of shape (count,), of a path of length 1; r = t for every second sample of the global batch."""
+        """(t, r), each (count,), of a path of length 1; every second sample of the global batch has r = t."""
 
         def draw(number: int, source: torch.Generator) -> torch.Tensor:
             first, second = (self.sampler.draw(number, source, device) for _ in range(2))
             second = second[torch.randperm(number, generator=source, device=device)]  # both may be stratified
             later, earlier = torch.maximum(first, second), torch.minimum(first, second)
-            instantaneous = torch.arange(number, device=device) % round(1 / INSTANTANEOUS) == 0
+            period = round(1 / INSTANTANEOUS)
+            first_one = torch.randint(period, (), generator=source, device=device)  # batches may be of one sample
+            instantaneous = (torch.arange(number, device=device) + first_one) % period == 0
             return torch.stack([later, torch.where(instantaneous, later, earlier)])
 
         t, r = draw_shared(count, generator, draw, dim=1) / self.sampler.num_levels

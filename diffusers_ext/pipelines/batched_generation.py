@@ -10,6 +10,7 @@ import torch
 from diffusers.utils.logging import tqdm
 
 from .latent_space import LatentSpace
+from .pipeline_signal import SignalPipeline
 
 
 def samples_of(result: Any) -> torch.Tensor:
@@ -80,12 +81,13 @@ def seconds_of_choosing(pipeline: Any) -> float:
     return sum(getattr(hook, "seconds_of_choosing", 0.0) for hook in hooks)
 
 
-def starting_noise(pipeline: Any, number: int, seed: int) -> torch.Tensor:
-    """Noise of variance 1 in the shape of `number` samples of the network, on the CPU; the toy's noise is uniform."""
-    config = pipeline.unet.config
-    size = _size_of(config)
-    generator = torch.Generator().manual_seed(seed)
-    shape = (number, config.in_channels, *size)
+def starting_noise(pipeline: Any, number: int, generator: torch.Generator) -> torch.Tensor:
+    """Noise of variance 1 in the shape of `number` images of the network, on the CPU; the toy's noise is uniform.
+
+    Raises:
+        ValueError: for a pipeline of signals, or a network that does not say how large its images are.
+    """
+    shape = (number, pipeline.unet.config.in_channels, *_image_size(pipeline))
     prior = getattr(pipeline.scheduler, "sample_prior", None)
     return torch.randn(shape, generator=generator) if prior is None else prior(shape, generator)
 
@@ -93,16 +95,23 @@ def starting_noise(pipeline: Any, number: int, seed: int) -> torch.Tensor:
 def image_shape(pipeline: Any) -> tuple[int, int, int]:
     """(channels, height, width) of the images that a pipeline makes when it is asked for no size."""
     config, vae = pipeline.unet.config, getattr(pipeline, "vae", None)
-    height, width = _size_of(config)
+    height, width = _image_size(pipeline)
     if vae is None:
         return config.in_channels, height, width
     space = LatentSpace(vae)
     return space.image_channels, height * space.factor, width * space.factor
 
 
-def _size_of(config: Any) -> tuple[int, ...]:
-    if config.sample_size is None:
+def _image_size(pipeline: Any) -> tuple[int, int]:
+    """(height, width) of the network's samples."""
+    if isinstance(pipeline, SignalPipeline):
+        raise ValueError(
+            "This is for images, and the model makes signals; `sample` draws them, `evaluate` measures them."
+        )
+    size = pipeline.unet.config.sample_size
+    if size is None:
         raise ValueError(
             "The network's configuration has no sample_size, so that nothing says how large its images are."
         )
-    return (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

@@ -122,16 +122,7 @@ def training_alphas_cumprod(scheduler: Any) -> np.ndarray:
     schedule, betas = config.get("beta_schedule"), config.get("trained_betas")
     if "snr_shift_scale" in config or (betas is None and schedule not in SCHEDULES):
         return scheduler.alphas_cumprod.double().cpu().numpy()
-    path = NoisePath.from_schedule(
-        schedule or "linear",
-        config["num_train_timesteps"],
-        config.get("beta_start", 1e-4),
-        config.get("beta_end", 0.02),
-        config.get("schedule_options"),
-        betas,
-        bool(config.get("rescale_betas_zero_snr")),
-    )
-    return path.alphas_cumprod
+    return NoisePath.from_config(config).alphas_cumprod
 
 
 def variance_preserving_levels(alphas_cumprod: np.ndarray) -> Callable[[Any], Level]:

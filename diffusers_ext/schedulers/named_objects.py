@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..files import one_line
+
 
 def is_name_of_object(text: str) -> bool:
     """Whether a text names a class in a file or module, rather than a preset or a folder."""
@@ -34,9 +36,7 @@ def load_object(text: str, what: str) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(f"{what} '{text}': there is no module '{error.name}'.") from None
     except Exception as error:  # code of the user's may raise anything
-        raise ValueError(
-            f"{what} '{text}' can't be imported: {type(error).__name__}: {' '.join(str(error).split())}."
-        ) from error
+        raise ValueError(f"{what} '{text}' can't be imported: {type(error).__name__}: {one_line(error)}.") from error
     if not hasattr(module, name):
         raise ValueError(f"{what} '{text}': '{source}' has no '{name}'.")
     return getattr(module, name)

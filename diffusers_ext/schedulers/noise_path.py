@@ -278,6 +278,19 @@ class NoisePath(DiscretePath):
             betas = checked_betas(trained_betas)
         return cls(rescale_zero_terminal_snr(betas) if rescale_betas_zero_snr else betas)
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NoisePath:
+        """The path that a scheduler's configuration means, of this package or of diffusers; errors as `make_betas`."""
+        return cls.from_schedule(
+            config.get("beta_schedule") or "linear",
+            config["num_train_timesteps"],
+            config.get("beta_start", 1e-4),
+            config.get("beta_end", 0.02),
+            config.get("schedule_options"),
+            config.get("trained_betas"),
+            bool(config.get("rescale_betas_zero_snr")),
+        )
+
     def warn_about_ends(self) -> None:
         """Warn (UserWarning) when the path ends far from N(0, I), where samplers start, or begins far from the data."""
         last, first = self.alphas_cumprod[-1], self.sigmas[0]

@@ -318,15 +318,7 @@ def _of_diffusers(scheduler: Any, kind: str, config: Mapping[str, Any], settings
 
 def _beginning(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the path's times with sigma / alpha up to `HIGHEST_SIGMA`, if there are others."""
-    path = NoisePath.from_schedule(
-        config.get("beta_schedule", "linear"),
-        config["num_train_timesteps"],
-        config.get("beta_start", 1e-4),
-        config.get("beta_end", 0.02),
-        config.get("schedule_options"),
-        config.get("trained_betas"),
-        config.get("rescale_betas_zero_snr", False),
-    )
+    path = NoisePath.from_config(config)
     kept = int((path.sigmas <= HIGHEST_SIGMA * path.alphas).sum())
     if kept == len(path):
         return {}

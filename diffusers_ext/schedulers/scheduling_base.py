@@ -116,16 +116,7 @@ class NoisePathScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(f"{name} must be {allowed}, got {value}.")
 
     def _make_path(self) -> Any:
-        config = self.config
-        return NoisePath.from_schedule(
-            self._schedule(),
-            config.num_train_timesteps,
-            config.beta_start,
-            config.beta_end,
-            config.schedule_options,
-            config.trained_betas,
-            config.rescale_betas_zero_snr,
-        )
+        return NoisePath.from_config({**self.config, "beta_schedule": self._schedule()})
 
     def _schedule(self) -> str:
         """The name of the betas' schedule."""

@@ -297,7 +297,7 @@ def _setting(declared: dataclasses.Field, hint: Any) -> Setting:
     default = declared.default
     if declared.default_factory is not dataclasses.MISSING:
         default = declared.default_factory()
-    options = {key: value for key, value in declared.metadata.items() if key not in ("help", "nargs", "const")}
+    options = {key: value for key, value in declared.metadata.items() if key != "help"}
     needs = options.pop("needs", ())
     options.setdefault("on_resume", options["group"].on_resume if options.get("group") is not None else FREE)
     if options["on_resume"] not in (REFUSED, NAMED, FREE):

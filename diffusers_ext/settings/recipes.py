@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..files import one_line
 from .declaration import SettingsError
 from .parsing import closest
 
@@ -150,7 +151,7 @@ def _root(path: Path) -> yaml.MappingNode | None:
         loader = _Loader(raw.decode("utf-8-sig"))
         node = loader.get_single_node()
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingsError(f"Recipe '{path}' is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise SettingsError(f"Recipe '{path}' is not valid YAML: {one_line(error)}.") from None
     if node is None or (isinstance(node, yaml.ScalarNode) and node.tag == _NULL_TAG):
         return None
     if not isinstance(node, yaml.MappingNode):
@@ -175,7 +176,7 @@ def _constructed(path: Path, name: str, node: yaml.Node) -> Any:
     try:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise SettingsError(f"Recipe '{path}': {name}: {' '.join(str(error).split())}.") from None
+        raise SettingsError(f"Recipe '{path}': {name}: {one_line(error)}.") from None
     finally:
         loader.dispose()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from .atomic import one_line
+from ..files import one_line
 
 
 class TrainingFailed(Exception):
@@ -45,6 +46,13 @@ class Processes:
         """The highest number that any process gives; all call this."""
         return int(self._accelerator.gather(torch.tensor([number], device=self._accelerator.device)).max())
 
+    def of_main(self, value: Any) -> Any:
+        """What the main process gives, on all of them; all call this."""
+        values = [value]
+        if self.count > 1:
+            broadcast_object_list(values)
+        return values[0]
+
     @contextmanager
     def main_only(self, what: str) -> Iterator[None]:
         """Context whose body does its work on the main process, and fails on all or on none.
@@ -59,8 +67,6 @@ class Processes:
             yield
         except (RuntimeError, MemoryError, OSError) as error:
             problem = f"{what} ({one_line(error)})"
-        problems = [problem]
-        if self.count > 1:
-            broadcast_object_list(problems)
-        if problems[0]:
-            raise TrainingFailed(problems[0])
+        problem = self.of_main(problem)
+        if problem:
+            raise TrainingFailed(problem)

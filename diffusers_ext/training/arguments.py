@@ -294,6 +294,9 @@ def _combined(recipe: Recipe, flags: dict[str, Any], **defaults: Any) -> Trainin
         # A value that equals its default was replaced when the settings were made; only here it is known as given.
         if own.get(name) is not None:
             _check_implied(arguments, name, own[name])
+    for name in declared(arguments.objective, "preferred"):
+        if own.get(name) is not None:
+            setattr(arguments, name, own[name])
     arguments._given = given
     return arguments
 

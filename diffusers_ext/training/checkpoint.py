@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from .atomic import atomic_write, attempt
+from ..files import atomic_write, attempt, one_line
 from .state import Stateful
 
 MANIFEST = "manifest.json"
@@ -131,7 +131,7 @@ def load_parts(parts: Mapping[str, Stateful], path: Path) -> None:
             else:
                 raise ValueError(f"it holds no state of the {name}")
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:400].rstrip(".")
+            reason = one_line(error)[:400].rstrip(".")
             raise CheckpointError(f"Checkpoint '{path}' can't be resumed: {reason}.") from None
 
 

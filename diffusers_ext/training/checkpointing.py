@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..files import attempt, partial_path
 from . import checkpoint
 from .agreement import Processes
-from .atomic import attempt, partial_path
 from .ema import PowerFunctionAverage, retire_snapshots_after, save_snapshot
 from .recording import Recorder
 from .state import Stateful, TrainerState

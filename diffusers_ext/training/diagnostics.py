@@ -111,7 +111,8 @@ class Diagnostics:
 
     def _check_levels(self, step: int, means: dict[int, float]) -> None:
         """Warn of the level that rose the most: once may be bad luck, but twice in a row, it diverges."""
-        rises = {level: mean / self._lowest[level] for level, mean in means.items()}
+        # A loss of 0, as of a level without weight, has no rise.
+        rises = {level: mean / self._lowest[level] if self._lowest[level] > 0 else 0.0 for level, mean in means.items()}
         for level, mean in means.items():
             self._risen[level] = self._risen[level] + 1 if rises[level] > RISEN else 0
             self._lowest[level] = min(self._lowest[level], mean)

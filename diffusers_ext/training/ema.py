@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..files import atomic_write, one_line
 from ..hub.averages import Reconstruction
-from .atomic import atomic_write
 
 EMA_KINDS = ("warmup", "power")
 SNAPSHOT_DIR = "ema-snapshots"
@@ -252,7 +252,7 @@ def _profile(path: Path) -> dict:
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()["profile"])
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"Snapshot '{path}' can't be read: {' '.join(str(error).split())}.") from None
+        raise ValueError(f"Snapshot '{path}' can't be read: {one_line(error)}.") from None
 
 
 def _combined(profiles: dict[Path, dict], weights: Iterator[float]) -> dict[str, torch.Tensor]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
+from ..files import atomic_write
 from ..hub.stamp import is_unedited
 from . import checkpoint
-from .atomic import atomic_write
 from .ema import SNAPSHOT_DIR, list_snapshots
 from .recording import METRICS_FILE
 
@@ -57,7 +57,6 @@ class OutputFolder:
         path: of the folder.
         resumes: whether the run goes on with what is in the folder.
         overwrites: whether a fresh run may replace an earlier one.
-        also_folders: further names in it that will be folders, the tracker's for instance.
         also_written: further names in it that the run will write.
 
     Raises:
@@ -71,7 +70,6 @@ class OutputFolder:
         path: str,
         resumes: bool,
         overwrites: bool,
-        also_folders: Sequence[str] = (),
         also_written: Sequence[str] = (),
     ):
         if not str(path).strip():
@@ -80,10 +78,10 @@ class OutputFolder:
         self._resumes, self._overwrites, self._written = resumes, overwrites, (*WRITTEN, *also_written)
         self._refreshed = 0.0
         self._held = False
-        self._check_places(also_folders)
+        self._check_places()
         self._check_contents()
 
-    def _check_places(self, also_folders: Sequence[str]) -> None:
+    def _check_places(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"output_dir '{self.path}' is a file.")
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
@@ -91,7 +89,7 @@ class OutputFolder:
             raise FileExistsError(f"output_dir '{self.path}' lies below '{existing}', which is a file.")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(f"output_dir '{self.path}' can't be written: '{existing}' is read-only.")
-        for name in (*FOLDERS, *also_folders):
+        for name in FOLDERS:
             if (self.path / name).exists() and not (self.path / name).is_dir():
                 raise FileExistsError(f"'{self.path / name}' is a file, and the run needs a folder of that name.")
 

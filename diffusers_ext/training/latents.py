@@ -15,8 +15,8 @@ from huggingface_hub.constants import HF_HOME
 from ..data.base import TrainingData
 from ..data.latents import LatentCache, LatentData, LatentOptions
 from ..evaluation.metrics import peak_signal_to_noise_ratio
+from ..files import one_line
 from ..pipelines.latent_space import LatentSpace, number_at_once
-from .atomic import one_line
 from .autoencoding import reconstruct
 from .pretrained import load_pretrained
 

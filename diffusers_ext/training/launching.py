@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 
+from ..data.examples import available_cpus
+
 logger = logging.getLogger(__name__)
 
 # Set by every launcher that really started several processes, torchrun's and MPI's.
@@ -27,7 +29,7 @@ def check_launcher() -> None:
         )
     if on_cpu and _is_on("ACCELERATE_USE_FSDP"):
         raise ValueError("FSDP was asked for together with --cpu, where Accelerate copies the network; drop either.")
-    cores = _cores()
+    cores = available_cpus()
     launched = alone and "ACCELERATE_MIXED_PRECISION" in os.environ
     if launched and os.environ.get("OMP_NUM_THREADS") == "1" and cores > 1:
         logger.warning(
@@ -40,10 +42,3 @@ def check_launcher() -> None:
 
 def _is_on(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("true", "1", "yes")
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

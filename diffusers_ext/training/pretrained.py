@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 from diffusers.models.modeling_utils import ModelMixin
 
-from .atomic import one_line
+from ..files import one_line
 
 
 def load_pretrained(setting: str, name: str, **options: Any) -> Any:

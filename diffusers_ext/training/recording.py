@@ -16,7 +16,7 @@ import numpy as np
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from .atomic import atomic_write
+from ..files import atomic_write
 from .state import TrainerState
 
 logger = logging.getLogger(__name__)

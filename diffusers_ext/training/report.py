@@ -15,12 +15,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from .. import figures
 from ..conditions.base import spread
+from ..files import one_line
 from ..modalities import modality_of_pipeline
 from ..objectives.randomness import seed_of
 from ..pipelines import GenerationPipeline
 from ..pipelines.batched_generation import samples_of
 from ..schedulers import NoisePath
-from .atomic import one_line
 from .bars import bar_options
 
 logger = logging.getLogger(__name__)

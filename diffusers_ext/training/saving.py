@@ -14,6 +14,7 @@ from typing import Any
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors.torch import save_file
 
+from ..files import atomic_write, one_line, partial_path
 from ..hub.averages import RECONSTRUCTION
 from ..hub.bundle import BundlingError
 from ..hub.export import export
@@ -23,7 +24,6 @@ from ..hub.push import files_to_push, push_to_hub
 from ..hub.redaction import redacted
 from ..hub.stamp import stamped
 from ..settings.recipes import RECIPE_FILE
-from .atomic import atomic_write, one_line, partial_path
 from .checkpoint import packed
 from .plain import PlainNetwork
 
@@ -52,10 +52,10 @@ def save_pipeline(pipeline: DiffusionPipeline, output_dir: Path, recipe: str, re
     try:
         export(pipeline, output_dir)
     except BundlingError as error:  # the weights and the configuration can be saved all the same
-        pipeline.save_pretrained(output_dir)
+        export(pipeline, output_dir, code=False)
         logger.warning(
             "The pipeline was saved without the source of its classes (%s); it loads where they can be imported.",
-            " ".join(str(error).split()).rstrip("."),
+            one_line(error).rstrip("."),
         )
     (output_dir / RECONSTRUCTION).unlink(missing_ok=True)
     atomic_write(output_dir / RECIPE_FILE, stamped(recipe))

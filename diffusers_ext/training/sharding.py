@@ -87,15 +87,15 @@ class WholeCopy:
     """
 
     def __init__(self, network: torch.nn.Module):
-        self._copy = copy.deepcopy(network).requires_grad_(False).eval()
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
 
     @contextmanager
     def filled(
         self, network: torch.nn.Module, pieces: Mapping[str, torch.Tensor], device: torch.device
     ) -> Iterator[torch.nn.Module]:
         """Context with the copy on `device`, of `pieces` as this and the other processes have them; all take part."""
-        self._copy.load_state_dict(gathered(network, pieces), strict=False)
+        self.network.load_state_dict(gathered(network, pieces), strict=False)
         try:
-            yield self._copy.to(device)
+            yield self.network.to(device)
         finally:
-            self._copy.to("cpu")
+            self.network.to("cpu")

@@ -79,9 +79,13 @@ class StepResult:
     Attributes:
         learning_rate: of the step.
         gradient_norm: before clipping; a tensor on the device, so that nobody waits for it unasked.
-        epoch: the number, from 0, of the epoch that the step completed; None within an epoch.
+        epochs: the numbers, from 0, of the epochs that the step completed.
     """
 
     learning_rate: float = 0.0
     gradient_norm: Any = field(default=0.0)
-    epoch: int | None = None
+    epochs: range = range(0)
+
+    def completes_one_of(self, every: int) -> bool:
+        """Whether it completed one of the epochs 0, N, 2N, ..."""
+        return any(epoch % every == 0 for epoch in self.epochs)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
+from ..files import one_line
 from . import checkpoint
 from .agreement import TrainingFailed
 from .arguments import TrainingArguments
-from .atomic import one_line
 from .building import build_run
 from .interruption import Interruption, TrainingInterrupted
 from .losses import TrainingDiverged
@@ -151,7 +151,7 @@ class Trainer:
                 run.recorder.show(bar)
                 run.folder.refresh()
             with run.recorder.not_training(), self._eager():
-                self._after_step(StepResult(rate, norm, self._epoch_ends()))
+                self._after_step(StepResult(rate, norm, self._completed_epochs()))
             self._stop_if_asked(signal_number)
 
     def _begin_step(self, batches: Iterator[Any]) -> list[Any]:
@@ -174,7 +174,7 @@ class Trainer:
         """Everything that is due at this step besides learning; none of it changes what is learned."""
         control = self.run.control
         self._fire("on_step_end", step=step)
-        if step.epoch is not None:
+        if step.epochs:
             self._fire("on_epoch_end", step=step)
         control.should_save = control.should_evaluate = False
         self.run.weights.model.train()
@@ -208,7 +208,7 @@ class Trainer:
     def _reads_now(self) -> bool:
         """Whether to wait for the device: before anything that is written."""
         step = self.state.global_step
-        if self.run.reader.is_due(step) or step >= self.state.max_steps or self._epoch_ends() is not None:
+        if self.run.reader.is_due(step) or step >= self.state.max_steps or self._completed_epochs():
             return True
         return any(step % every == 0 for every in self.run.written_every)
 
@@ -219,15 +219,14 @@ class Trainer:
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{error}; {self._last_checkpoint()}.") from None
 
-    def _epoch_ends(self) -> int | None:
-        """The epoch (from 0) that the latest step completed, if it completed one."""
+    def _completed_epochs(self) -> range:
+        """The epochs (from 0) that the latest step completed."""
         run, step = self.run, self.state.global_step
         per_epoch = run.batches.batches_per_epoch
-        after, before = step * run.accumulation // per_epoch, (step - 1) * run.accumulation // per_epoch
-        return after - 1 if after > before else None
+        return range((step - 1) * run.accumulation // per_epoch, step * run.accumulation // per_epoch)
 
     def _epoch_starts(self) -> bool:
-        return self.state.global_step == 0 or self._epoch_ends() is not None
+        return self.state.global_step == 0 or len(self._completed_epochs()) > 0
 
     def _eager(self) -> Any:
         """Context without compiled blocks, which would be compiled anew for each other batch size."""

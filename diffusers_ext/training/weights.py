@@ -62,6 +62,11 @@ class Weights:
         """Whether each process holds a piece of the network only."""
         return self._whole is not None
 
+    @property
+    def described(self) -> torch.nn.Module:
+        """The network whose class and configuration are those of the saved one; its weights may be others."""
+        return self.network if self._whole is None else self._whole.network
+
     @contextmanager
     def evaluated(self) -> Iterator[Any]:
         """Context of the network, in one piece, with the weights to evaluate and save; all processes call it."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...files import one_line
 from ...models import PRESETS
 from .checkpoint import listed_names
 from .layouts import SAME, Shapes, State
@@ -81,7 +82,7 @@ def build_from_weights(
         with torch.device("meta"):
             model = preset.model_class(**{**config, **(options or {})})
     except (TypeError, AttributeError, IndexError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(
             f"{preset.model_class.__name__} can't be built with {dict(options or {})}: {reason}."
         ) from None

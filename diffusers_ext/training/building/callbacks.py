@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -101,9 +102,20 @@ def _watching(args: TrainingArguments, run: Run) -> list[Any]:
 
 
 def _loss_of_one(run: Run) -> torch.Tensor:
-    batch = run.batches.first(1)
-    with unchanged(run.ingredients.objective):
-        return run.step.losses(run.binding.bind(run.weights.network, batch, 0), batch, 0).mean()
+    batch, network = run.batches.first(1), run.weights.network
+    with unchanged(run.ingredients.objective), _kept_buffers(network):
+        return run.step.losses(run.binding.bind(network, batch, 0), batch, 0).mean()
+
+
+@contextmanager
+def _kept_buffers(network: torch.nn.Module) -> Iterator[None]:
+    """Context that leaves the buffers, such as a BatchNorm's statistics, as they were."""
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in network.named_buffers():
+            buffer.copy_(before[name])
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -130,7 +142,7 @@ def _validation_due(args: TrainingArguments, state: TrainerState, control: Train
         return True
     if args.validation_steps is not None:
         return state.global_step % args.validation_steps == 0
-    return step.epoch is not None and step.epoch % args.save_images_epochs == 0
+    return bool(step.completes_one_of(args.save_images_epochs))
 
 
 def _validation(args: TrainingArguments, run: Run, is_due: Callable[..., bool]) -> ValidationCallback | None:

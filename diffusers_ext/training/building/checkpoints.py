@@ -34,7 +34,7 @@ def make_checkpoints(args: TrainingArguments, run: Run) -> Checkpoints:
         parts["objective"] = _Optional(objective)
     parts["batches"] = run.batches
     sampling = {name: getattr(args, name) for name in SAMPLING}
-    parts["pipeline"] = PipelineDescription(run.ingredients.pipeline_of, network, saved, sampling)
+    parts["pipeline"] = PipelineDescription(run.ingredients.pipeline_of, run.weights.described, saved, sampling)
     parts.update(run.callbacks.parts())
     return Checkpoints(
         run.folder.path,

@@ -13,6 +13,7 @@ from ...conditions import Condition
 from ...data.base import TrainingData
 from ...data.images import load_image_data
 from ...data.own import as_training_data
+from ...data.schedule import MAX_REPEATS
 from ...data.signals import SignalData, SignalOptions
 from ..arguments import TrainingArguments
 from ..batches import Batches
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_RESOLUTION = 64  # as in diffusers' example
 EMBEDDED_RESOLUTION = 28
-MOST_REPEATS = 1000  # of a sample within one batch
 SIZES_COMPARED = 32  # images whose sizes decide on the resolution
 STREAM_EXAMPLES = 64  # samples of a stream that are at hand before the first step: for its channels, and for previews
 
@@ -108,7 +108,7 @@ def _warn_of_image_settings(args: TrainingArguments) -> None:
 def _check_batch_size(batch_size: int, data: TrainingData) -> None:
     """Raise ValueError for a batch that can't be meant: it would fill the memory, or repeat every sample endlessly."""
     needed, memory = 4 * batch_size * data.channels * math.prod(data.size), psutil.virtual_memory().total
-    if needed > memory / 8 or batch_size > MOST_REPEATS * len(data):
+    if needed > memory / 8 or batch_size > MAX_REPEATS * len(data):
         raise ValueError(
             f"train_batch_size {batch_size:,} is too large: one batch of samples takes {needed / 2**30:.1f} GiB, this "
             f"machine has {memory / 2**30:.1f} GiB, and there are {len(data):,} samples."

@@ -68,15 +68,12 @@ def make_accelerator(args: TrainingArguments, accumulation: int, mixed_precision
         )
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise ValueError("Training under DeepSpeed is not supported; FSDP shards as its ZeRO stage 3 does.")
-    # A guided network without labels leaves its class blocks aside in a step, and many text encoders have a pooler that
-    # only their own task needs.
-    leaves_some_unused = "guided" in args.model or args.train_text_encoder
     accelerator = Accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
         mixed_precision=mixed_precision or resolve_mixed_precision(args.mixed_precision),
         log_with=log_with,
         project_config=ProjectConfiguration(args.output_dir, logging_dir=str(Path(args.output_dir) / args.logging_dir)),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=leaves_some_unused)],
+        kwargs_handlers=[DistributedDataParallelKwargs()],
         # torchrun on a machine without accelerators: Accelerate would take every process for a run of its own.
         cpu=True if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available() else None,
     )

@@ -14,13 +14,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from ...conditions import CONDITIONS
 from ...data.base import TrainingData
 from ...data.transforms import size_text
+from ...files import one_line
 from ...models import PRESETS, build_model
 from ...models.autoencoders import AUTOENCODERS, build_autoencoder
 from ...objectives.registry import OBJECTIVES, declared
 from ...pipelines.latent_space import LatentSpace
 from ...schedulers.named_objects import is_name_of_object, load_object
 from ..arguments import LEARNED_RANGE, MODELS, TrainingArguments, json_option, read_config
-from ..atomic import one_line
 from ..autoencoding import TrainableAutoencoder
 from ..conditioning import Conditioning
 from ..latents import vae_of
@@ -138,7 +138,7 @@ def _make_model(args: TrainingArguments, data: TrainingData, entries: Mapping[st
     """The freshly initialised network; `entries` of its configuration are what condition and objective need."""
     torch.manual_seed(args.seed)
     channels, outputs = data.channels, output_channels(args, data.channels)
-    size = data.size[0] if len(set(data.size)) == 1 else tuple(data.size)
+    size = sample_size(data)
     options = _combined(entries, json_option("model_options", args.model_options))
     shape = {"in_channels": channels, "out_channels": outputs, "sample_size": size}
     if args.init_from is not None:
@@ -284,7 +284,7 @@ def _check_shape(model: Any, channels: int, outputs: int, size: Any) -> None:
         )
     if isinstance(model, UNet2DModel):
         halvings = len(config.block_out_channels) - 1
-        if size % 2**halvings:
+        if any(length % 2**halvings for length in ([size] if isinstance(size, int) else size)):
             raise ValueError(
                 f"This UNet2DModel halves the image {halvings} times and needs a resolution divisible by "
                 f"{2**halvings}, got {size}; choose another resolution, or fewer levels."

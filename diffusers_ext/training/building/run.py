@@ -134,6 +134,9 @@ def _prepare(
     network = ingredients.network
     whole = _copy_before_sharding(args, network) if uses_fsdp(accelerator) else None
     mode.apply(network)
+    accelerator.ddp_handler.find_unused_parameters = any(
+        getattr(module, "leaves_parameters_unused", False) for module in network.modules()
+    )
     model, optimizer = accelerator.prepare(network, make_optimizer(args, accelerator.device, network))
     if whole is not None:
         network = accelerator.unwrap_model(model)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
+from ...files import one_line
 from ...models import ToyUNet2DModel
 from ...schedulers import (
     AncestralDDPMScheduler,
@@ -21,7 +22,6 @@ from ...schedulers.registry import OPTIONS, build_sampler
 from ...schedulers.schedules import PATHS_WITHOUT_BETAS, RECTIFIED_FLOW
 from ...schedulers.tensors import previous_sample
 from ..arguments import TrainingArguments, json_option
-from ..atomic import one_line
 
 NEARLY_ALL = 0.9  # of the noise levels, that sampling has to begin with
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..atomic import one_line
+from ...files import one_line
 from ..pretrained import load_pretrained
 
 logger = logging.getLogger(__name__)

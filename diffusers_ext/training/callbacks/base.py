@@ -49,7 +49,7 @@ class TrainerCallback:
         """Before an optimizer step."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """After an optimizer step; `step` holds its learning rate, gradient norm and completed epoch."""
+        """After an optimizer step; `step` holds its learning rate, gradient norm and completed epochs."""
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """After the last step of an epoch."""

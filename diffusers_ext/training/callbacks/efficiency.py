@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...files import one_line
 from ..efficiency import Efficiency, StepClock, flops_of, peak_flops, peak_memory
 from ..precision import Mode
 from ..recording import Recorder
@@ -55,14 +56,15 @@ class EfficiencyCallback(TrainerCallback):
         samples_per_second = steps * self._recorder.samples_per_step / seconds
         try:
             flops = flops_of(self._loss_of_one, self._parameters)
-        except (RuntimeError, NotImplementedError) as error:  # the run itself is well
-            logger.warning("The operations of a step could not be counted (%s).", " ".join(str(error).split())[:200])
+            peak = peak_flops(self._device, self._precision, seconds)
+        except (RuntimeError, NotImplementedError, ValueError) as error:  # the run itself is well
+            logger.warning("The operations of a step could not be counted (%s).", one_line(error)[:200])
             return
         figures = Efficiency(
             samples_per_second,
             flops,
             flops * samples_per_second / self._num_processes,
-            peak_flops(self._device, self._precision, seconds),
+            peak,
             1 - self._clock.seconds() / seconds,
             peak_memory(self._device),
         )

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...files import attempt
 from ..agreement import Processes
-from ..atomic import attempt
 from ..checkpoint import own_checkpoints
 from ..report import Figures, write_figures
 from ..saving import HubPusher, describe, save_pipeline
@@ -45,9 +45,8 @@ class PipelineCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save after an epoch that is not the last; a failure is reported and the run goes on."""
-        epoch = kwargs["step"].epoch
         last = control.should_training_stop or state.global_step >= state.max_steps
-        if epoch is None or epoch % self._every != 0 or last:
+        if last or not kwargs["step"].completes_one_of(self._every):
             return
         self._weights.model.eval()
         with self._weights.evaluated() as network:

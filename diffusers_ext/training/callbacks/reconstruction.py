@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import torch
 
 from ... import figures
 from ...data.base import TrainingData
+from ...files import one_line
 from ..agreement import Processes
 from ..autoencoding import images_of, measure_reconstructions, reconstruct
 from ..recording import Recorder
 from ..weights import Weights
 from .base import TrainerCallback
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 8  # images in the picture of reconstructions
 
@@ -61,23 +65,24 @@ class ReconstructionCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure the weights that will be saved."""
+        measures: dict[str, float] = {}
         self._weights.model.eval()
         with self._weights.with_best() as network, self._processes.main_only("The measurement failed"):
             if self._processes.is_main:
                 network.eval()
                 measures = measure_reconstructions(network.vae, self._data, self._size, self._features)
-                self._recorder.log(evaluation_split=self._split, **measures)
-                self._report(measures)
+        measures = self._processes.of_main(measures)
+        self._recorder.log(evaluation_split=self._split, **measures)
+        self._report(measures)
 
     def on_export(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw the reconstructions and the losses of the finished run."""
         if kwargs["last"] and self._draws and self._processes.is_main:
-            (self._folder / "figures").mkdir(exist_ok=True)
-            self._draw(kwargs["pipeline"], self._folder / "figures" / "reconstructions.png")
             try:
+                self._draw(kwargs["pipeline"], self._folder / "figures" / "reconstructions.png")
                 figures.plot_losses(self._recorder.file, self._folder / "figures" / "losses.png")
             except (ImportError, ValueError, OSError) as error:
-                self._recorder.warn(f"The losses were not drawn ({' '.join(str(error).split())}).")
+                logger.warning("The figures were not drawn (%s).", one_line(error))
 
     def _report(self, measures: dict[str, float]) -> None:
         psnr = measures["reconstruction_psnr"]

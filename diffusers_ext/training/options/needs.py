@@ -92,11 +92,6 @@ HELD_OUT = Need(
 )
 NO_VALIDATION_STEPS = not_given("validation_steps")
 EARLY_STOPPING = given("early_stopping_patience", "early_stopping_patience is not set")
-MEASURED = Need(
-    lambda a: a.classifier is not None or a.features is not None,
-    "there is neither classifier nor features",
-    ("classifier", "features"),
-)
 EVALUATED = Need(
     lambda a: a.task == "autoencoder" or a.classifier is not None or a.features is not None,
     "there is neither classifier nor features",

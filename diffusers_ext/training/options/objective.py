@@ -74,8 +74,8 @@ class ObjectiveOptions:
     )
     loss_weighting: str | None = groups.learning(
         None,
-        "Weight of each noise level's loss; when not given, snr for `score`, `mean` and `sample` (min_snr for `sample` in "
-        "continuous time, where snr has no bound) and none otherwise.",
+        "Weight of each noise level's loss; when not given, snr for `score`, `mean` and `sample` (min_snr for `sample` "
+        "in continuous time, where snr has no bound) and none otherwise.",
         choices=tuple(WEIGHTINGS),
         needs=needs.DIFFUSION_LOSS,
         replaced_by="objective",

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then renamed."""
+"""Files that are whole or absent, written beside their place and then renamed; and errors in one line."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def atomic_write(path: Path, write: Callable[[Path], Any] | str) -> None:
         write: writes to the path that it is given, or the text of the file.
     """
     partial = partial_path(path)
+    partial.unlink(missing_ok=True)  # it may be a link, which is not followed
     try:
         if isinstance(write, str):
             partial.write_text(write, encoding="utf-8")
