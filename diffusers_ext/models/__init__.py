@@ -1,6 +1,7 @@
-"""U-Nets for images and signals, one architecture per file, and their named configurations."""
+"""Networks for images and signals, one architecture per file, and their named configurations."""
 
 from .presets import PRESETS, Preset, build_model
+from .transformer_patch import PatchTransformer2DModel
 from .unet_1d import SignalUNet1DModel
 from .unet_adm import ADMUNet2DModel
 from .unet_annotated import AnnotatedUNet2DModel
@@ -15,6 +16,7 @@ __all__ = [
     "AnnotatedUNet2DModel",
     "AttentionUNet2DModel",
     "GuidedUNet2DModel",
+    "PatchTransformer2DModel",
     "Preset",
     "SignalUNet1DModel",
     "SimpleUNet2DModel",
