@@ -39,6 +39,7 @@ SMALL = {
     "AnnotatedUNet2DModel": {"base_channels": 8, "zero_init_output": False},
     "AttentionUNet2DModel": {"down_widths": (8, 8, 8, 8), "mid_width": 8, "up_widths": (8, 8, 8)},
     "GuidedUNet2DModel": {"base_channels": 8},
+    "PatchTransformer2DModel": {"hidden_size": 24, "num_layers": 1, "stem_channels": 8},
     "SignalUNet1DModel": {
         "base_channels": 16,
         "channel_multipliers": (1, 2),
