@@ -292,7 +292,7 @@ def test_pictures_of_images_are_refused_for_signals_in_one_sentence(tmp_path, ca
     tiny_pipeline().save_pretrained(tmp_path / "model")
     target = ["--output_dir", str(tmp_path / "out")] if words == ["compare"] else ["--output", str(tmp_path / "a.png")]
     assert main([*words, "--model", str(tmp_path / "model"), *target]) == 1
-    assert "the model makes signals; `sample` draws them, and `evaluate` measures them" in capsys.readouterr().err
+    assert "the model makes signals; `sample` draws them, `evaluate` measures them" in capsys.readouterr().err
 
 
 # --- conditions -------------------------------------------------------------------------------------------------------

@@ -113,6 +113,17 @@ def flops_of(compute_loss: Callable[[], torch.Tensor], parameters: list[torch.nn
     return counter.get_total_flops()
 
 
+@contextmanager
+def kept_buffers(network: torch.nn.Module) -> Iterator[None]:
+    """Context that leaves the buffers, such as a BatchNorm's statistics, as they were."""
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in network.named_buffers():
+            buffer.copy_(before[name])
+
+
 def peak_flops(device: torch.device, precision: str | None, run_seconds: float) -> float:
     """The most floating-point operations a second that a product of square matrices reaches on this machine, now.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,26 +95,16 @@ def _watching(args: TrainingArguments, run: Run) -> list[Any]:
         run.accelerator.mixed_precision,
         run.mode,
         partial(_loss_of_one, run),
-        list(run.weights.network.parameters()),
+        run.weights.network,
     )
     return [efficiency, *callbacks]
 
 
 def _loss_of_one(run: Run) -> torch.Tensor:
-    batch, network = run.batches.first(1), run.weights.network
-    with unchanged(run.ingredients.objective), _kept_buffers(network):
-        return run.step.losses(run.binding.bind(network, batch, 0), batch, 0).mean()
+    batch = run.batches.first(1)
+    with unchanged(run.ingredients.objective):
+        return run.step.losses(run.binding.bind(run.weights.network, batch, 0), batch, 0).mean()
 
-
-@contextmanager
-def _kept_buffers(network: torch.nn.Module) -> Iterator[None]:
-    """Context that leaves the buffers, such as a BatchNorm's statistics, as they were."""
-    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    try:
-        yield
-    finally:
-        for name, buffer in network.named_buffers():
-            buffer.copy_(before[name])
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

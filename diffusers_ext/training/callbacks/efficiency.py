@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...files import one_line
-from ..efficiency import Efficiency, StepClock, flops_of, peak_flops, peak_memory
+from ..efficiency import Efficiency, StepClock, flops_of, kept_buffers, peak_flops, peak_memory
 from ..precision import Mode
 from ..recording import Recorder
 from .base import TrainerCallback
@@ -26,6 +26,7 @@ class EfficiencyCallback(TrainerCallback):
         precision: of the run, as Accelerate names it.
         mode: how steps are computed.
         loss_of_one: the loss of one sample, whose operations are counted.
+        network: that is trained.
     """
 
     def __init__(
@@ -37,10 +38,10 @@ class EfficiencyCallback(TrainerCallback):
         precision: str | None,
         mode: Mode,
         loss_of_one: Callable[[], torch.Tensor],
-        parameters: list[torch.nn.Parameter],
+        network: torch.nn.Module,
     ):
         self._recorder, self._clock, self._device, self._num_processes = recorder, clock, device, num_processes
-        self._precision, self._mode, self._loss_of_one, self._parameters = precision, mode, loss_of_one, parameters
+        self._precision, self._mode, self._loss_of_one, self._network = precision, mode, loss_of_one, network
         self._first_step, self._began = 0, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -55,7 +56,8 @@ class EfficiencyCallback(TrainerCallback):
             return
         samples_per_second = steps * self._recorder.samples_per_step / seconds
         try:
-            flops = flops_of(self._loss_of_one, self._parameters)
+            with kept_buffers(self._network):
+                flops = flops_of(self._loss_of_one, list(self._network.parameters()))
             peak = peak_flops(self._device, self._precision, seconds)
         except (RuntimeError, NotImplementedError, ValueError) as error:  # the run itself is well
             logger.warning("The operations of a step could not be counted (%s).", one_line(error)[:200])
