@@ -16,6 +16,7 @@ from local_processes import run_processes
 from safetensors.torch import load_file
 from test_exactness import differences, train_alone
 
+from diffusers_ext import GuidedUNet2DModel
 from diffusers_ext.training import Trainer, TrainerCallback, train
 from diffusers_ext.training.building import run as building
 from diffusers_ext.training.checkpoint import list_checkpoints
@@ -136,3 +137,15 @@ def test_deepspeed_is_refused_in_one_sentence(tiny_run, monkeypatch):
 def test_configurations_are_what_the_launcher_reads():
     kinds = {path.name: load_config_from_file(str(path)).distributed_type for path in CONFIGURATIONS.glob("*.yaml")}
     assert kinds == {"ddp.yaml": DistributedType.MULTI_GPU, "fsdp.yaml": DistributedType.FSDP}
+
+
+def train_guided(rank, arguments):
+    torch.set_num_threads(1)
+    small = {"base_channels": 8, "channel_multipliers": (1, 2), "attention_heads": 1, "attention_head_dim": 4}
+    train(arguments, model=GuidedUNet2DModel(sample_size=28, class_conditioning="bottleneck", **small))
+
+
+def test_copies_of_a_network_that_leaves_some_weights_unused_learn_on_two_processes(tiny_run):
+    arguments = tiny_run(max_train_steps=2)  # without classes, the blocks that they modulate have no part in a step
+    assert run_processes(2, train_guided, arguments) == 0
+    assert [path.name for path in list_checkpoints(Path(arguments.output_dir))] == ["checkpoint-2"]
