@@ -95,7 +95,7 @@ def calls_of(network: Any) -> Iterator[list[int]]:
 def beside_a_plain_loop(loaded: Any, fastest: Any, arguments: argparse.Namespace) -> None:
     plain = copy.deepcopy(loaded.unet).to(memory_format=torch.channels_last)
     cast_weights(plain, PLAIN_DTYPE)
-    shape = starting_noise(loaded, 1, 0).shape[1:]  # of the network: that of latents, where it makes those
+    shape = starting_noise(loaded, 1, torch.Generator()).shape[1:]  # of latents, where it makes those
     plain_loop(plain, shape, one_step(arguments), 1.0)
     sample(loaded, arguments.batch_size, one_step(arguments), 1.0)
     sample(fastest, arguments.batch_size, one_step(arguments), 1.0)

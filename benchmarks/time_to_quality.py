@@ -148,6 +148,8 @@ def check_kept(folder: Path, arguments: argparse.Namespace, free: tuple[str, ...
     """End the program if the runs kept in `folder` were made with other arguments; those in `free` may differ."""
     file = folder / "arguments.json"
     now = {name: value for name, value in vars(arguments).items() if name not in free}
+    if not file.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise SystemExit(f"'{folder}' is not empty, and nothing says what is in it; choose another --output_dir.")
     before = json.loads(file.read_text()) if file.is_file() else now
     if before != now:
         names = ", ".join(name for name in now if before.get(name) != now[name])

@@ -364,6 +364,9 @@ def test_a_second_time_and_guidance_change_nothing_until_they_are_learned(name):
         for layer in ("linear1", "linear2")
         for part in ("weight", "bias")
     }
+    for parameter in plain.parameters():
+        if not parameter.any():  # it begins at zero
+            torch.nn.init.normal_(parameter, std=0.1)
     mapped.load_state_dict(plain.state_dict(), strict=False)
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(mapped(x, 400, duration=300, guidance=2.0).sample, plain(x, 400).sample)
@@ -471,7 +474,7 @@ def test_a_run_implies_its_path_and_says_it_in_its_recipe(tiny_run, tmp_path):
     assert vars(TrainingArguments.from_recipe(recipe)) == vars(arguments)
 
 
-def test_a_flag_that_contradicts_the_objective_is_refused_even_at_its_default_and_a_recipe_gives_way():
+def test_a_flag_that_contradicts_the_objective_is_refused_even_at_its_default_and_a_recipe_gives_way(tmp_path):
     for flag, value, needed in (("prediction_type", "epsilon", "flow"), ("sampler", "ddpm", "flow-map")):
         with pytest.raises(ValueError, match=f"objective flow_map needs {flag} {needed}, got {value}"):
             parse_arguments(["--objective", "flow_map", f"--{flag}", value])
@@ -480,6 +483,9 @@ def test_a_flag_that_contradicts_the_objective_is_refused_even_at_its_default_an
     assert arguments.ddpm_num_inference_steps == 4
     given = parse_arguments(["--objective", "flow_map", "--ddpm_num_inference_steps", "1000"])
     assert given.ddpm_num_inference_steps == 1000
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(given.to_yaml())
+    assert TrainingArguments.from_recipe(recipe).ddpm_num_inference_steps == 1000
     with pytest.raises(ValueError, match="objective must be one of diffusion, flow_map, got 'flowmap'"):
         parse_arguments(["--recipe", "mnist", "--objective", "flowmap"])
 
@@ -542,6 +548,16 @@ def test_a_run_starts_from_a_network_trained_by_flow_matching(tiny_run, tmp_path
     labels = {"class_labels": torch.tensor([3, 10])}
     expected = trained.unet(x, 300.0, **labels).sample
     torch.testing.assert_close(start(x, 300.0, duration=200.0, guidance=2.0, **labels).sample, expected)
+
+
+def test_a_transformer_of_patches_starts_from_one_of_another_size(tiny_run, tmp_path, caplog):
+    tiny = {"model": "patch-transformer", "model_options": '{"hidden_size": 12, "num_layers": 1}', "max_train_steps": 1}
+    first = train(tiny_run(**tiny, resolution=16, output_dir=str(tmp_path / "first"), prediction_type="sample"))
+    assert "learns to predict" not in caplog.text
+    start = {"init_from": str(tmp_path / "first"), "model_options": None}
+    second = train(tiny_run(**start, max_train_steps=1, resolution=32, output_dir=str(tmp_path / "second")))
+    assert (first.unet.positions.shape[2:], second.unet.positions.shape[2:]) == ((4, 4), (8, 8))
+    assert "PatchTransformer2DModel learns to predict sample better than v_prediction" in caplog.text
 
 
 def test_a_start_from_a_network_with_another_prediction_is_a_warning(tiny_run, tmp_path, caplog):

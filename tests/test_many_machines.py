@@ -146,6 +146,6 @@ def train_guided(rank, arguments):
 
 
 def test_copies_of_a_network_that_leaves_some_weights_unused_learn_on_two_processes(tiny_run):
-    arguments = tiny_run(max_train_steps=2)  # without classes, the blocks that they modulate have no part in a step
+    arguments = tiny_run(max_train_steps=2)  # without classes, nothing modulates the class blocks
     assert run_processes(2, train_guided, arguments) == 0
     assert [path.name for path in list_checkpoints(Path(arguments.output_dir))] == ["checkpoint-2"]

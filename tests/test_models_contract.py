@@ -418,15 +418,19 @@ def test_lora_adapters_train_alone_and_save(name, tmp_path):
 def test_a_transformer_of_patches_begins_at_zero_and_its_positions_follow_the_size():
     fresh = models.PatchTransformer2DModel(**TINY["PatchTransformer2DModel"])
     assert not run(fresh, images(3)).any()
-    model = tiny("PatchTransformer2DModel")
-    torch.nn.init.ones_(model.positions)
-    model.blocks = torch.nn.ModuleList()
-    patch = run(model, images())[..., :4, :4]
-    wide = images(width=32)
-    wide[..., :16] = images()
-    torch.testing.assert_close(run(model, wide)[..., :4, :4], patch)
-    with pytest.raises(ValueError, match="num_attention_heads must divide hidden_size 16, got 3"):
+    model, wide = tiny("PatchTransformer2DModel"), tiny("PatchTransformer2DModel", sample_size=[16, 32])
+    with torch.no_grad():
+        model.positions.copy_(torch.linspace(-1, 1, 4)[:, None].expand(4, 4))  # of rows
+    wide.load_state_dict(wide.fitted(model.state_dict()))
+    assert torch.allclose(wide.positions.std(3), torch.zeros(1), atol=1e-6)
+    assert (wide.positions.diff(dim=2) > 0.5).all()
+    x = images(width=32)
+    torch.testing.assert_close(run(model, x), run(wide, x))
+    with pytest.raises(ValueError, match="hidden_size must be even and a multiple of num_attention_heads 3, got 16"):
         tiny("PatchTransformer2DModel", num_attention_heads=3)
+    with pytest.raises(ValueError, match="hidden_size must be even and a multiple of num_attention_heads 3, got 15"):
+        tiny("PatchTransformer2DModel", num_attention_heads=3, hidden_size=15)
+    assert run(tiny("PatchTransformer2DModel", stem_channels=0), images()).any()
     with pytest.raises(ValueError, match="sample_size must be a multiple of patch_size 4, got 18"):
         tiny("PatchTransformer2DModel", sample_size=18)
 

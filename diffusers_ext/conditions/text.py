@@ -193,7 +193,8 @@ class TextConditionedNetwork(nn.Module):
     def __init__(self, unet: nn.Module, text_encoder: nn.Module):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
-        self.leaves_parameters_unused = hasattr(text_encoder, "pooler")  # which only its own task needs
+        # Other encoders have a pooler, or leave out layers at random.
+        self.leaves_parameters_unused = not type(text_encoder).__name__.endswith(("CLIPTextModel", "T5EncoderModel"))
 
     def forward(
         self,

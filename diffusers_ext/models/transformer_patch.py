@@ -6,6 +6,7 @@ convolutions. Li and He, "Back to Basics: Let Denoising Generative Models Denois
 on large patches of pixels has to predict the clean image (`prediction_type` sample), as noise does not fit through it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -77,11 +78,12 @@ class PatchTransformer2DModel(DenoisingNetwork):
     Train it to predict the clean image: `prediction_type` sample, with the loss weighted by `min_snr`.
 
     Args:
-        sample_size: height and width that the positions of patches are learned at; at others they are interpolated.
+        sample_size: height and width that the positions of patches are learned at; at others they are interpolated. It
+            can't be None, since there is a number for each position.
         in_channels: channels of the noisy image.
         out_channels: channels predicted; None for `in_channels`, twice that for a learned variance.
         patch_size: a token is a patch of so many pixels a side.
-        hidden_size: channels of a token.
+        hidden_size: channels of a token, an even number.
         num_layers: blocks.
         num_attention_heads: heads of every attention; they divide `hidden_size`.
         mlp_ratio: the hidden layer of a block has so many times `hidden_size`.
@@ -100,6 +102,7 @@ class PatchTransformer2DModel(DenoisingNetwork):
 
     _no_split_modules: Any = ["PatchTransformerBlock"]
     _repeated_blocks = ["PatchTransformerBlock"]
+    best_prediction_type = "sample"
 
     @register_to_config
     def __init__(
@@ -112,7 +115,7 @@ class PatchTransformer2DModel(DenoisingNetwork):
         num_layers: int = 6,
         num_attention_heads: int = 6,
         mlp_ratio: int = 4,
-        stem_channels: int = 32,
+        stem_channels: int = 0,
         dropout: float = 0.0,
         num_class_embeds: int | None = None,
         cross_attention_dim: int | None = None,
@@ -125,8 +128,11 @@ class PatchTransformer2DModel(DenoisingNetwork):
         max_guidance: float | None = None,
     ):
         super().__init__()
-        if hidden_size % num_attention_heads:
-            raise ValueError(f"num_attention_heads must divide hidden_size {hidden_size}, got {num_attention_heads}.")
+        if hidden_size % num_attention_heads or hidden_size % 2:
+            raise ValueError(
+                f"hidden_size must be even and a multiple of num_attention_heads {num_attention_heads}, got "
+                f"{hidden_size}."
+            )
         size = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         if any(length % patch_size for length in size):
             raise ValueError(f"sample_size must be a multiple of patch_size {patch_size}, got {sample_size}.")
@@ -186,7 +192,7 @@ class PatchTransformer2DModel(DenoisingNetwork):
         temb = F.silu(temb)
         x = self.stem(joined_with_image(sample, image_condition, c.condition_channels))
         size = x.shape[2:]
-        x = (x + self._positions(size).to(x.dtype)).flatten(2).transpose(1, 2)
+        x = (x + _of_size(self.positions, size).to(x.dtype)).flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = self._run(block, x, temb, context, mask)
         scale, shift = self.modulation_out(temb)[:, None].chunk(2, dim=-1)
@@ -194,9 +200,13 @@ class PatchTransformer2DModel(DenoisingNetwork):
         x = from_patches(x.transpose(1, 2).unflatten(2, size), c.patch_size)
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
-    def _positions(self, size: torch.Size) -> Tensor:
-        """The embeddings of positions (1, hidden_size, rows, columns) for patches in so many rows and columns."""
-        if self.positions.shape[2:] == size:
-            return self.positions
-        found = F.interpolate(self.positions.float(), size, mode="bicubic", align_corners=False)
-        return found.to(self.positions.dtype)
+    def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of such a network that was trained at another `sample_size`, with its positions interpolated."""
+        return {**weights, "positions": _of_size(weights["positions"], self.positions.shape[2:])}
+
+
+def _of_size(positions: Tensor, size: torch.Size) -> Tensor:
+    """Embeddings (1, channels, rows, columns) of other numbers of rows and columns."""
+    if positions.shape[2:] == size:
+        return positions
+    return F.interpolate(positions.float(), size, mode="bicubic", align_corners=False).to(positions.dtype)

@@ -42,8 +42,6 @@ class GuidedUNet2DModel(AnnotatedNetwork):
         self_condition: take an earlier prediction as further input channels (Chen et al., "Analog Bits", 2022).
     """
 
-    leaves_parameters_unused = True  # without labels, the class blocks
-
     @register_to_config
     def __init__(
         self,
@@ -79,6 +77,11 @@ class GuidedUNet2DModel(AnnotatedNetwork):
         self.class_block1, self.class_block2 = self._block(width, width), self._block(width, width)
         self.final_block = self._block(2 * base_channels, base_channels)
         self.conv_out = nn.Conv2d(base_channels, out_channels, 1)
+
+    @property
+    def leaves_parameters_unused(self) -> bool:
+        """Whether a step without labels leaves weights aside: those by which the class modulates its blocks."""
+        return self.class_embedding is None
 
     def forward(
         self,

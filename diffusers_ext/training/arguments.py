@@ -222,8 +222,9 @@ class TrainingArguments(
 
     def _changed(self) -> dict[str, Any]:
         """The settings that differ from their defaults."""
-        settings = settings_of(type(self))
-        return {name: value for name, value in dataclasses.asdict(self).items() if value != settings[name].default}
+        settings, preferred = settings_of(type(self)), declared(self.objective, "preferred")
+        plain = {name: preferred.get(name, setting.default) for name, setting in settings.items()}
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != plain[name]}
 
     def to_yaml(self) -> str:
         """The settings that differ from their defaults, as a recipe; the Hub's token is left out."""

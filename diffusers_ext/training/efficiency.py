@@ -121,7 +121,8 @@ def kept_buffers(network: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         for name, buffer in network.named_buffers():
-            buffer.copy_(before[name])
+            if name in before and before[name].shape == buffer.shape:
+                buffer.copy_(before[name])
 
 
 def peak_flops(device: torch.device, precision: str | None, run_seconds: float) -> float:

@@ -106,7 +106,6 @@ def _loss_of_one(run: Run) -> torch.Tensor:
         return run.step.losses(run.binding.bind(run.weights.network, batch, 0), batch, 0).mean()
 
 
-
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
