@@ -55,8 +55,9 @@ class PatchTransformerBlock(nn.Module):
         self.cross_attention = None
         if context_channels is not None:
             self.cross_attention = PatchAttention(channels, channels, heads, context_channels, use_bias=True)
-            nn.init.zeros_(self.cross_attention.to_out[0].weight)
-            nn.init.zeros_(self.cross_attention.to_out[0].bias)
+            out: Any = self.cross_attention.to_out[0]
+            nn.init.zeros_(out.weight)
+            nn.init.zeros_(out.bias)
         self.up, self.down = nn.Linear(channels, mlp_ratio * channels), nn.Linear(mlp_ratio * channels, channels)
         self.dropout = nn.Dropout(dropout)
         self.modulation = nn.Linear(channels, 6 * channels)
