@@ -39,7 +39,6 @@ NARROW = {
     "AnnotatedUNet2DModel": {"base_channels": 8, "attention_head_dim": 8, "norm_num_groups": 4},
     "GuidedUNet2DModel": {"base_channels": 8, "attention_head_dim": 8},
     "ADMUNet2DModel": {"base_channels": 16, "norm_num_groups": 8},
-    "PatchTransformer2DModel": {"hidden_size": 24, "num_layers": 1, "stem_channels": 8},
     "SignalUNet1DModel": {
         "base_channels": 16,
         "channel_multipliers": (1, 2),

@@ -45,7 +45,6 @@ SHORT = {
     "save_figures": False,
     "overwrite_output_dir": True,
 }
-TINY_PATCHES = '{"hidden_size": 12, "num_layers": 1}'
 DIGITS = {"train_split": "train[:16]", "model_options": TINY}
 SMALL = {"model_options": TINY}
 FOLDER = {"dataset_name": "photos"}
@@ -58,7 +57,7 @@ ADDED = {
         "mnist-classes": {**DIGITS, "guidance_scale": 1},
         "mnist-flow-map": DIGITS,
         "mnist-likelihood": {**DIGITS, "dataset_name": "embedded"},
-        "cifar10": {**DIGITS, "dataset_name": "embedded", "model_options": TINY_PATCHES, "guidance_scale": 1},
+        "cifar10": {**DIGITS, "dataset_name": "embedded", "guidance_scale": 1},
         "images32": SMALL,
         "images64": SMALL,
         "ylecun/mnist": {**DIGITS, "dataset_name": "embedded"},

@@ -321,7 +321,6 @@ SMALL = {"in_channels": 1, "sample_size": 8}
 NARROW = {
     "small": {**SMALL, "base_channels": 8, "norm_num_groups": 4},
     "small-adm": {**SMALL, "base_channels": 8, "norm_num_groups": 4},
-    "patch-transformer": {**SMALL, "hidden_size": 24, "num_layers": 2, "stem_channels": 8},
 }
 
 
@@ -548,16 +547,6 @@ def test_a_run_starts_from_a_network_trained_by_flow_matching(tiny_run, tmp_path
     labels = {"class_labels": torch.tensor([3, 10])}
     expected = trained.unet(x, 300.0, **labels).sample
     torch.testing.assert_close(start(x, 300.0, duration=200.0, guidance=2.0, **labels).sample, expected)
-
-
-def test_a_transformer_of_patches_starts_from_one_of_another_size(tiny_run, tmp_path, caplog):
-    tiny = {"model": "patch-transformer", "model_options": '{"hidden_size": 12, "num_layers": 1}', "max_train_steps": 1}
-    first = train(tiny_run(**tiny, resolution=16, output_dir=str(tmp_path / "first"), prediction_type="sample"))
-    assert "learns to predict" not in caplog.text
-    start = {"init_from": str(tmp_path / "first"), "model_options": None}
-    second = train(tiny_run(**start, max_train_steps=1, resolution=32, output_dir=str(tmp_path / "second")))
-    assert (first.unet.positions.shape[2:], second.unet.positions.shape[2:]) == ((4, 4), (8, 8))
-    assert "PatchTransformer2DModel learns to predict sample better than v_prediction" in caplog.text
 
 
 def test_a_start_from_a_network_with_another_prediction_is_a_warning(tiny_run, tmp_path, caplog):

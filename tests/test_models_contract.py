@@ -44,25 +44,15 @@ TINY = {
     },
     "SimpleUNet2DModel": {"widths": (8, 8, 16), "time_embed_dim": 10},
     "ToyUNet2DModel": {"widths": (8, 8)},
-    "PatchTransformer2DModel": {"hidden_size": 16, "num_layers": 5, "num_attention_heads": 2, "stem_channels": 8},
 }
 TIMED = [name for name in TINY if name != "ToyUNet2DModel"]
-ATTENTIVE = [
-    "AnnotatedUNet2DModel",
-    "GuidedUNet2DModel",
-    "ADMUNet2DModel",
-    "AttentionUNet2DModel",
-    "PatchTransformer2DModel",
-]
+ATTENTIVE = ["AnnotatedUNet2DModel", "GuidedUNet2DModel", "ADMUNet2DModel", "AttentionUNet2DModel"]
 every_model = pytest.mark.parametrize("name", TINY)
 
 
 def tiny(name, seed=0, **overrides):
     torch.manual_seed(seed)
-    model = getattr(models, name)(**{"sample_size": 16, "in_channels": 1, **TINY[name], **overrides}).eval()
-    for parameter in model.parameters() if name == "PatchTransformer2DModel" else ():  # it gives 0 at first
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return getattr(models, name)(**{"sample_size": 16, "in_channels": 1, **TINY[name], **overrides}).eval()
 
 
 def images(channels=1, height=16, width=16, batch=2):
@@ -413,26 +403,6 @@ def test_lora_adapters_train_alone_and_save(name, tmp_path):
     fresh = tiny(name)
     fresh.load_lora_adapter(tmp_path, prefix=None, weight_name="pytorch_lora_weights.safetensors")
     torch.testing.assert_close(run(fresh, x), adapted)
-
-
-def test_a_transformer_of_patches_begins_at_zero_and_its_positions_follow_the_size():
-    fresh = models.PatchTransformer2DModel(**TINY["PatchTransformer2DModel"])
-    assert not run(fresh, images(3)).any()
-    model, wide = tiny("PatchTransformer2DModel"), tiny("PatchTransformer2DModel", sample_size=[16, 32])
-    with torch.no_grad():
-        model.positions.copy_(torch.linspace(-1, 1, 4)[:, None].expand(4, 4))  # of rows
-    wide.load_state_dict(wide.fitted(model.state_dict()))
-    assert torch.allclose(wide.positions.std(3), torch.zeros(1), atol=1e-6)
-    assert (wide.positions.diff(dim=2) > 0.5).all()
-    x = images(width=32)
-    torch.testing.assert_close(run(model, x), run(wide, x))
-    with pytest.raises(ValueError, match="hidden_size must be even and a multiple of num_attention_heads 3, got 16"):
-        tiny("PatchTransformer2DModel", num_attention_heads=3)
-    with pytest.raises(ValueError, match="hidden_size must be even and a multiple of num_attention_heads 3, got 15"):
-        tiny("PatchTransformer2DModel", num_attention_heads=3, hidden_size=15)
-    assert run(tiny("PatchTransformer2DModel", stem_channels=0), images()).any()
-    with pytest.raises(ValueError, match="sample_size must be a multiple of patch_size 4, got 18"):
-        tiny("PatchTransformer2DModel", sample_size=18)
 
 
 @every_model

@@ -18,7 +18,6 @@ COUNTS = {
     "ict1022-simple": 2_377_215,
     "small": 2_012_164,
     "small-adm": 2_804_428,
-    "patch-transformer": 4_277_008,
     "speech": 17_883_393,
     "series": 1_605_569,
 }

@@ -1,7 +1,6 @@
 """Networks for images and signals, one architecture per file, and their named configurations."""
 
 from .presets import PRESETS, Preset, build_model
-from .transformer_patch import PatchTransformer2DModel
 from .unet_1d import SignalUNet1DModel
 from .unet_adm import ADMUNet2DModel
 from .unet_annotated import AnnotatedUNet2DModel
@@ -16,7 +15,6 @@ __all__ = [
     "AnnotatedUNet2DModel",
     "AttentionUNet2DModel",
     "GuidedUNet2DModel",
-    "PatchTransformer2DModel",
     "Preset",
     "SignalUNet1DModel",
     "SimpleUNet2DModel",

@@ -11,7 +11,6 @@ from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 
-from .transformer_patch import PatchTransformer2DModel
 from .unet_1d import SignalUNet1DModel
 from .unet_adm import ADMUNet2DModel
 from .unet_annotated import AnnotatedUNet2DModel
@@ -84,20 +83,6 @@ PRESETS: dict[str, Preset] = {
             "patch_size": 2,
         },
         parameter_count=2_804_428,
-    ),
-    "patch-transformer": Preset(
-        PatchTransformer2DModel,
-        {
-            "sample_size": 32,
-            "in_channels": 3,
-            "patch_size": 4,
-            "hidden_size": 192,
-            "num_layers": 6,
-            "num_attention_heads": 6,
-            "stem_channels": 32,
-        },
-        parameter_count=4_277_008,
-        prediction_type="sample",
     ),
     "speech": Preset(
         SignalUNet1DModel,

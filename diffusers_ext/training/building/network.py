@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,8 +26,6 @@ from ..conditioning import Conditioning
 from ..latents import vae_of
 from ..weights import uncompiled
 from .start import network_started_from
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_AUTOENCODER = "ae-4x"
 
@@ -159,14 +156,6 @@ def _make_model(args: TrainingArguments, data: TrainingData, entries: Mapping[st
     else:
         model = _from_config(read_config(args.model, MODELS), {"sample_size": size, **options})
     _check_shape(model, channels, outputs, size)
-    best = getattr(model, "best_prediction_type", args.prediction_type)
-    if args.prediction_type != best:
-        logger.warning(
-            "%s learns to predict %s better than %s: see --prediction_type.",
-            type(model).__name__,
-            best,
-            args.prediction_type,
-        )
     return model
 
 

@@ -37,8 +37,6 @@ def network_started_from(name: str, entries: Mapping[str, Any], prediction_type:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"init_from '{name}': its network can't be built for this run: {one_line(error)}") from error
     own, weights = network.state_dict(), source.state_dict()
-    if hasattr(network, "fitted"):
-        weights = network.fitted(weights)
     left = sorted(weights.keys() - own.keys())
     if left:
         raise ValueError(f"init_from '{name}': its network takes what this run has not; '{left[0]}' is left over.")
