@@ -87,6 +87,10 @@ def starting_noise(pipeline: Any, number: int, generator: torch.Generator) -> to
     Raises:
         ValueError: for a pipeline of signals, or a network that does not say how large its images are.
     """
+    if isinstance(pipeline, SignalPipeline):
+        raise ValueError(
+            "This is for images, and the model makes signals; `sample` draws them, `evaluate` measures them."
+        )
     shape = (number, pipeline.unet.config.in_channels, *_image_size(pipeline))
     prior = getattr(pipeline.scheduler, "sample_prior", None)
     return torch.randn(shape, generator=generator) if prior is None else prior(shape, generator)
@@ -104,10 +108,6 @@ def image_shape(pipeline: Any) -> tuple[int, int, int]:
 
 def _image_size(pipeline: Any) -> tuple[int, int]:
     """(height, width) of the network's samples."""
-    if isinstance(pipeline, SignalPipeline):
-        raise ValueError(
-            "This is for images, and the model makes signals; `sample` draws them, `evaluate` measures them."
-        )
     size = pipeline.unet.config.sample_size
     if size is None:
         raise ValueError(
