@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_ext import ImageClassifier
 from diffusers_ext.cli import compare as compare_command
 from diffusers_ext.cli import main
 from diffusers_ext.evaluation.class_comparison import compare_classes
@@ -88,8 +89,10 @@ def test_without_a_classifier_there_are_pictures_only(perfect, tmp_path):
 
 def test_classes_beyond_the_names_are_drawn_by_their_number(perfect, tmp_path):
     perfect.register_to_config(id2label={"0": "first"})
+    of_two = {"0": "first", "1": "second"}
+    ImageClassifier(in_channels=1, num_classes=2, block_channels=(8,), id2label=of_two).save_pretrained(tmp_path / "two")
     flags = ["--samplers", "ddim:2", "--class_labels", "0", "3", "--num_images", "1", "--output_dir", str(tmp_path)]
-    assert main(["compare", "--model", "perfect", *flags]) == 0
+    assert main(["compare", "--model", "perfect", "--classifier", str(tmp_path / "two"), *flags]) == 0
     assert (tmp_path / "comparison.png").is_file()
 
 

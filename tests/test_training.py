@@ -719,7 +719,7 @@ def test_steps_of_several_epochs_miss_no_epoch(tiny_run):
             self.steps.append(state.global_step)
 
     few = {"train_split": "train[:8]", "gradient_accumulation_steps": 2, "max_train_steps": None, "num_epochs": 8}
-    train(tiny_run(**few, save_model_epochs=2), callbacks=[Exports()])  # epochs 1 and 2 end with the first step
+    train(tiny_run(**few, save_model_epochs=2), callbacks=[Exports()])  # epochs 0 and 1 end with the first step
     assert Exports.steps == [1, 2, 3, 4]
 
 
