@@ -90,7 +90,9 @@ def test_without_a_classifier_there_are_pictures_only(perfect, tmp_path):
 def test_classes_beyond_the_names_are_drawn_by_their_number(perfect, tmp_path):
     perfect.register_to_config(id2label={"0": "first"})
     of_two = {"0": "first", "1": "second"}
-    ImageClassifier(in_channels=1, num_classes=2, block_channels=(8,), id2label=of_two).save_pretrained(tmp_path / "two")
+    ImageClassifier(in_channels=1, num_classes=2, block_channels=(8,), id2label=of_two).save_pretrained(
+        tmp_path / "two"
+    )
     flags = ["--samplers", "ddim:2", "--class_labels", "0", "3", "--num_images", "1", "--output_dir", str(tmp_path)]
     assert main(["compare", "--model", "perfect", "--classifier", str(tmp_path / "two"), *flags]) == 0
     assert (tmp_path / "comparison.png").is_file()
