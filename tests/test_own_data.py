@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_ext.conditions.image import ImageCondition
 from diffusers_ext.data.base import TrainingData
 from diffusers_ext.data.images import load_image_data
 from diffusers_ext.data.loading import load_batches
 from diffusers_ext.data.own import as_training_data
 from diffusers_ext.data.schedule import BatchSchedule
+from diffusers_ext.training import Trainer
 
 
 class Listed(torch.utils.data.Dataset):
@@ -329,3 +331,19 @@ def test_the_fingerprint_changes_with_the_data_and_not_with_where_they_are(tmp_p
     ]
     assert len({data.fingerprint() for data in (*different, same[0])}) == len(different) + 1
     assert as_training_data(picture_rows(4)).fingerprint() == as_training_data(Listed(picture_rows(4))).fingerprint()
+
+
+def test_a_unet2d_refuses_oblong_samples_that_it_does_not_halve_in_one_sentence(tiny_run):
+    data = [{"samples": torch.zeros(1, 16, 18)}] * 8
+    options = '{"block_out_channels": [8, 8, 8], "down_block_types": ["DownBlock2D", "DownBlock2D", "DownBlock2D"], '
+    options += '"up_block_types": ["UpBlock2D", "UpBlock2D", "UpBlock2D"], "norm_num_groups": 4}'
+    with pytest.raises(ValueError, match=r"needs a resolution divisible by 4, got \[16, 18\]"):
+        Trainer(tiny_run(model="unet2d", model_options=options), train_dataset=data)
+
+
+def test_held_out_data_without_the_condition_images_of_training_are_refused(tiny_run):
+    plain = {"samples": torch.zeros(1, 16, 16)}
+    told = {**plain, "condition": torch.zeros(1, 16, 16)}
+    settings = tiny_run(model="small-adm", model_options='{"base_channels": 8, "norm_num_groups": 4}')
+    with pytest.raises(ValueError, match="have condition images of their own, and the held-out data have none"):
+        Trainer(settings, train_dataset=[told] * 8, eval_dataset=[plain] * 8, condition=ImageCondition())
