@@ -274,6 +274,12 @@ def test_any_number_of_steps_is_the_exact_flow(steps, shift):
     assert calls == steps
 
 
+def test_a_pipeline_takes_four_steps_unless_told():
+    assert samples_of(FlowMapScheduler(), None)[2] == 4
+    assert samples_of(FlowMatchScheduler(), None)[2] == 50
+    assert samples_of(FlowMatchScheduler(num_train_timesteps=20), None)[2] == 20
+
+
 def test_the_steps_may_be_a_list():
     latents, images, _ = samples_of(FlowMapScheduler(), None, timesteps=[1.0, 0.83, 0.1])
     expected = MIXTURE.flow(latents.reshape(-1, 1), (0.0, 1.0), (1.0, 0.0)).reshape(latents.shape)

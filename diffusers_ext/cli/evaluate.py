@@ -23,6 +23,7 @@ from ..hub.provenance import versions
 from ..modalities import Modality, modality_of_pipeline
 from ..objectives.randomness import generator_of
 from ..pipelines.batched_generation import generate_images, seconds_of_choosing
+from ..pipelines.call_arguments import default_steps
 from ..schedulers.registry import SamplerChoice, check_options
 from ..settings import option
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_baseline
@@ -60,7 +61,9 @@ class SamplingArguments(OneSampler, RealDataArguments, ModelCode):
     class_labels: list[str] | None = option(
         None, "all, or numbers or names: each as often as among the real images; all if not given."
     )
-    num_inference_steps: int = option(25, "Sampling steps.", at_least=1, at_most=100_000)
+    num_inference_steps: int | None = option(
+        None, "Sampling steps; if not given 25, or 4 of a flow map.", at_least=1, at_most=100_000
+    )
     batch_size: int = option(100, "Samples at a time.", at_least=1, at_most=10_000_000)
     seed: int = option(0, "Seed of all randomness of sampling.", at_least=0)
     device: str | None = option(None, "cpu, cuda, mps; the best there is if not given.")
@@ -222,11 +225,11 @@ def choose_sampler(pipeline: Any, arguments: SamplingArguments) -> int:
     if arguments.sampler is None:
         arguments.check_sampler(arguments.model)
     if arguments.sampler is None:
-        return arguments.num_inference_steps
+        return arguments.num_inference_steps or default_steps(pipeline.scheduler, 25)
     choice = SamplerChoice.parse(arguments.sampler)
     check_options(choice.name, arguments.sampler_options())
     pipeline.scheduler = choice.build(pipeline.scheduler.config, **arguments.sampler_options())
-    return choice.length or arguments.num_inference_steps
+    return choice.length or arguments.num_inference_steps or default_steps(pipeline.scheduler, 25)
 
 
 def asked_of(conditions: Sequence[Condition], data: Any, indices: list[int], seed: int) -> dict[str, Any]:

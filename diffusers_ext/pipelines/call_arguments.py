@@ -91,10 +91,17 @@ def check_generators(generator: Any, count: int) -> None:
         raise ValueError(f"A list of generators needs one per image: got {len(generator)} for {count} images.")
 
 
-def checked_steps(num_inference_steps: Any, num_train_timesteps: int) -> int:
-    """The number of steps; if None, 50 or all that the scheduler has. Raises ValueError for anything but a count."""
+def default_steps(scheduler: Any, otherwise: int = DEFAULT_STEPS) -> int:
+    """The steps a scheduler takes unless told: its `default_num_inference_steps`, or `otherwise` or all that it has."""
+    own = getattr(scheduler, "default_num_inference_steps", None)
+    config = getattr(scheduler, "config", None)  # a scheduler of the user's may have none
+    return own or min(otherwise, getattr(config, "num_train_timesteps", 1000))
+
+
+def checked_steps(num_inference_steps: Any, scheduler: Any) -> int:
+    """The number of steps; if None, that of `default_steps`. Raises ValueError for anything but a count."""
     if num_inference_steps is None:
-        return min(DEFAULT_STEPS, num_train_timesteps)
+        return default_steps(scheduler)
     _check_at_least_one("num_inference_steps", num_inference_steps)
     return int(num_inference_steps)
 

@@ -26,6 +26,9 @@ class FlowMapScheduler(FlowMatchScheduler):
         ValueError: for a number outside its range, or a prediction type other than `flow`.
     """
 
+    # What a pipeline takes unless told.
+    default_num_inference_steps = 4
+
     @configured_by(prediction_fields)
     def __init__(
         self,
