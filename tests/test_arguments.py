@@ -276,6 +276,14 @@ def test_recipes_of_the_package_are_used_by_name(tmp_path, monkeypatch):
     assert TrainingArguments.from_recipe("mnist").seed == 7  # a file by that name wins
 
 
+def test_a_recipe_begins_with_another_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist").write_text("recipe: mnist\nseed: 7\nmax_train_seconds: null\n")  # its own name is no circle
+    expected = TrainingArguments.from_recipe(RECIPES_BY_NAME["mnist"], seed=7, max_train_seconds=None)
+    assert TrainingArguments.from_recipe("mnist") == expected
+    assert TrainingArguments.from_recipe("mnist").given["optimizer"] == "recipe"
+
+
 @pytest.mark.parametrize("name", ["minst", "mnist.yml", "diffusers_ext/recipes/mnist-clases.yaml"])
 def test_an_unknown_recipe_names_the_closest(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -298,6 +306,9 @@ def test_recipes_of_the_package_say_what_they_are():
         ("model_options: {a: !!python/name:os.system }\n", "could not determine a constructor"),
         ("model: [[small]]\n", "must be a list of plain values"),
         ("[seed]: 1\n", "must hold `name: value` lines"),
+        ("recipe: minst\n", "begins with 'minst', which is no recipe of the package; did you mean mnist"),
+        ("recipe: [mnist]\n", r"begins with '\['mnist'\]', which is no recipe of the package"),
+        ("recipe: ../mnist.yaml\n", "which is no recipe of the package"),
         (f"model: {'x' * 2**21}\n", "larger than 1 MiB"),
     ],
 )

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 from local_processes import run_program, start_program
 from PIL import Image
@@ -76,7 +77,8 @@ def test_debug_shows_the_traceback_too(capsys):
         (["train", "mnits"], "There is no recipe 'mnits'; did you mean mnist?"),
         (["train", "--dataset_name", ""], "dataset_name must not be empty"),
         (["train", "--learning_rate"], "learning_rate needs a value: NUMBER."),
-        (["recipes", "all"], "'all' belongs to no flag"),
+        (["recipes", "mnits"], "There is no recipe 'mnits'; did you mean mnist?"),
+        (["recipes", "mnist", "images32"], "'images32' belongs to no flag"),
     ],
 )
 def test_wrong_words_are_one_sentence(capsys, monkeypatch, tmp_path, words, sentence):
@@ -109,6 +111,9 @@ def test_version_and_recipes(capsys):
     shown = capsys.readouterr().out
     assert "mnist-classes" in shown
     assert "5 minutes on 2 CPU cores; data: embedded digits" in shown
+    assert main(["recipes", "mnist-flow-map"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert (settings["objective"], settings["optimizer"]) == ("flow_map", "muon")  # its own, its base's
     assert __version__
 
 

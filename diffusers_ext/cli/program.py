@@ -43,7 +43,7 @@ class Command:
 
 COMMANDS = {
     "train": Command("train", "train", "", "Train a model: diffusers-ext train mnist, or any recipe and settings."),
-    "recipes": Command("train", "recipes", "", "List the recipes of the package, with time and data."),
+    "recipes": Command("train", "recipes", "", "List the recipes of the package, or print one."),
     "sample": Command("sample", "sample", "SampleArguments", "Sample images from a saved pipeline."),
     "compare": Command(
         "compare", "compare", "CompareArguments", "Compare samplers: a picture and a table.", draws=True
@@ -137,8 +137,9 @@ def _run(words: list[str]) -> None:
     if name == "train":
         train(rest)
     elif name == "recipes":
-        _no_words(rest)
-        recipes()
+        named = 1 if rest and not rest[0].startswith("-") else 0
+        _no_words(rest[named:])
+        recipes(*rest[:named])
     else:
         _run_command(name, command, rest)
 

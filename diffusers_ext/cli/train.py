@@ -44,14 +44,23 @@ def train(words: Sequence[str], usage: str = USAGE, **defaults: Any) -> None:
     run(arguments)
 
 
-def recipes() -> None:
-    """Print the package's recipes with what they train, how long it takes and on which data."""
+def recipes(name: str | None = None) -> None:
+    """Print the package's recipes with what they train, how long it takes and on which data; or one as YAML.
+
+    Raises what `TrainingArguments.from_recipe` raises.
+    """
+    if name is not None:
+        from ..training import TrainingArguments
+
+        print(TrainingArguments.from_recipe(name).to_yaml(), end="")
+        return
     width = max(map(len, recipe_names()))
     for recipe in shipped_recipes():
         about = recipe.about
         print(f"{recipe.name:{width}}  {about['description']}")
         print(f"{'':{width}}  {about['time']}; data: {about['data']}")
     print("\nTrain one with: diffusers-ext train NAME [--setting value ...]")
+    print("Print its settings with: diffusers-ext recipes NAME")
 
 
 def wants_debug(words: Sequence[str]) -> bool:

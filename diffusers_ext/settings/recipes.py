@@ -16,6 +16,7 @@ from .parsing import closest
 
 RECIPE_FILE = "recipe.yaml"  # what a training run leaves beside its pipeline
 ABOUT = "about"
+BASE = "recipe"  # in a recipe: the recipe of the package whose settings it changes
 _LARGEST_FILE = 2**20  # bytes
 _DEEPEST = 8  # levels of lists and mappings
 _NULL_TAG = "tag:yaml.org,2002:null"
@@ -66,6 +67,8 @@ def find_recipe(name: str | Path) -> Path:
 def read_recipe(name: str | Path) -> Recipe:
     """Read a recipe. Values are left as they are written, so that they are read as flags are.
 
+    A recipe with the line `recipe: NAME` has the settings of that recipe of the package, with its own in their place.
+
     Raises:
         SettingsError, FileNotFoundError: one sentence on what is wrong with the file.
     """
@@ -83,7 +86,18 @@ def read_recipe(name: str | Path) -> Recipe:
     about = settings.pop(ABOUT, None) or {}
     if not isinstance(about, dict):
         raise SettingsError(f"Recipe '{path}' must hold a mapping under `{ABOUT}`.")
-    return Recipe(path.stem, settings, {str(k): str(v) for k, v in about.items()})
+    return Recipe(path.stem, {**_base(path, settings), **settings}, {str(k): str(v) for k, v in about.items()})
+
+
+def _base(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the recipe that this one begins with, if it names one; takes the name out of `settings`."""
+    name = settings.pop(BASE, None)
+    if name is None:
+        return {}
+    if name not in recipe_names():  # no files: a recipe out of a folder from the Hub would choose what is read
+        near = closest(str(name), recipe_names()) or "."
+        raise SettingsError(f"Recipe '{path}' begins with '{name}', which is no recipe of the package{near}")
+    return read_recipe(Path(str(_folder() / f"{name}.yaml"))).settings
 
 
 def read_typed(path: Path) -> dict[str, Any]:
