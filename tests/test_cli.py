@@ -123,7 +123,7 @@ def test_a_perfect_network_is_compared_with_the_exact_flow(tmp_path, capsys):
     assert Image.open(tmp_path / "comparison.png").width > 300
 
 
-def test_sample_command_asks_for_classes_a_row_each(tmp_path):
+def test_sample_command_asks_for_classes_a_row_each(tmp_path, capsys):
     unet = AnnotatedUNet2DModel(
         sample_size=8, in_channels=1, base_channels=8, channel_multipliers=(1,), level_attention=(None,),
         num_class_embeds=3,
@@ -143,13 +143,16 @@ def test_sample_command_asks_for_classes_a_row_each(tmp_path):
     assert told[0].width > told[0].height
     assert told[1].width < told[1].height
     assert told[0].tobytes() == told[2].tobytes()
+    assert main([*common, "--class_labels", "all", "--guidance_scale", "2", "--guidance_interval", "0.8", "0.2"]) == 1
+    assert "guidance_interval must be (start, stop) with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--class_labels", "5"], "the network knows no classes"),
-        (["--guidance_scale", "2"], "guidance_scale needs a condition"),
+        (["--guidance_scale", "2"], "Guidance needs a condition"),
+        (["--guidance_interval", "0", "0.5"], "Guidance needs a condition"),
         (["--prompts", "a", "b", "--num_images", "1"], "fewer than the 2 conditions"),
         (["--image", "FILE"], "is not an image"),
         (["--dtype", "int8"], "dtype must be one of float32, bfloat16, float16, auto, got 'int8'"),

@@ -78,6 +78,15 @@ def test_without_guidance_the_class_is_left_to_chance(perfect, run):
     assert report["measures"]["real_images"]["class_accuracy"] > 0.97
 
 
+def test_steps_outside_the_interval_are_not_guided(perfect, run, capsys):
+    report = run(
+        "--guidance_scale", "0", "--guidance_interval", "0.5", "0.5"
+    )  # no step: conditional, not unconditional
+    assert report["measures"]["samples"]["class_accuracy"] > 0.9
+    assert report["samples"]["guidance_interval"] == [0.5, 0.5]
+    assert "guidance 0.0 in the steps 0.5 to 0.5" in capsys.readouterr().out
+
+
 def test_the_baseline_is_of_other_images_of_the_split_where_it_has_enough(perfect, run, capsys):
     report = run("--num_images", "40")
     assert "another split" not in capsys.readouterr().out

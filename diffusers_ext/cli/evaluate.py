@@ -28,7 +28,17 @@ from ..schedulers.registry import SamplerChoice, check_options
 from ..settings import option
 from .real_images import RealDataArguments, RealImages, check_classifier, real_and_baseline
 from .sampler_options import OneSampler
-from .shared import DTYPE_CHOICES, DTYPE_HELP, ModelCode, bar, best_device, load_classifier, load_pipeline, progress_bar
+from .shared import (
+    DTYPE_CHOICES,
+    DTYPE_HELP,
+    GuidedSteps,
+    ModelCode,
+    bar,
+    best_device,
+    load_classifier,
+    load_pipeline,
+    progress_bar,
+)
 
 # What is printed, and whether as a percentage.
 MEASURES = {
@@ -46,7 +56,7 @@ MEASURES = {
 
 
 @dataclass
-class SamplingArguments(OneSampler, RealDataArguments, ModelCode):
+class SamplingArguments(OneSampler, RealDataArguments, GuidedSteps, ModelCode):
     """How samples are drawn and measured; the base of commands that evaluate."""
 
     model: str = option(text="Folder or Hub name of a pipeline, or the name of a recipe: what was trained by it.")
@@ -165,6 +175,7 @@ class Bench:
 
 def prepare(arguments: SamplingArguments) -> Bench:
     """Load pipeline, classifier and real images. Raises ValueError, in one sentence, for what does not fit together."""
+    interval = arguments.interval()
     pipeline = load_pipeline(arguments.model, arguments.device, arguments.dtype, arguments.trust_remote_code)
     pipeline.set_progress_bar_config(**progress_bar(leave=False))
     classifier = None if arguments.classifier is None else load_classifier(arguments.classifier, arguments.device)
@@ -181,6 +192,8 @@ def prepare(arguments: SamplingArguments) -> Bench:
         check_classifier(classifier, pipeline, real.data)
     indices = cycled(real.indices, arguments.num_images)
     asked = asked_of(conditions, real.data, indices.tolist(), arguments.seed)
+    if interval and not asked:
+        raise ValueError("guidance_interval has no effect without a condition of the model.")
     real_set, baseline_set = (
         extract(bar(s.batches(), "Features of real images", s.number_of_batches()), features, classifier, s.labels)
         for s in (real, baseline)
@@ -196,7 +209,7 @@ def prepare(arguments: SamplingArguments) -> Bench:
         arguments.num_images,
         arguments.batch_size,
         arguments.seed,
-        {"num_inference_steps": steps},
+        {"num_inference_steps": steps, **interval},
         {
             "noun": modality.noun,
             **_settings(arguments, pipeline, steps, classes, classifier, real, baseline),
@@ -269,6 +282,7 @@ def _settings(
             "subsequence": pipeline.scheduler.config.get("subsequence"),
             "sampler_options": arguments.sampler_options(),
             "num_inference_steps": steps,
+            **arguments.interval(),
             "seed": arguments.seed,
             "batch_size": arguments.batch_size,
         },
@@ -284,6 +298,8 @@ def print_report(report: dict[str, Any]) -> None:
     """The measures as a table, between what they were taken of and what they were taken with."""
     samples, real, baseline, noun = report["samples"], report["real_images"], report["baseline"], report["noun"]
     scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
+    if "guidance_interval" in samples:
+        scale += " in the steps {:g} to {:g}".format(*samples["guidance_interval"])
     print(
         f"{samples['num_images']:,} samples of {samples['model']} (weights: {samples['weights']}), "
         f"{sampler_of(samples)}, {samples['num_inference_steps']} steps{scale}, seed {samples['seed']}, "

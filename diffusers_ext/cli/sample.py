@@ -17,6 +17,7 @@ from .sampler_options import OneSampler
 from .shared import (
     DTYPE_CHOICES,
     DTYPE_HELP,
+    GuidedSteps,
     ModelCode,
     bar,
     load_checkpoint,
@@ -30,7 +31,7 @@ _ConditionFlags: Any = make_settings_class("_ConditionFlags", _FLAGS, __name__)
 
 
 @dataclass
-class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags, ModelCode):
+class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags, GuidedSteps, ModelCode):
     """Sample images or signals from a saved pipeline."""
 
     POSITIONAL: ClassVar[str] = "model"
@@ -181,8 +182,9 @@ def _conditions(arguments: SampleArguments, pipeline: Any) -> tuple[dict[str, li
     }
     if conditions or shared:
         shared["guidance_scale"] = 1.0 if arguments.guidance_scale is None else arguments.guidance_scale
-    elif arguments.guidance_scale not in (None, 1):
-        raise ValueError(f"guidance_scale needs a condition: {', '.join(_FLAGS)}.")
+        shared |= arguments.interval()
+    elif arguments.guidance_scale not in (None, 1) or arguments.guidance_interval is not None:
+        raise ValueError(f"Guidance needs a condition: {', '.join(_FLAGS)}.")
     return conditions, shared, columns
 
 

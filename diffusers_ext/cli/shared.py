@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..files import one_line
+from ..pipelines.guidance import check_guidance
 from ..settings import SettingsError, option, read_recipe, settings_of
 from ..settings.recipes import recipe_names
 from ..training.checkpoint import list_checkpoints
@@ -26,6 +27,26 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 AUTO = "auto"
 DTYPE_HELP = "Numbers the network computes with; auto times them on the first batch, and takes the fastest."
 DTYPE_CHOICES = (*DTYPES, AUTO)
+
+
+@dataclass
+class GuidedSteps:
+    """The flag of commands that guide."""
+
+    guidance_interval: list[float] | None = option(
+        None,
+        "Two shares of the sampling steps: guided from the first up to the second, conditional elsewhere; 0 1 if not "
+        "given.",
+        at_least=0,
+        at_most=1,
+    )
+
+    def interval(self) -> dict[str, list[float]]:
+        """The argument of a pipeline's call, if it was given. Raises ValueError for shares that are no interval."""
+        if self.guidance_interval is None:
+            return {}
+        check_guidance(1.0, self.guidance_interval, 0.0)
+        return {"guidance_interval": self.guidance_interval}
 
 
 @dataclass
