@@ -12,6 +12,7 @@ import types
 import colour
 import corners
 import flow_maps
+import objective_trials
 import peers
 import pytest
 import sampling_speed
@@ -27,8 +28,10 @@ from train_throughput import Turn
 
 from diffusers_ext.cli import evaluate as evaluate_command
 from diffusers_ext.models import build_model
+from diffusers_ext.objectives.diffusion import DiffusionObjective
+from diffusers_ext.objectives.network import ConditionedNetwork
 from diffusers_ext.pipelines import GenerationPipeline
-from diffusers_ext.schedulers import FlowMatchScheduler
+from diffusers_ext.schedulers import FlowMatchScheduler, RectifiedFlowPath
 
 
 def load_or_skip(name):
@@ -289,3 +292,43 @@ def test_colour_flips_about_half_of_the_images():
     flipped = [colour.FlippedImages(image[None])[0][0, 0, 0].item() for _ in range(100)]
     assert 20 < sum(flipped) < 80
     assert set(flipped) == {0.0, 1.0}
+
+
+def seen_by(objective, labels, samples):
+    """(conditions and further arguments of the network's call, clean images, noise) of one batch of an objective."""
+    seen = []
+    objective.objective.losses = lambda net, x0, noise, times, **extra: seen.extend((extra, x0, noise)) or times
+    net = ConditionedNetwork(torch.nn.Identity(), {"class_labels": labels})
+    objective(net, {"samples": samples}, torch.Generator().manual_seed(0))
+    return seen
+
+
+@pytest.mark.parametrize("in_class", [False, True])
+def test_paired_noise_is_the_same_noise_nearer_to_the_images(in_class):
+    labels, samples = torch.arange(32) % 2, torch.rand(32, 1, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    inner = DiffusionObjective(RectifiedFlowPath(), "flow")
+    _, x0, noise = seen_by(objective_trials.Paired(inner, in_class), labels, samples)
+    plain = torch.randn(samples.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(noise.flatten(1).sum(1).sort()[0], plain.flatten(1).sum(1).sort()[0])
+    assert (noise - x0).square().sum() < 0.7 * (plain - x0).square().sum()
+    mine = [sorted(n[labels == 0].flatten(1).sum(1).tolist()) for n in (noise, plain)]
+    assert (mine[0] == pytest.approx(mine[1])) == in_class
+
+
+def test_the_network_is_told_of_augmentation_and_of_nothing_else():
+    samples = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    inner = DiffusionObjective(RectifiedFlowPath(), "flow")
+    extra, x0, _ = seen_by(objective_trials.Augmented(inner, 0.5), torch.zeros(64).long(), samples)
+    changed = (x0 - samples).flatten(1).abs().amax(1) > 0
+    assert torch.equal(changed, ~extra["vector"].isnan().any(1))
+    assert 10 < changed.sum() < 54
+
+
+def test_a_network_without_the_numbers_predicts_as_if_there_were_none():
+    torch.manual_seed(0)
+    told = build_model("small", **TINY_MODEL, num_class_embeds=3, vector_dim=5)
+    torch.nn.init.normal_(told.conv_out.weight)
+    sample, times, labels = torch.randn(4, 1, 8, 8), torch.tensor([1, 300, 700, 999]), torch.tensor([0, 1, 2, 3])
+    plain = objective_trials.without_numbers(told)
+    assert plain.config.vector_dim is None
+    torch.testing.assert_close(plain(sample, times, labels).sample, told(sample, times, labels).sample)
