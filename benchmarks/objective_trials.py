@@ -6,9 +6,11 @@
 - `paired`: the noise of a batch is permuted among its images so that the sum of squared distances is least (Pooladian
   et al. 2023, arXiv:2304.14772; Li et al. 2024, arXiv:2406.12303).
 - `paired-in-class`: the same among the images of one class, so that the noise of every class stays normal.
-- `augmented`: with probability `--augmented` an image is flipped, scaled, rotated and moved, and the network gets the
-  numbers of it as its `vector`, so that samples without the numbers are not augmented (Karras et al. 2022,
-  arXiv:2206.00364, appendix F.2).
+- `augmented`: with `--probability` an image is flipped, scaled, rotated and moved, and the network gets the numbers of
+  that change as its `vector`, so that samples without the numbers are not augmented (Karras et al. 2022,
+  arXiv:2206.00364, appendix F.2). The saved network has no such input, though `recipe.yaml` names it.
+
+The recipe must have classes and the plain diffusion objective.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ class Paired:
         self.objective, self.in_class = objective, in_class
 
     def __call__(self, net: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        if not net.training:
+            return self.objective(net, batch, generator)
         x0 = batch["samples"]
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         costs = torch.cdist(x0.flatten(1), noise.flatten(1)).square()
@@ -54,11 +58,11 @@ class Augmented:
         self.objective, self.probability = objective, probability
 
     def __call__(self, net: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        if not net.training:
+            return self.objective(net, batch, generator)
         x0 = batch["samples"]
         noise = torch.randn(x0.shape, generator=generator, device=x0.device)
         times = self.objective.draw_timesteps(len(x0), generator, x0.device)
-        if not net.training:
-            return self.objective.losses(net, x0, noise, times)
         numbers = self._draw(len(x0), generator, x0.device)
         moved = F.grid_sample(
             x0,
@@ -107,7 +111,7 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--max_train_seconds", type=float, default=420)
     parser.add_argument("--settings", type=json.loads, default={}, help="further settings of the recipe, as JSON")
-    parser.add_argument("--augmented", type=float, default=0.5, help="probability of an augmentation")
+    parser.add_argument("--probability", type=float, default=0.5, help="probability of an augmentation")
     flags = parser.parse_args()
 
     settings = {
@@ -119,15 +123,18 @@ def main() -> None:
         **flags.settings,
     }
     if flags.trial == "augmented":
-        options = TrainingArguments.from_recipe(flags.recipe, **settings).model_options or {}
+        options = TrainingArguments.from_recipe(flags.recipe, **settings).model_options
+        options = json.loads(options) if isinstance(options, str) else options or {}
         settings["model_options"] = {**options, "vector_dim": AUGMENTATION_NUMBERS}
     args = TrainingArguments.from_recipe(flags.recipe, **settings)
     plain = make_objective(args, None)
+    if args.condition != "class" or type(plain) is not DiffusionObjective or args.dequantize:
+        parser.error("the recipe must have classes and the plain diffusion objective.")
     trials: dict[str, Any] = {
         "plain": plain,
         "paired": Paired(plain, in_class=False),
         "paired-in-class": Paired(plain, in_class=True),
-        "augmented": Augmented(plain, flags.augmented),
+        "augmented": Augmented(plain, flags.probability),
     }
     pipeline = train(args, objective=trials[flags.trial])
     if flags.trial == "augmented":

@@ -282,6 +282,14 @@ def test_a_recipe_begins_with_another_of_the_package(tmp_path, monkeypatch):
     expected = TrainingArguments.from_recipe(RECIPES_BY_NAME["mnist"], seed=7, max_train_seconds=None)
     assert TrainingArguments.from_recipe("mnist") == expected
     assert TrainingArguments.from_recipe("mnist").given["optimizer"] == "recipe"
+    assert len(shipped_recipes()) == len(RECIPES)  # the file is none of them
+
+
+def test_what_a_recipe_names_puts_settings_of_its_base_out_of_use(tmp_path):
+    (tmp_path / "r.yaml").write_text("recipe: mnist\ntrain_data_dir: photos\nobjective: flow_map\n")
+    arguments = TrainingArguments.from_recipe(tmp_path / "r.yaml")
+    assert (arguments.dataset_name, arguments.train_data_dir) == (None, "photos")
+    assert (arguments.schedule, arguments.prediction_type) == ("rectified_flow", "flow")
 
 
 @pytest.mark.parametrize("name", ["minst", "mnist.yml", "diffusers_ext/recipes/mnist-clases.yaml"])

@@ -298,7 +298,7 @@ def seen_by(objective, labels, samples):
     """(conditions and further arguments of the network's call, clean images, noise) of one batch of an objective."""
     seen = []
     objective.objective.losses = lambda net, x0, noise, times, **extra: seen.extend((extra, x0, noise)) or times
-    net = ConditionedNetwork(torch.nn.Identity(), {"class_labels": labels})
+    net = ConditionedNetwork(torch.nn.Identity().train(), {"class_labels": labels})
     objective(net, {"samples": samples}, torch.Generator().manual_seed(0))
     return seen
 

@@ -143,16 +143,23 @@ def test_sample_command_asks_for_classes_a_row_each(tmp_path, capsys):
     assert told[0].width > told[0].height
     assert told[1].width < told[1].height
     assert told[0].tobytes() == told[2].tobytes()
-    assert main([*common, "--class_labels", "all", "--guidance_scale", "2", "--guidance_interval", "0.8", "0.2"]) == 1
-    assert "guidance_interval must be (start, stop) with" in capsys.readouterr().err
+    assert main([*common, "--class_labels", "2", "cat", "--guidance_scale", "1"]) == 0
+    plain = Image.open(tmp_path / "grid.png")
+    interval = ["--guidance_scale", "2", "--guidance_interval", "0", "0"]  # no step is guided
+    assert main([*common, "--class_labels", "2", "cat", *interval]) == 0
+    assert Image.open(tmp_path / "grid.png").tobytes() == plain.tobytes()
+    interval[1] = "1"
+    assert main([*common, "--class_labels", "all", *interval]) == 1
+    assert "guidance_interval has no effect at guidance_scale 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--class_labels", "5"], "the network knows no classes"),
-        (["--guidance_scale", "2"], "Guidance needs a condition"),
-        (["--guidance_interval", "0", "0.5"], "Guidance needs a condition"),
+        (["--guidance_scale", "2"], "guidance_scale needs a condition"),
+        (["--guidance_interval", "0", "0.5"], "guidance_interval needs a condition"),
+        (["--guidance_interval", "0.5", "0"], "guidance_interval must be (start, stop) with"),
         (["--prompts", "a", "b", "--num_images", "1"], "fewer than the 2 conditions"),
         (["--image", "FILE"], "is not an image"),
         (["--dtype", "int8"], "dtype must be one of float32, bfloat16, float16, auto, got 'int8'"),

@@ -39,7 +39,8 @@ def run(data, classifier, tmp_path):
     def evaluate(*words):
         output = tmp_path / "report.json"
         flags = ["--model", "perfect", "--classifier", classifier, "--train_data_dir", data, "--output", str(output)]
-        assert main(["evaluate", *flags, "--num_images", "80", "--num_inference_steps", "20", *words]) == 0
+        steps = [] if "--num_inference_steps" in words else ["--num_inference_steps", "20"]
+        assert main(["evaluate", *flags, "--num_images", "80", *steps, *words]) == 0
         return json.loads(output.read_text())
 
     return evaluate
@@ -78,13 +79,19 @@ def test_without_guidance_the_class_is_left_to_chance(perfect, run):
     assert report["measures"]["real_images"]["class_accuracy"] > 0.97
 
 
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 25), ("ddim:7", 7)])
+def test_samples_take_25_steps_unless_told(perfect, run, sampler, steps):
+    report = run("--num_inference_steps", "none", "--sampler", sampler)
+    assert report["samples"]["num_inference_steps"] == steps
+
+
 def test_steps_outside_the_interval_are_not_guided(perfect, run, capsys):
     report = run(
         "--guidance_scale", "0", "--guidance_interval", "0.5", "0.5"
     )  # no step: conditional, not unconditional
     assert report["measures"]["samples"]["class_accuracy"] > 0.9
     assert report["samples"]["guidance_interval"] == [0.5, 0.5]
-    assert "guidance 0.0 in the steps 0.5 to 0.5" in capsys.readouterr().out
+    assert "guidance 0.0 from 50 % to 50 % of the steps" in capsys.readouterr().out
 
 
 def test_the_baseline_is_of_other_images_of_the_split_where_it_has_enough(perfect, run, capsys):

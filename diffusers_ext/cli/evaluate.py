@@ -18,7 +18,7 @@ from ..evaluation.classifier import ImageClassifier
 from ..evaluation.feature_networks import load_feature_network
 from ..evaluation.features import FeatureSet, baseline_measures, compare_sets, extract
 from ..hub.averages import weights_of
-from ..hub.model_card import sampler_of
+from ..hub.model_card import guidance_of, sampler_of
 from ..hub.provenance import versions
 from ..modalities import Modality, modality_of_pipeline
 from ..objectives.randomness import generator_of
@@ -72,7 +72,7 @@ class SamplingArguments(OneSampler, RealDataArguments, GuidedSteps, ModelCode):
         None, "all, or numbers or names: each as often as among the real images; all if not given."
     )
     num_inference_steps: int | None = option(
-        None, "Sampling steps; if not given 25, or 4 of a flow map.", at_least=1, at_most=100_000
+        None, "Sampling steps; if not given 25, or 4 with FlowMapScheduler.", at_least=1, at_most=100_000
     )
     batch_size: int = option(100, "Samples at a time.", at_least=1, at_most=10_000_000)
     seed: int = option(0, "Seed of all randomness of sampling.", at_least=0)
@@ -90,6 +90,7 @@ class EvaluateArguments(SamplingArguments):
 
 def evaluate(arguments: EvaluateArguments) -> None:
     """Print the measures of samples and of real images side by side, and write them as JSON."""
+    arguments.check_interval(arguments.guidance_scale)
     bench = prepare(arguments)
     report = bench.report(arguments.guidance_scale)
     path = Path(arguments.output)
@@ -297,12 +298,9 @@ def _settings(
 def print_report(report: dict[str, Any]) -> None:
     """The measures as a table, between what they were taken of and what they were taken with."""
     samples, real, baseline, noun = report["samples"], report["real_images"], report["baseline"], report["noun"]
-    scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
-    if "guidance_interval" in samples:
-        scale += " in the steps {:g} to {:g}".format(*samples["guidance_interval"])
     print(
         f"{samples['num_images']:,} samples of {samples['model']} (weights: {samples['weights']}), "
-        f"{sampler_of(samples)}, {samples['num_inference_steps']} steps{scale}, seed {samples['seed']}, "
+        f"{sampler_of(samples)}, {samples['num_inference_steps']} steps{guidance_of(samples)}, seed {samples['seed']}, "
         f"in {samples['seconds']:.1f} s"
     )
     print(f"against {real['num_images']:,} real {noun} ({real['split']})")

@@ -137,6 +137,8 @@ def _run(words: list[str]) -> None:
     if name == "train":
         train(rest)
     elif name == "recipes":
+        if rest and rest[0] in ("-h", "--help"):
+            raise HelpRequested("usage: diffusers-ext recipes [RECIPE]\n\nList the recipes, or print what one sets.")
         named = 1 if rest and not rest[0].startswith("-") else 0
         _no_words(rest[named:])
         recipes(*rest[:named])

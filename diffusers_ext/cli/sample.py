@@ -12,6 +12,7 @@ import torch
 from ..conditions import CONDITIONS
 from ..pipelines import SignalPipeline
 from ..pipelines.batched_generation import samples_of
+from ..pipelines.call_arguments import default_steps
 from ..settings import CheckedSettings, make_settings_class, option
 from .sampler_options import OneSampler
 from .shared import (
@@ -59,7 +60,10 @@ class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags, GuidedSteps,
         at_least=0,
     )
     num_inference_steps: int | None = option(
-        None, "Sampling steps; those of the run's recipe, or 50, if not given.", at_least=1, at_most=100_000
+        None,
+        "Sampling steps; if not given those of the run's recipe, or else 50, or 4 with FlowMapScheduler.",
+        at_least=1,
+        at_most=100_000,
     )
     batch_size: int = option(64, "Samples at a time.", at_least=1, at_most=10_000_000)
     seed: int = option(0, "Seed of all randomness.", at_least=0)
@@ -79,8 +83,8 @@ class SampleArguments(OneSampler, CheckedSettings, _ConditionFlags, GuidedSteps,
 def sample(arguments: SampleArguments) -> None:
     """Write a grid of samples, and a GIF of how they came about when asked."""
     arguments.check_sampler(arguments.model or arguments.checkpoint)
+    arguments.interval()
     pipeline = _loaded(arguments)
-    arguments.put_sampler_into(pipeline)
     conditions, shared, columns = _conditions(arguments, pipeline)
     generator = torch.Generator().manual_seed(arguments.seed)
     if arguments.gif is not None and isinstance(pipeline, SignalPipeline):
@@ -121,9 +125,11 @@ def _loaded(arguments: SampleArguments) -> Any:
         recipe = settings_of_run(folder)
         pipeline = load_pipeline(folder, arguments.device, arguments.dtype, arguments.trust_remote_code)
     own_sampler = arguments.sampler in (None, recipe.get("sampler"))
-    steps = int(recipe.get("ddpm_num_inference_steps") or 50) if own_sampler else 50
-    longest = getattr(pipeline.scheduler.config, "num_train_timesteps", steps)
-    arguments.num_inference_steps = arguments.num_inference_steps or min(steps, longest)
+    arguments.put_sampler_into(pipeline)
+    steps = recipe.get("ddpm_num_inference_steps") if own_sampler else None
+    longest = getattr(pipeline.scheduler.config, "num_train_timesteps", 1000)
+    of_run = min(int(steps), longest) if steps else default_steps(pipeline.scheduler)
+    arguments.num_inference_steps = arguments.num_inference_steps or of_run
     own = not any(getattr(arguments, name) is not None for name in _FLAGS) and arguments.guidance_scale is None
     if own and recipe.get("condition") == "class":  # a row for each class says more than the null condition
         arguments.class_labels = [str(number) for number in range(len(pipeline.config.id2label or {}))] or None
@@ -182,9 +188,12 @@ def _conditions(arguments: SampleArguments, pipeline: Any) -> tuple[dict[str, li
     }
     if conditions or shared:
         shared["guidance_scale"] = 1.0 if arguments.guidance_scale is None else arguments.guidance_scale
+        arguments.check_interval(shared["guidance_scale"])
         shared |= arguments.interval()
-    elif arguments.guidance_scale not in (None, 1) or arguments.guidance_interval is not None:
-        raise ValueError(f"Guidance needs a condition: {', '.join(_FLAGS)}.")
+    elif arguments.guidance_scale not in (None, 1):
+        raise ValueError(f"guidance_scale needs a condition: {', '.join(_FLAGS)}.")
+    elif arguments.guidance_interval is not None:
+        raise ValueError(f"guidance_interval needs a condition: {', '.join(_FLAGS)}.")
     return conditions, shared, columns
 
 

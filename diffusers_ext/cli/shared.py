@@ -35,8 +35,8 @@ class GuidedSteps:
 
     guidance_interval: list[float] | None = option(
         None,
-        "Two shares of the sampling steps: guided from the first up to the second, conditional elsewhere; 0 1 if not "
-        "given.",
+        "Guide only this part of the sampling, such as 0.2 0.8: from 20 % to 80 % of the steps. The others are "
+        "conditional.",
         at_least=0,
         at_most=1,
     )
@@ -47,6 +47,11 @@ class GuidedSteps:
             return {}
         check_guidance(1.0, self.guidance_interval, 0.0)
         return {"guidance_interval": self.guidance_interval}
+
+    def check_interval(self, scale: float | None) -> None:
+        """Raise ValueError for shares that are no interval, and for any at a scale that they do not change."""
+        if self.interval() and scale == 1:
+            raise ValueError("guidance_interval has no effect at guidance_scale 1; give another scale.")
 
 
 @dataclass

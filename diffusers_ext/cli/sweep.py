@@ -50,13 +50,14 @@ def sweep(arguments: SweepArguments) -> None:
     write_csv([*rows, {"guidance_scale": "real images", **baseline}], folder / "sweep.csv")
     report = {**bench.settings, "measures": {"samples": rows, "real_images": baseline}}
     (folder / "sweep.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    part = "" if arguments.guidance_interval is None else " from {:g} to {:g}".format(*arguments.guidance_interval)
     figures.plot_guidance_sweep(
         scales,
         [row["class_accuracy"] for row in rows],
         [row["diversity"] for row in rows],
         folder / "sweep.png",
         real_accuracy=baseline["class_accuracy"],
-        title=f"Guidance: {bench.num_images:,} samples a scale, {bench.options['num_inference_steps']} steps",
+        title=f"Guidance{part}: {bench.num_images:,} samples a scale, {bench.options['num_inference_steps']} steps",
     )
     print(
         f"real {bench.modality.noun}: class accuracy {100 * baseline['class_accuracy']:.2f} % of {len(bench.real):,}, "

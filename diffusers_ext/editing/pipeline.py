@@ -55,7 +55,7 @@ class Call:
 class EditingPipeline:
     """Edits with any unconditional or conditional diffusion model, in pixels or latents, of images or signals.
 
-    All edits take these arguments besides their own: `num_inference_steps` (50, or all that the scheduler has), the
+    All edits take these arguments besides their own: `num_inference_steps` (as in the pipeline's call), the
     model's conditions (`class_labels`, ...) with `guidance_scale`, `guidance_interval` and `guidance_rescale`,
     `generator`, `eta`, `callback_on_step_end`, `output_type` (`pil`, `np`, `pt` or `latent`; `np` or `pt` for signals)
     and `return_dict`, all as in the pipeline's own call. Results are what that call returns: `.images`, or `.audios`.

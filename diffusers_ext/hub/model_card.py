@@ -614,16 +614,15 @@ def _evaluation(facts: CardFacts) -> str:
     if not report:
         return ""
     samples, real, baseline = report["samples"], report["real_images"], report["baseline"]
-    scale = f", guidance {samples['guidance_scale']}" if "guidance_scale" in samples else ""
     networks = f" Classifier: {report['classifier']['description']}." if report.get("classifier") else ""
     if isinstance(report.get("features"), dict):
         networks += f" Features: {report['features']['name']}."
     noun = _noun(facts)
     text = (
         f"{int(samples['num_images']):,} samples (weights: {samples['weights']}, {sampler_of(samples)}, "
-        f"{samples['num_inference_steps']} steps{scale}, seed {samples['seed']}) against {int(real['num_images']):,} "
-        f"real {noun} ({real['split']}). In brackets the real-data baseline: {int(baseline['num_images']):,} other "
-        f"real {noun} ({baseline['split']}) against the same ones.{networks}"
+        f"{samples['num_inference_steps']} steps{guidance_of(samples)}, seed {samples['seed']}) against "
+        f"{int(real['num_images']):,} real {noun} ({real['split']}). In brackets the real-data baseline: "
+        f"{int(baseline['num_images']):,} other real {noun} ({baseline['split']}) against the same ones.{networks}"
     )
     return markdown("{text} Measured with `diffusers-ext evaluate`; `evaluation.json` has all of it.", text=text)
 
@@ -633,6 +632,15 @@ def sampler_of(samples: Mapping[str, Any]) -> str:
     scheduler = f" ({samples['scheduler']})" if samples.get("scheduler") else ""
     subsequence = f", subsequence {samples['subsequence']}" if samples.get("subsequence") else ""
     return f"sampler: {samples['sampler']}{scheduler}{subsequence}"
+
+
+def guidance_of(samples: Mapping[str, Any]) -> str:
+    """The guidance of a report's samples in words, after a comma; empty where there is none."""
+    if "guidance_scale" not in samples:
+        return ""
+    start, stop = samples.get("guidance_interval") or (0, 1)
+    part = "" if (start, stop) == (0, 1) else f" from {100 * start:g} % to {100 * stop:g} % of the steps"
+    return f", guidance {samples['guidance_scale']}{part}"
 
 
 def _samples_note(facts: CardFacts) -> str:

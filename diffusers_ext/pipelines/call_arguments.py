@@ -92,7 +92,7 @@ def check_generators(generator: Any, count: int) -> None:
 
 
 def default_steps(scheduler: Any, otherwise: int = DEFAULT_STEPS) -> int:
-    """The steps a scheduler takes unless told: its `default_num_inference_steps`, or `otherwise` or all that it has."""
+    """The steps a scheduler takes unless told: its `default_num_inference_steps`; else `otherwise`, at most all."""
     own = getattr(scheduler, "default_num_inference_steps", None)
     config = getattr(scheduler, "config", None)  # a scheduler of the user's may have none
     return own or min(otherwise, getattr(config, "num_train_timesteps", 1000))

@@ -215,8 +215,8 @@ class GenerationPipeline(DiffusionPipeline):
                 arXiv:2404.07724).
             guidance_rescale: 0 to 1, how far the guided prediction's standard deviation is drawn back to the
                 conditional's (Lin et al. 2023, arXiv:2305.08891, eq. 15-16); without effect at the scales 0 and 1.
-            num_inference_steps: number of steps; unless this or `timesteps` is given, 4 with `FlowMapScheduler` and 50
-                with others, or all that the scheduler has when it has fewer.
+            num_inference_steps: number of steps; unless this or `timesteps` is given, 4 with `FlowMapScheduler`, and
+                with others 50, or all that the scheduler has when it has fewer.
             generator: source of all randomness, one or a list of one per image.
             eta: passed to schedulers whose `step` takes it (DDIM): 0 deterministic, 1 as DDPM; others ignore it.
             timesteps: strictly decreasing times to visit, for schedulers that take a list.

@@ -30,11 +30,13 @@ class Recipe:
         name: of the file, without its suffix.
         settings: by name, a text, a list of texts or a dictionary; None for "not given".
         about: `description`, `time` and `data` of the recipes in the package.
+        own: names of the settings in the file itself; the others are of the recipe that it begins with.
     """
 
     name: str
     settings: dict[str, Any]
     about: dict[str, str] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
 
 
 def recipe_names() -> list[str]:
@@ -44,7 +46,7 @@ def recipe_names() -> list[str]:
 
 def shipped_recipes() -> list[Recipe]:
     """The recipes in the package."""
-    return [read_recipe(name) for name in recipe_names()]
+    return [read_recipe(_shipped(name)) for name in recipe_names()]
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -56,9 +58,8 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = Path(str(_folder() / f"{name}.yaml"))
     if str(name) in recipe_names():
-        return shipped
+        return _shipped(str(name))
     stem = path.stem if path.suffix in (".yaml", ".yml") else str(name)
     near = closest(stem, recipe_names()) or f"; the package's recipes are {', '.join(recipe_names())}."
     raise FileNotFoundError(f"There is no recipe '{name}'{near}")
@@ -86,7 +87,8 @@ def read_recipe(name: str | Path) -> Recipe:
     about = settings.pop(ABOUT, None) or {}
     if not isinstance(about, dict):
         raise SettingsError(f"Recipe '{path}' must hold a mapping under `{ABOUT}`.")
-    return Recipe(path.stem, {**_base(path, settings), **settings}, {str(k): str(v) for k, v in about.items()})
+    base = _base(path, settings)
+    return Recipe(path.stem, {**base, **settings}, {str(k): str(v) for k, v in about.items()}, frozenset(settings))
 
 
 def _base(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def _base(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if name not in recipe_names():  # no files: a recipe out of a folder from the Hub would choose what is read
         near = closest(str(name), recipe_names()) or "."
         raise SettingsError(f"Recipe '{path}' begins with '{name}', which is no recipe of the package{near}")
-    return read_recipe(Path(str(_folder() / f"{name}.yaml"))).settings
+    return read_recipe(_shipped(name)).settings
 
 
 def read_typed(path: Path) -> dict[str, Any]:
@@ -137,6 +139,11 @@ def _nested(path: Path, node: yaml.Node, depth: int) -> Any:
 
 def _folder() -> Any:
     return files("diffusers_ext") / "recipes"
+
+
+def _shipped(name: str) -> Path:
+    """The file of a recipe of the package, whatever lies in the working directory."""
+    return Path(str(_folder() / f"{name}.yaml"))
 
 
 class _Loader(yaml.SafeLoader):

@@ -286,9 +286,12 @@ def _check_recipe_flags(argv: Sequence[str]) -> None:
 def _combined(recipe: Recipe, flags: dict[str, Any], **defaults: Any) -> TrainingArguments:
     """The settings of a recipe and of flags; flags win."""
     values = as_values(recipe, settings_of(TrainingArguments))
+    inherited = {name: value for name, value in values.items() if name not in recipe.own}
+    for name in _superseded(inherited, {name: value for name, value in values.items() if name in recipe.own}):
+        del values[name]
+    for name in _superseded(values, flags):
+        del values[name]
     given = {**dict.fromkeys(values, RECIPE), **dict.fromkeys(flags, FLAG)}
-    for name in _of_other_data(given) + _of_other_objective(given, flags):
-        del given[name], values[name]
     own = {**values, **flags}
     arguments = TrainingArguments(**{**defaults, **own})
     for name in declared(arguments.objective, "implied"):
@@ -309,18 +312,14 @@ def _check_implied(arguments: TrainingArguments, name: str, value: Any) -> None:
         raise ValueError(f"objective {arguments.objective} needs {name} {needed}, got {value}.")
 
 
-def _of_other_objective(given: Mapping[str, str], flags: Mapping[str, Any]) -> list[str]:
-    """What a recipe says that the objective of a flag decides: a flag wins."""
-    objective = flags.get("objective")
-    if objective not in OBJECTIVES:
-        return []
-    decided = declared(objective, "implied") | declared(objective, "preferred")
-    return [name for name in decided if given.get(name) == RECIPE]
+def _superseded(under: Mapping[str, Any], over: Mapping[str, Any]) -> list[str]:
+    """Settings of `under` that those of `over`, which win, put out of use by another name.
 
-
-def _of_other_data(given: Mapping[str, str]) -> list[str]:
-    """What a recipe says of its data set, where a flag names a folder in its place: a flag wins by any name."""
-    if not (given.get("train_data_dir") == FLAG and given.get("dataset_name") == RECIPE):
-        return []
-    of_the_set = ("dataset_name", "dataset_config_name", "image_column", "label_column", "caption_column")
-    return [name for name in of_the_set if given.get(name) == RECIPE]
+    They are what is said of a data set where a folder is named in its place, and what another objective decides.
+    """
+    names: list[str] = []
+    if over.get("train_data_dir") is not None and "dataset_name" not in over and "dataset_name" in under:
+        names += ["dataset_name", "dataset_config_name", "image_column", "label_column", "caption_column"]
+    if over.get("objective") in OBJECTIVES:
+        names += declared(over["objective"], "implied") | declared(over["objective"], "preferred")
+    return [name for name in names if name in under and name not in over]
