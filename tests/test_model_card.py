@@ -78,7 +78,8 @@ def test_a_card_of_signals_speaks_of_signals(tmp_path):
 
 def test_puts_an_evaluation_beside_its_baseline(folder):
     report = {
-        "samples": {"num_images": 100, "weights": "EMA", "sampler": "ddim", "num_inference_steps": 25, "seed": 0},
+        "samples": {"num_images": 100, "weights": "EMA", "sampler": "ddim", "num_inference_steps": 25, "seed": 0}
+        | {"guidance_scale": 2.0, "guidance_interval": [0.2, 0.8]},
         "real_images": {"num_images": 100, "split": "test"},
         "baseline": {"num_images": 90, "split": "train"},
         "classifier": {"description": "99 % right on 1,000 test images"},
@@ -88,6 +89,7 @@ def test_puts_an_evaluation_beside_its_baseline(folder):
     card = make_card(folder, "somebody/digits")
     assert "| class accuracy | 0.9 (real images: 0.99) |" in card.text
     assert "99 % right" in card.text
+    assert "25 steps, guidance 2.0 from 20 % to 80 % of the steps, seed 0" in card.text
     assert {"class_accuracy", "recall"} <= {result.metric_type for result in card.data.eval_results}
     (folder / "evaluation.json").write_text('{"measures": 1}')
     with pytest.raises(ValueError, match="is not a report of `diffusers-ext evaluate`"):
