@@ -347,6 +347,9 @@ def training_words(run: Run, seconds: float) -> list[str]:
             "random_flip": run.data != "embedded",
             "model": "small-adm",
             "model_options": json.dumps(sizes.network),
+            "schedule": "cosine",  # on the recipe's rectified flow half of the samplers can't be timed
+            "prediction_type": "v_prediction",
+            "sampler": "ddim",
             "timestep_sampling": "stratified_logit_normal",
             "train_batch_size": sizes.train_batch_size,
             "num_epochs": 10**4,
