@@ -9,6 +9,7 @@ from conftest import records_of
 
 from diffusers_ext.training import Trainer
 from diffusers_ext.training.efficiency import StepClock, flops_of, peak_flops, undisturbed
+from diffusers_ext.training.precision import cpu_multiplies_bf16
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,9 @@ def test_the_peak_is_above_what_a_thin_product_reaches(precision):
     for _ in range(20):
         x @ matrix
     thin = 20 * 2 * 512**2 / (time.process_time() - began)
-    assert peak_flops(CPU, precision, 1.0) > thin
+    # Where a CPU emulates bf16, both take the time of the conversions, and which is faster is chance.
+    share = 1 if precision == "no" or cpu_multiplies_bf16() else 0.5
+    assert peak_flops(CPU, precision, 1.0) > share * thin
 
 
 def test_the_clock_counts_time_within_only():
