@@ -48,7 +48,7 @@ class GuidedSteps:
         check_guidance(1.0, self.guidance_interval, 0.0)
         return {"guidance_interval": self.guidance_interval}
 
-    def check_interval(self, scale: float | None) -> None:
+    def check_interval(self, scale: float) -> None:
         """Raise ValueError for shares that are no interval, and for any at a scale that they do not change."""
         if self.interval() and scale == 1:
             raise ValueError("guidance_interval has no effect at guidance_scale 1; give another scale.")
